@@ -1,0 +1,1 @@
+"""PairBuilder: the score table becomes preference pairs of one user's items."""

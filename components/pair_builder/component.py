@@ -1,0 +1,54 @@
+"""PairBuilder: scores -> pairs of one user's items, with the LLM's margin and, on probes, the user's verdict."""
+
+from tfx import types
+from tfx.dsl.components.base import base_beam_component, executor_spec
+from tfx.types import component_spec, standard_artifacts
+
+from components.artifacts import ItemCatalog, LlmScores
+from components.pair_builder.config import PairConfig
+from components.pair_builder.executor import Executor
+from models.features import FeatureSizes
+
+
+class PairBuilderSpec(component_spec.ComponentSpec):
+    """Inputs, outputs and execution properties."""
+
+    PARAMETERS = {
+        "config": component_spec.ExecutionParameter(type=str),
+        "sizes": component_spec.ExecutionParameter(type=str),
+        "code": component_spec.ExecutionParameter(type=str),
+    }
+    INPUTS = {
+        "scores": component_spec.ChannelParameter(type=LlmScores),
+        "catalog": component_spec.ChannelParameter(type=ItemCatalog),
+    }
+    OUTPUTS = {"pairs": component_spec.ChannelParameter(type=standard_artifacts.Examples)}
+
+
+class PairBuilder(base_beam_component.BaseBeamComponent):
+    """Writes `models.features.pair_features` as an Examples artifact with the one split `train`."""
+
+    SPEC_CLASS = PairBuilderSpec
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
+
+    def __init__(
+        self, *, scores: types.BaseChannel, catalog: types.BaseChannel, config: PairConfig, sizes: FeatureSizes, code: str
+    ):
+        """
+        Args:
+            scores: LlmScores of LlmScorer.
+            catalog: ItemCatalog of InteractionsExampleGen.
+            config: how many pairs.
+            sizes: the shapes of the features.
+            code: fingerprint of the sources; part of TFX's cache key and of nothing else.
+        """
+        super().__init__(
+            PairBuilderSpec(
+                scores=scores,
+                catalog=catalog,
+                config=config.model_dump_json(),
+                sizes=sizes.model_dump_json(),
+                code=code,
+                pairs=types.Channel(type=standard_artifacts.Examples),
+            )
+        )

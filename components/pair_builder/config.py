@@ -1,0 +1,16 @@
+"""What PairBuilder may be told."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class PairConfig(BaseModel):
+    """How many pairs are made of one context's scores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_per_context: int = Field(
+        default=8, ge=1, description="pairs with the largest score gap that are kept of one context (the paper's K~)"
+    )
+    min_margin: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="smallest score gap that says anything; ties never make a pair"
+    )

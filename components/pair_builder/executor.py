@@ -1,0 +1,39 @@
+"""Unpacks the artifacts, applies BuildPairs, writes."""
+
+from typing import Any
+
+import apache_beam as beam
+from tfx.dsl.components.base import base_beam_executor
+from tfx.types import artifact, artifact_utils
+
+from components import examples, scores
+from components.pair_builder.config import PairConfig
+from components.pair_builder.transforms import BuildPairs
+from models.features import FeatureSizes
+
+
+class Executor(base_beam_executor.BaseBeamExecutor):
+    """See component.PairBuilder."""
+
+    def Do(
+        self,
+        input_dict: dict[str, list[artifact.Artifact]],
+        output_dict: dict[str, list[artifact.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        self._log_startup(input_dict, output_dict, exec_properties)
+        pairs = artifact_utils.get_single_instance(output_dict["pairs"])
+        examples.prepare(pairs, ["train"])
+        build = BuildPairs(
+            PairConfig.model_validate_json(exec_properties["config"]),
+            FeatureSizes.model_validate_json(exec_properties["sizes"]),
+            artifact_utils.get_single_uri(input_dict["catalog"]),
+        )
+        pattern = scores.scores_pattern(artifact_utils.get_single_uri(input_dict["scores"]))
+        with self._make_beam_pipeline() as pipeline:
+            _ = (
+                pipeline
+                | "ReadScores" >> beam.io.ReadFromTFRecord(pattern)
+                | "BuildPairs" >> beam.ParDo(build)
+                | "WritePairs" >> examples.write_split(pairs, "train")
+            )

@@ -1,0 +1,148 @@
+"""The whole configuration: one YAML file, composed here of what each layer owns, checked before anything runs."""
+
+import difflib
+import os
+import pathlib
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from components.interactions_example_gen.config import DataConfig
+from components.llm_scorer.config import LlmConfig
+from components.pair_builder.config import PairConfig
+from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
+from pipeline.slices import SliceName
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message says which key, why, and the fix."""
+
+
+class EvaluationConfig(BaseModel):
+    """What a model must show on the test rows before it is pushed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_auc: dict[SliceName, float] = Field(
+        default={"overall": 0.5},
+        description="lowest AUC at which a model is blessed, by slice; a slice without rows blocks it",
+    )
+    max_drop: dict[SliceName, float] = Field(
+        default={"overall": 0.01, "cold": 0.02, "tail": 0.02},
+        description="largest loss of AUC against the last blessed model on the same rows, by slice",
+    )
+    confidence_intervals: bool = Field(
+        default=True, description="95% intervals of every AUC by TFMA's Poisson bootstrap (20 resamples)"
+    )
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> "EvaluationConfig":
+        for key in ("min_auc", "max_drop"):
+            for name, value in getattr(self, key).items():
+                if not 0.0 <= value <= 1.0:
+                    raise ValueError(f"{key}.{name} must be in [0, 1], got {value}; set evaluation.{key}.{name}")
+        if not self.min_auc:
+            raise ValueError("min_auc must name at least one slice, got {}; without it every model would pass")
+        return self
+
+
+class BeamConfig(BaseModel):
+    """How Beam runs the data-parallel steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    args: tuple[str, ...] = Field(
+        default=("--direct_running_mode=in_memory", "--direct_num_workers=1"),
+        description="passed through to Beam: --runner, --direct_running_mode=multi_processing, ...",
+    )
+
+
+class Config(BaseModel):
+    """A run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(
+        default="",
+        pattern=r"^[a-zA-Z0-9_-]*$",
+        description="names the pipeline and the served model; the file's name where empty",
+    )
+    fetch: Literal["movielens-100k"] | None = Field(
+        default=None, description="a public data set to download and prepare where data.interactions is missing"
+    )
+    cache_dir: str = Field(
+        default="~/.cache/sllmr",
+        description="downloads and every LLM answer that was paid for; shared by runs, outside their folders",
+    )
+    data: DataConfig
+    llm: LlmConfig = LlmConfig()
+    pairs: PairConfig = PairConfig()
+    model: ModelConfig = ModelConfig()
+    gate: GateConfig = GateConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    beam: BeamConfig = BeamConfig()
+
+
+def load_config(path: str | os.PathLike[str]) -> Config:
+    """Reads and checks a YAML file. Relative paths in it are relative to the file's folder.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, or a value that breaks a rule.
+    """
+    file = pathlib.Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise ConfigError(f"--config must name a file, got {file}, which is not one")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{file} must hold keys and values, got {type(values).__name__}; at least data.interactions and data.items"
+        )
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(file, error)) from error
+    return _with_absolute_paths(config, file)
+
+
+def _with_absolute_paths(config: Config, file: pathlib.Path) -> Config:
+    def absolute(path: str) -> str:
+        return str((file.parent / pathlib.Path(path).expanduser()).absolute())
+
+    data = config.data.model_copy(
+        update={"interactions": absolute(config.data.interactions), "items": absolute(config.data.items)}
+    )
+    return config.model_copy(
+        update={"name": config.name or file.stem, "cache_dir": absolute(config.cache_dir), "data": data}
+    )
+
+
+def _explain(file: pathlib.Path, error: ValidationError) -> str:
+    lines = [f"{file} breaks {error.error_count()} rule(s):"]
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  {key}: unknown key; {_valid_keys(problem['loc'])}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {key}: missing; it has no default")
+        else:
+            lines.append(f"  {key}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}")
+    return "\n".join(lines)
+
+
+def _valid_keys(location: tuple[int | str, ...]) -> str:
+    model: Any = Config
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return "see the README for the valid ones"
+        model = field.annotation
+    valid = sorted(getattr(model, "model_fields", {}))
+    close = difflib.get_close_matches(str(location[-1]), valid, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}valid: {', '.join(valid)}"

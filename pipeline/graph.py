@@ -1,0 +1,137 @@
+"""The TFX graph: which component feeds which, in order."""
+
+import hashlib
+import pathlib
+
+from google.protobuf import text_format
+from tfx import v1 as tfx
+from tfx.dsl.components.common import resolver
+from tfx.dsl.experimental import latest_blessed_model_resolver
+from tfx.orchestration import metadata, pipeline
+from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
+from tfx.types import Channel, standard_artifacts
+
+from components.example_validator.component import StrictExampleValidator
+from components.interactions_example_gen.component import InteractionsExampleGen
+from components.llm_scorer.component import LlmScorer
+from components.pair_builder.component import PairBuilder
+from components.trainer.component import RankingTrainer
+from models.features import row_features, schema
+from pipeline import evaluation
+from pipeline.code_version import code_version
+from pipeline.config import Config
+
+METADATA_FILE = "metadata.sqlite"
+ARTIFACTS_DIRECTORY = "artifacts"
+SERVING_DIRECTORY = "serving"
+
+
+def build_pipeline(config: Config, output: pathlib.Path) -> pipeline.Pipeline:
+    """The eleven steps for one configuration.
+
+    Args:
+        config: checked, with absolute paths.
+        output: the run's folder; holds metadata, artifacts and the pushed models.
+    """
+    code = code_version()
+    sizes = config.data.sizes
+
+    example_gen = InteractionsExampleGen(config=config.data, code=code)
+    statistics_gen = tfx.components.StatisticsGen(examples=example_gen.outputs["examples"])
+    schema_gen = tfx.components.ImportSchemaGen(schema_file=str(_write_schema(config, output)))
+    example_validator = StrictExampleValidator(
+        statistics=statistics_gen.outputs["statistics"], schema=schema_gen.outputs["schema"]
+    )
+    transform = tfx.components.Transform(
+        examples=example_gen.outputs["examples"],
+        schema=schema_gen.outputs["schema"],
+        preprocessing_fn="models.preprocessing.preprocessing_fn",
+        # Vocabularies come from train alone; test is never transformed ahead, only by the exported model.
+        splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=["train", "valid"]),
+        custom_config={"model": config.model.model_dump_json(), "sizes": sizes.model_dump_json(), "code": code},
+    )
+    # Wired after the validator, so that no request is paid for on rows that the schema rejects.
+    llm_scorer = LlmScorer(
+        examples=example_gen.outputs["examples"],
+        catalog=example_gen.outputs["catalog"],
+        config=config.llm,
+        sizes=sizes,
+        cache_dir=config.cache_dir,
+        code=code,
+    )
+    llm_scorer.add_upstream_node(example_validator)
+    pair_builder = PairBuilder(
+        scores=llm_scorer.outputs["scores"],
+        catalog=example_gen.outputs["catalog"],
+        config=config.pairs,
+        sizes=sizes,
+        code=code,
+    )
+    trainer = RankingTrainer(
+        examples=transform.outputs["transformed_examples"],
+        transform_graph=transform.outputs["transform_graph"],
+        pairs=pair_builder.outputs["pairs"],
+        run_fn="components.trainer.run_fn.run_fn",
+        train_args=trainer_pb2.TrainArgs(splits=["train"]),
+        eval_args=trainer_pb2.EvalArgs(splits=["valid"]),
+        custom_config={
+            "sizes": sizes.model_dump_json(),
+            "model": config.model.model_dump_json(),
+            "gate": config.gate.model_dump_json(),
+            "loss": config.loss.model_dump_json(),
+            "train": config.train.model_dump_json(),
+            "code": code,
+        },
+    )
+    model_resolver = resolver.Resolver(
+        strategy_class=latest_blessed_model_resolver.LatestBlessedModelResolver,
+        model=Channel(type=standard_artifacts.Model),
+        model_blessing=Channel(type=standard_artifacts.ModelBlessing),
+    ).with_id("Resolver")
+    evaluator = tfx.components.Evaluator(
+        examples=example_gen.outputs["examples"],
+        example_splits=["test"],
+        schema=schema_gen.outputs["schema"],
+        model=trainer.outputs["model"],
+        baseline_model=model_resolver.outputs["model"],
+        eval_config=evaluation.eval_config(config.evaluation),
+    )
+    pusher = tfx.components.Pusher(
+        model=trainer.outputs["model"],
+        model_blessing=evaluator.outputs["blessing"],
+        push_destination=pusher_pb2.PushDestination(
+            filesystem=pusher_pb2.PushDestination.Filesystem(
+                base_directory=str(output / SERVING_DIRECTORY / config.name)
+            )
+        ),
+    )
+    return pipeline.Pipeline(
+        pipeline_name=f"sllmr-{config.name}",
+        pipeline_root=str(output / ARTIFACTS_DIRECTORY),
+        components=[
+            example_gen,
+            statistics_gen,
+            schema_gen,
+            example_validator,
+            transform,
+            llm_scorer,
+            pair_builder,
+            trainer,
+            model_resolver,
+            evaluator,
+            pusher,
+        ],
+        enable_cache=True,
+        metadata_connection_config=metadata.sqlite_metadata_connection_config(str(output / METADATA_FILE)),
+        beam_pipeline_args=list(config.beam.args),
+    )
+
+
+def _write_schema(config: Config, output: pathlib.Path) -> pathlib.Path:
+    """Writes the curated schema where ImportSchemaGen finds it; the name changes with the content, since TFX's cache
+    looks at the name alone."""
+    text = text_format.MessageToString(schema(row_features(config.data.sizes)))
+    file = output / "schema" / f"schema-{hashlib.sha256(text.encode()).hexdigest()[:12]}.pbtxt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file

@@ -1,0 +1,107 @@
+"""report.html: one self-contained page that shows a run."""
+
+import io
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jinja2
+import matplotlib
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, ACCENT, MUTED = "#1c2430", "#2f6fde", "#9aa7bd"
+WARM = "#d9822b"
+
+
+def write(summary: Mapping[str, Any], file: pathlib.Path) -> None:
+    """Renders `summary` (of pipeline.summary.collect) to `file`; needs no network to be read."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["number"] = lambda value: f"{value:,}"
+    plots = {
+        "slices": _svg(lambda axes: _plot_slices(axes, summary), 5.2, 2.6),
+        "gate": _svg(lambda axes: _plot_gate(axes, summary["training"]["gate_cells"]), 7.2, 3.0),
+        "training": _svg(lambda axes: _plot_training(axes, summary["training"]), 4.4, 2.8),
+        "steps": _svg(lambda axes: _plot_steps(axes, summary["steps"]), 4.8, 2.8),
+    }
+    page = environment.get_template("report.html.j2").render(
+        s=summary,
+        plots={name: jinja2.utils.markupsafe.Markup(svg) for name, svg in plots.items()},
+        config_yaml=yaml.safe_dump(summary["config"], sort_keys=False),
+    )
+    file.write_text(page, encoding="utf-8")
+
+
+def _svg(draw: Callable[[Axes], None], width: float, height: float) -> str:
+    # A fixed salt keeps the ids, and so the page, the same for the same numbers.
+    with matplotlib.rc_context({"svg.hashsalt": "sllmr", "svg.fonttype": "none", "font.size": 9, "text.color": INK}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _plot_slices(axes: Axes, summary: Mapping[str, Any]) -> None:
+    names = list(summary["metrics"])
+    for y, name in enumerate(names):
+        m = summary["metrics"][name]
+        if m["lower"] is not None:
+            axes.plot([m["lower"], m["upper"]], [y, y], color=ACCENT, linewidth=2)
+        axes.plot(m["auc"], y, "o", color=ACCENT, label="model, 95% interval" if y == 0 else None)
+        popularity = summary["popularity_baseline"].get(name, {}).get("auc")
+        if popularity is not None:
+            axes.plot(popularity, y, "x", color=MUTED, label="popularity" if y == 0 else None)
+    axes.axvline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("AUC (dotted: chance)")
+    axes.legend(frameon=False, loc="best")
+
+
+def _plot_gate(axes: Axes, cells: list[Mapping[str, Any]]) -> None:
+    for x, cell in enumerate(cells):
+        label = x == 0
+        axes.bar(x - 0.18, cell["mean_alpha"], 0.34, color=ACCENT, label="gate alpha, mean" if label else None)
+        if cell["probe_accuracy"] is not None:
+            axes.bar(
+                x + 0.18,
+                cell["probe_accuracy"],
+                0.34,
+                color=WARM,
+                label="LLM agrees with the user" if label else None,
+            )
+    axes.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
+    axes.set_xticks(
+        range(len(cells)), [f"{cell['cell']}\n{cell['pairs']:,} pairs\n{cell['probes']:,} labelled" for cell in cells]
+    )
+    axes.set_ylim(0, 1.25)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
+    axes.legend(frameon=False, loc="upper right", ncols=2)
+
+
+def _plot_training(axes: Axes, training: Mapping[str, Any]) -> None:
+    epochs = range(1, len(training["valid_auc"]) + 1)
+    axes.plot(epochs, training["valid_auc"], "o-", color=ACCENT)
+    axes.axvline(training["best_epoch"], color=MUTED, linewidth=0.8, linestyle=":")
+    axes.set_xticks(list(epochs))
+    axes.set_xlabel("epoch (dotted: the one that is served)")
+    axes.set_ylabel("validation AUC")
+
+
+def _plot_steps(axes: Axes, steps: Mapping[str, Mapping[str, Any]]) -> None:
+    names = list(steps)
+    axes.barh(
+        range(len(names)),
+        [steps[name]["seconds"] for name in names],
+        color=[MUTED if steps[name]["cached"] else ACCENT for name in names],
+    )
+    axes.set_yticks(range(len(names)), [f"{name} (cached)" if steps[name]["cached"] else name for name in names])
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")

@@ -1,0 +1,74 @@
+"""One run: configuration in, artifacts, serving model, summary and report out."""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+from rich.console import Console
+from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+
+from pipeline import report, summary
+from pipeline.config import load_config
+from pipeline.console import metrics_table, run_log
+from pipeline.datasets import ensure_fetched
+from pipeline.graph import build_pipeline
+
+SUMMARY_FILE = "summary.json"
+REPORT_FILE = "report.html"
+
+
+class _DagRunner(LocalDagRunner):
+    """Knows whether it ran: TFX's command line replaces `run` while it only registers a pipeline."""
+
+    ran = False
+
+    def run_with_ir(self, *args: Any, **kwargs: Any) -> None:
+        self.ran = True
+        super().run_with_ir(*args, **kwargs)
+
+
+def run(config_file: pathlib.Path, output: pathlib.Path) -> dict[str, Any] | None:
+    """Runs the pipeline and leaves summary.json and report.html in `output`.
+
+    Returns:
+        The summary; None where TFX's command line only registered the pipeline.
+
+    Raises:
+        ConfigError: the configuration cannot be used; nothing was run.
+    """
+    console = Console(highlight=False)
+    config = load_config(config_file)
+    output = output.expanduser().resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    ensure_fetched(config, console.print)
+    pipeline = build_pipeline(config, output)
+    log_file = output / "logs" / time.strftime("run-%Y%m%d-%H%M%S.log")
+    dag_runner = _DagRunner()
+    start = time.monotonic()
+    with run_log(log_file, console, steps=len(pipeline.components)):
+        try:
+            dag_runner.run(pipeline)
+        except BaseException:
+            console.print(f"Stopped. What was done and paid for is kept; the log is {log_file}", style="red")
+            raise
+        if not dag_runner.ran:
+            return None
+        result = summary.collect(config, output, seconds=time.monotonic() - start)
+        (output / SUMMARY_FILE).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        report.write(result, output / REPORT_FILE)
+    _print_end(console, result, output)
+    return result
+
+
+def _print_end(console: Console, result: dict[str, Any], output: pathlib.Path) -> None:
+    console.print(metrics_table(result))
+    if result["blessed"]:
+        console.print(f"Blessed; pushed to {result['pushed_path']}", style="green")
+    else:
+        console.print("Not blessed; nothing was pushed:", style="yellow")
+        for reason in result["not_blessed_because"]:
+            console.print(f"  {reason}", markup=False)
+    console.print(f"Summary    {output / SUMMARY_FILE}")
+    console.print(f"Report     {output / REPORT_FILE}")
+    console.print(f"{result['seconds']:.0f} s in all")

@@ -1,0 +1,102 @@
+"""summary.json: what a run did and found, read back from MLMD and the artifacts."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from ml_metadata import proto
+from ml_metadata.metadata_store import MetadataStore
+
+from components.scores import LEDGER_FILE
+from pipeline import baseline, evaluation
+from pipeline.config import Config
+from pipeline.graph import METADATA_FILE, SERVING_DIRECTORY
+
+TRAINING_FILE = "training.json"
+DATA_REPORT_FILE = "data_report.json"
+BLESSED_FILE = "BLESSED"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One component in the latest run.
+
+    Attributes:
+        seconds: wall time; of a cached step the time it took to find that out.
+        cached: whether TFX took an earlier run's result.
+        outputs: folder of each output artifact by key.
+    """
+
+    seconds: float
+    cached: bool
+    outputs: dict[str, str]
+
+
+def read_steps(output: pathlib.Path) -> dict[str, Step]:
+    """The latest run's steps by component id, in the order in which they ran."""
+    connection = proto.ConnectionConfig()
+    connection.sqlite.filename_uri = str(output / METADATA_FILE)
+    connection.sqlite.connection_mode = proto.SqliteMetadataSourceConfig.READONLY
+    store = MetadataStore(connection)
+    run = max(store.get_contexts_by_type("pipeline_run"), key=lambda context: context.id)
+    steps = {}
+    for execution in sorted(store.get_executions_by_context(run.id), key=lambda e: e.id):
+        node = next(c for c in store.get_contexts_by_execution(execution.id) if c.type == "node")
+        outputs = {}
+        events = store.get_events_by_execution_ids([execution.id])
+        written = {e.artifact_id: e for e in events if e.type in (proto.Event.OUTPUT, proto.Event.DECLARED_OUTPUT)}
+        for artifact in store.get_artifacts_by_id(list(written)):
+            key = next(step.key for step in written[artifact.id].path.steps if step.HasField("key"))
+            outputs[key] = artifact.uri
+        elapsed = execution.last_update_time_since_epoch - execution.create_time_since_epoch
+        steps[node.name.rsplit(".", 1)[-1]] = Step(
+            seconds=elapsed / 1000,
+            cached=execution.last_known_state == proto.Execution.CACHED,
+            outputs=outputs,
+        )
+    return steps
+
+
+def collect(config: Config, output: pathlib.Path, seconds: float) -> dict[str, Any]:
+    """Everything that summary.json and the report hold.
+
+    Args:
+        config: of the run.
+        output: the run's folder.
+        seconds: wall time of the whole run.
+    """
+    steps = read_steps(output)
+    evaluation_uri = steps["Evaluator"].outputs["evaluation"]
+    blessed = os.path.exists(os.path.join(steps["Evaluator"].outputs["blessing"], BLESSED_FILE))
+    test_rows = os.path.join(steps["InteractionsExampleGen"].outputs["examples"], "Split-test")
+    training = _read_json(steps["Trainer"].outputs["model_run"], TRAINING_FILE)
+    return {
+        "name": config.name,
+        "backbone": config.model.backbone,
+        "gate": config.gate.mode,
+        "metrics": evaluation.slice_metrics(evaluation_uri),
+        "popularity_baseline": baseline.popularity_auc(test_rows),
+        "blessed": blessed,
+        "not_blessed_because": [] if blessed else evaluation.validation_failures(evaluation_uri),
+        "pushed_path": _latest_version(output / SERVING_DIRECTORY / config.name) if blessed else None,
+        "llm": _read_json(steps["LlmScorer"].outputs["scores"], LEDGER_FILE),
+        "training": training,
+        "data": _read_json(steps["InteractionsExampleGen"].outputs["report"], DATA_REPORT_FILE),
+        "seconds": round(seconds, 1),
+        "steps": {
+            name: {"seconds": round(step.seconds, 2), "cached": step.cached} for name, step in steps.items()
+        },
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def _latest_version(directory: pathlib.Path) -> str | None:
+    versions = sorted((d for d in directory.glob("*") if d.name.isdigit()), key=lambda d: int(d.name))
+    return str(versions[-1]) if versions else None
+
+
+def _read_json(directory: str, name: str) -> dict[str, Any]:
+    with open(os.path.join(directory, name), encoding="utf-8") as file:
+        return json.load(file)
