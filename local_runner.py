@@ -6,7 +6,7 @@ Runs configs/quickstart.yaml into runs/quickstart, both beside this file; SLLMR_
 import os
 import pathlib
 
-from pipeline import runner
+from pipeline.start import start
 
 ROOT = pathlib.Path(__file__).resolve().parent
 
@@ -15,7 +15,7 @@ def main() -> None:
     """Defines the pipeline and hands it to TFX's LocalDagRunner."""
     config = pathlib.Path(os.environ.get("SLLMR_CONFIG", ROOT / "configs" / "quickstart.yaml"))
     output = pathlib.Path(os.environ.get("SLLMR_OUTPUT", ROOT / "runs" / config.stem))
-    runner.run(config, output)
+    start(config, output)
 
 
 if __name__ == "__main__":

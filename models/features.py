@@ -60,7 +60,7 @@ INDEXED = {
     BRANDS: {ITEM_BRAND: ITEM_BRAND_INDEX, HISTORY_BRANDS: HISTORY_BRAND_INDICES},
     USERS: {USER_ID: USER_INDEX},
 }
-"""By vocabulary: raw feature -> its index as Transform writes it. One vocabulary serves all features of its group.
+"""By vocabulary: raw feature -> its index as Transform writes it. One vocabulary serves all of its group.
 
 Index 0 pads (the empty string), 1..V are known values, V + 1 is any value that the train split does not hold.
 """
@@ -79,7 +79,9 @@ class FeatureSizes(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    history: int = Field(default=20, ge=1, le=500, description="L: latest items of the history that a row carries")
+    history: int = Field(
+        default=20, ge=1, le=500, description="L: latest items of the history that a row carries"
+    )
     categories: int = Field(default=4, ge=1, le=32, description="C: most specific categories kept of an item")
 
 
@@ -110,13 +112,17 @@ def row_features(sizes: FeatureSizes) -> tuple[Feature, ...]:
     length, categories = sizes.history, sizes.categories
     context, item, row = Role.CONTEXT, Role.ITEM, Role.ROW
 
-    def feature(name: str, dtype: str, shape: tuple[int, ...], role: Role, served: bool, meaning: str) -> Feature:
+    def feature(
+        name: str, dtype: str, shape: tuple[int, ...], role: Role, served: bool, meaning: str
+    ) -> Feature:
         return Feature(name=name, dtype=dtype, shape=shape, role=role, served=served, meaning=meaning)
 
     return (
         feature(USER_ID, "string", (), context, True, "the user; an input only with model.use_user_id"),
         feature(HISTORY_ITEM_IDS, "string", (length,), context, True, "earlier positives, latest first"),
-        feature(HISTORY_CATEGORIES, "string", (length, categories), context, True, "categories of each of them"),
+        feature(
+            HISTORY_CATEGORIES, "string", (length, categories), context, True, "categories of each of them"
+        ),
         feature(HISTORY_BRANDS, "string", (length,), context, True, "brand of each of them"),
         feature(HISTORY_LENGTH, "int64", (), context, False, "number of earlier positives, not cut at L"),
         feature(ITEM_ID, "string", (), item, True, "the candidate"),
@@ -134,8 +140,8 @@ def row_features(sizes: FeatureSizes) -> tuple[Feature, ...]:
 def pair_features(sizes: FeatureSizes) -> tuple[Feature, ...]:
     """Every feature of a preference pair as PairBuilder writes it: one context, two items, the LLM's verdict.
 
-    `llm_margin` is llm_score(preferred) - llm_score(other), in (0, 1]. `probe_label` is 1 where the user chose
-    `preferred`, 0 where the user chose `other`, NOT_A_PROBE where neither choice is known.
+    `llm_margin` is llm_score(preferred) - llm_score(other), in (0, 1]. `probe_label` is 1 where the user
+    chose `preferred`, 0 where the user chose `other`, NOT_A_PROBE where neither choice is known.
     """
     features = [f for f in row_features(sizes) if f.role is Role.CONTEXT]
     items = [f for f in row_features(sizes) if f.role is Role.ITEM]
@@ -143,7 +149,14 @@ def pair_features(sizes: FeatureSizes) -> tuple[Feature, ...]:
         features += [f.model_copy(update={"name": prefix + f.name}) for f in items]
     features += [
         Feature(name=LLM_MARGIN, dtype="float32", shape=(), role=Role.ROW, served=False, meaning="score gap"),
-        Feature(name=PROBE_LABEL, dtype="int64", shape=(), role=Role.ROW, served=False, meaning="LLM agrees with user"),
+        Feature(
+            name=PROBE_LABEL,
+            dtype="int64",
+            shape=(),
+            role=Role.ROW,
+            served=False,
+            meaning="LLM agrees with user",
+        ),
     ]
     return tuple(features)
 
@@ -160,14 +173,18 @@ class VocabularySizes(BaseModel):
 
 
 def transformed_features(sizes: FeatureSizes, *, use_user_id: bool) -> tuple[Feature, ...]:
-    """Every feature that Transform writes: the model's inputs (`served`), then what only training and slices use."""
+    """Every feature that Transform writes: the model's inputs (`served`), then what training uses."""
     raw = {f.name: f for f in row_features(sizes)}
     features = []
     for vocabulary, group in INDEXED.items():
         if vocabulary == USERS and not use_user_id:
             continue
-        features += [raw[n].model_copy(update={"name": index, "dtype": "int64"}) for n, index in group.items()]
-    return tuple(features) + tuple(raw[n] for n in (HISTORY_LENGTH, ITEM_TRAIN_COUNT, IS_TAIL, IS_COLD, LABEL))
+        features += [
+            raw[n].model_copy(update={"name": index, "dtype": "int64"}) for n, index in group.items()
+        ]
+    return tuple(features) + tuple(
+        raw[n] for n in (HISTORY_LENGTH, ITEM_TRAIN_COUNT, IS_TAIL, IS_COLD, LABEL)
+    )
 
 
 def served_features(features: Iterable[Feature], *, use_user_id: bool) -> tuple[Feature, ...]:
@@ -184,7 +201,7 @@ _SCHEMA_TYPES = {"string": schema_pb2.BYTES, "int64": schema_pb2.INT, "float32":
 
 
 def schema(features: Iterable[Feature]) -> schema_pb2.Schema:
-    """The curated TFMD schema: type, shape and presence of every feature; ExampleValidator holds data to it."""
+    """The curated TFMD schema: type, shape and presence of every feature; ExampleValidator checks by it."""
     result = schema_pb2.Schema()
     for f in features:
         column = result.feature.add(name=f.name, type=_SCHEMA_TYPES[f.dtype])
@@ -221,7 +238,7 @@ def to_example(values: Mapping[str, Any], features: Sequence[Feature]) -> tf.tra
             raise ValueError(f"{f.name} must have {expected} elements (shape {f.shape}), got {len(flat)}")
         target = example.features.feature[f.name]
         if f.dtype == "string":
-            target.bytes_list.value.extend(v if isinstance(v, bytes) else v.encode() for v in flat)
+            target.bytes_list.value.extend([v if type(v) is bytes else v.encode() for v in flat])
         elif f.dtype == "int64":
             target.int64_list.value.extend(flat)
         else:

@@ -33,7 +33,9 @@ def popularity_auc(split_directory: str) -> dict[str, dict[str, Any]]:
     result = {}
     for name in SLICES:
         rule = slice_rule(name)
-        rows = [i for i in range(len(columns[features.LABEL])) if rule is None or columns[rule[0]][i] == rule[1]]
+        rows = [
+            i for i in range(len(columns[features.LABEL])) if rule is None or columns[rule[0]][i] == rule[1]
+        ]
         if not rows:
             continue
         labels = [columns[features.LABEL][i] for i in rows]

@@ -5,40 +5,114 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
-_DATA_HELP = """\
-sources:
-  movielens-100k   downloads MovieLens-100K (2 MB, pinned hash)
-  amazon-2014      5-core reviews and metadata as published in 2014: reviews_X_5.json.gz, meta_X.json.gz
-  amazon-2023      reviews and metadata as JSON Lines, 2023
-"""
 
-
-def _run(arguments: argparse.Namespace) -> None:
-    from pipeline import runner
+def _run(arguments: argparse.Namespace) -> int:
+    from pipeline.start import start
 
     config = pathlib.Path(arguments.config)
-    runner.run(config, pathlib.Path(arguments.output or pathlib.Path("runs") / config.stem))
+    output = pathlib.Path(arguments.output) if arguments.output else pathlib.Path("runs") / config.stem
+    return 0 if start(config, output) else 1
+
+
+def _movielens(arguments: argparse.Namespace) -> int:
+    from pipeline.datasets import movielens
+
+    return _say_prepared(movielens.prepare_movielens_100k(arguments.output, arguments.cache_dir))
+
+
+def _amazon_2014(arguments: argparse.Namespace) -> int:
+    from pipeline.datasets import amazon
+
+    if arguments.download:
+        arguments.reviews, arguments.meta = amazon.download_amazon_2014(arguments.download, arguments.output)
+    return _say_prepared(amazon.prepare_amazon_2014(arguments.reviews, arguments.meta, arguments.output))
+
+
+def _amazon_2023(arguments: argparse.Namespace) -> int:
+    from pipeline.datasets import amazon
+
+    return _say_prepared(amazon.prepare_amazon_2023(arguments.reviews, arguments.meta, arguments.output))
+
+
+def _say_prepared(tables: Sequence[object]) -> int:
+    interactions, items = tables[:2]
+    print(f"data:\n  interactions: {interactions}\n  items: {items}")
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="sllmr", description="Train a ranking model with an LLM's offline advice where it can be trusted; serve it without."
+        prog="sllmr",
+        description="Train a ranking model with an LLM's offline advice where it can be trusted; serve it without one.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run the whole pipeline on one configuration")
-    run.add_argument("--config", required=True, metavar="FILE", help="YAML; only data.interactions and data.items have no default")
-    run.add_argument("--output", metavar="DIR", help="the run's folder; runs/<the file's name> where not given")
+    run = commands.add_parser(
+        "run",
+        help="run the whole pipeline on one configuration",
+        description="Runs the pipeline. A second run repeats only what its inputs, configuration or code changed.",
+    )
+    run.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="YAML; only data.interactions and data.items have no default",
+    )
+    run.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/<name of FILE>)")
     run.set_defaults(execute=_run)
+
+    data = commands.add_parser(
+        "data",
+        help="prepare a public data set as the two tables that a run reads",
+        description="Writes interactions.csv.gz and items.csv.gz. Your own data needs no preparation: name its two "
+        "tables in the configuration.",
+    )
+    sources = data.add_subparsers(dest="source", required=True, metavar="SOURCE")
+
+    movielens = sources.add_parser("movielens-100k", help="downloads MovieLens-100K (2 MB, pinned hash)")
+    movielens.add_argument(
+        "--cache-dir", default="~/.cache/sllmr", metavar="DIR", help="where the download is kept"
+    )
+    movielens.set_defaults(execute=_movielens)
+
+    amazon_2014 = sources.add_parser(
+        "amazon-2014",
+        help="reviews_X_5.json.gz and meta_X.json.gz as published in 2014, from files or downloaded",
+    )
+    amazon_2014.add_argument("--download", metavar="CATEGORY", help="fetch that category first, e.g. Beauty")
+    amazon_2014.set_defaults(execute=_amazon_2014)
+
+    amazon_2023 = sources.add_parser(
+        "amazon-2023", help="reviews and metadata as JSON Lines, 2023, from files"
+    )
+    amazon_2023.set_defaults(execute=_amazon_2023)
+
+    for source in (amazon_2014, amazon_2023):
+        source.add_argument("--reviews", metavar="FILE", help="the reviews as published, plain or .gz")
+        source.add_argument("--meta", metavar="FILE", help="the items' metadata as published, plain or .gz")
+    for source in (movielens, amazon_2014, amazon_2023):
+        source.add_argument("--output", required=True, metavar="DIR", help="where the two tables are written")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `sllmr`. Returns the exit status: 0, 1 failed, 2 wrong usage or configuration."""
-    arguments = _parser().parse_args(argv)
-    execute: Callable[[argparse.Namespace], None] = arguments.execute
-    execute(arguments)
-    return 0
+    """Entry point of `sllmr`. Returns the exit status: 0 done, 1 failed (the reason stands on the last lines)."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command == "data" and arguments.source != "movielens-100k":
+        given = bool(arguments.reviews) and bool(arguments.meta)
+        if not given and not getattr(arguments, "download", None):
+            parser.error(f"data {arguments.source} needs --reviews FILE and --meta FILE")
+    execute: Callable[[argparse.Namespace], int] = arguments.execute
+    try:
+        return execute(arguments)
+    except KeyboardInterrupt:
+        print("sllmr: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # The traceback is in the run's log; here a person needs the rule, the value and the fix.
+        print(f"sllmr: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

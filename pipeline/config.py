@@ -41,9 +41,13 @@ class EvaluationConfig(BaseModel):
         for key in ("min_auc", "max_drop"):
             for name, value in getattr(self, key).items():
                 if not 0.0 <= value <= 1.0:
-                    raise ValueError(f"{key}.{name} must be in [0, 1], got {value}; set evaluation.{key}.{name}")
+                    raise ValueError(
+                        f"{key}.{name} must be in [0, 1], got {value}; set evaluation.{key}.{name}"
+                    )
         if not self.min_auc:
-            raise ValueError("min_auc must name at least one slice, got {}; without it every model would pass")
+            raise ValueError(
+                "min_auc must name at least one slice, got {}; without it every model would pass"
+            )
         return self
 
 
@@ -69,7 +73,8 @@ class Config(BaseModel):
         description="names the pipeline and the served model; the file's name where empty",
     )
     fetch: Literal["movielens-100k"] | None = Field(
-        default=None, description="a public data set to download and prepare where data.interactions is missing"
+        default=None,
+        description="a public data set to download and prepare where data.interactions is missing",
     )
     cache_dir: str = Field(
         default="~/.cache/sllmr",
@@ -117,8 +122,16 @@ def _with_absolute_paths(config: Config, file: pathlib.Path) -> Config:
     data = config.data.model_copy(
         update={"interactions": absolute(config.data.interactions), "items": absolute(config.data.items)}
     )
+    llm = config.llm.model_copy(
+        update={"prompt_file": config.llm.prompt_file and absolute(config.llm.prompt_file)}
+    )
     return config.model_copy(
-        update={"name": config.name or file.stem, "cache_dir": absolute(config.cache_dir), "data": data}
+        update={
+            "name": config.name or file.stem,
+            "cache_dir": absolute(config.cache_dir),
+            "data": data,
+            "llm": llm,
+        }
     )
 
 
@@ -130,8 +143,11 @@ def _explain(file: pathlib.Path, error: ValidationError) -> str:
             lines.append(f"  {key}: unknown key; {_valid_keys(problem['loc'])}")
         elif problem["type"] == "missing":
             lines.append(f"  {key}: missing; it has no default")
+        elif problem["type"] == "value_error":
+            # Our own rules say themselves what they got, as far as it may be shown.
+            lines.append(f"  {key}: {problem['msg'].removeprefix('Value error, ')}")
         else:
-            lines.append(f"  {key}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}")
+            lines.append(f"  {key}: {problem['msg']}, got {problem['input']!r}")
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ import pathlib
 import time
 from collections.abc import Iterator
 
+import absl.logging
 from rich.console import Console
 from rich.table import Table
 
@@ -59,11 +60,12 @@ def run_log(file: pathlib.Path, console: Console, steps: int) -> Iterator[None]:
     before_handlers, before_level = root.handlers[:], root.level
     root.handlers = [to_file, _StepProgress(console, steps), _OwnLines(console)]
     root.setLevel(logging.INFO)
-    # These loggers keep handlers or levels of their own, which would bypass the file or flood the terminal.
+    logging.captureWarnings(True)
+    # These loggers keep handlers of their own, which would bypass the file and flood the terminal.
     for name in ("absl", "tensorflow", "apache_beam"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [], True
-        logger.setLevel(logging.INFO)
+        logging.getLogger(name).handlers.clear()
+    # By its flag, not its logger's level: whoever parses absl's flags would reset the level.
+    absl.logging.set_verbosity(absl.logging.INFO)
     # One line a request and, at DEBUG, its headers with the key: the scorer reports for itself.
     for name in ("httpx", "httpcore", "openai", "matplotlib", "h5py"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow_model_analysis as tfma
 from google.protobuf import wrappers_pb2
+from tensorflow_model_analysis.proto import config_pb2
 from tensorflow_model_analysis.view import view_types
 
 from models import features
@@ -14,45 +15,54 @@ from pipeline.slices import SLICES, slice_of, slice_rule
 AUC = "auc"
 SERVING_SIGNATURE = "serving_default"
 
-def slicing_spec(name: str) -> tfma.SlicingSpec:
+
+def slicing_spec(name: str) -> config_pb2.SlicingSpec:
     """TFMA's form of one slice."""
     rule = slice_rule(name)
-    return tfma.SlicingSpec(feature_values={rule[0]: str(rule[1])}) if rule else tfma.SlicingSpec()
+    return (
+        config_pb2.SlicingSpec(feature_values={rule[0]: str(rule[1])}) if rule else config_pb2.SlicingSpec()
+    )
 
 
-def eval_config(config: EvaluationConfig) -> tfma.EvalConfig:
+def eval_config(config: EvaluationConfig) -> config_pb2.EvalConfig:
     """AUC with its intervals on every slice; absolute and change thresholds on those that the config names.
 
     Without a blessed baseline TFX drops the change thresholds (the first model is judged by min_auc alone).
     """
-    auc = tfma.MetricConfig(class_name="AUC")
+    auc = config_pb2.MetricConfig(class_name="AUC")
     for name, lowest in config.min_auc.items():
         auc.per_slice_thresholds.append(
-            tfma.PerSliceMetricThreshold(
+            config_pb2.PerSliceMetricThreshold(
                 slicing_specs=[slicing_spec(name)],
-                threshold=tfma.MetricThreshold(
-                    value_threshold=tfma.GenericValueThreshold(lower_bound=wrappers_pb2.DoubleValue(value=lowest))
+                threshold=config_pb2.MetricThreshold(
+                    value_threshold=config_pb2.GenericValueThreshold(
+                        lower_bound=wrappers_pb2.DoubleValue(value=lowest)
+                    )
                 ),
             )
         )
     for name, drop in config.max_drop.items():
         auc.per_slice_thresholds.append(
-            tfma.PerSliceMetricThreshold(
+            config_pb2.PerSliceMetricThreshold(
                 slicing_specs=[slicing_spec(name)],
-                threshold=tfma.MetricThreshold(
-                    change_threshold=tfma.GenericChangeThreshold(
-                        direction=tfma.MetricDirection.HIGHER_IS_BETTER,
+                threshold=config_pb2.MetricThreshold(
+                    change_threshold=config_pb2.GenericChangeThreshold(
+                        direction=config_pb2.MetricDirection.HIGHER_IS_BETTER,
                         absolute=wrappers_pb2.DoubleValue(value=-drop),
                     )
                 ),
             )
         )
-    result = tfma.EvalConfig(
-        model_specs=[tfma.ModelSpec(signature_name=SERVING_SIGNATURE, label_key=features.LABEL)],
+    result = config_pb2.EvalConfig(
+        model_specs=[config_pb2.ModelSpec(signature_name=SERVING_SIGNATURE, label_key=features.LABEL)],
         slicing_specs=[slicing_spec(name) for name in SLICES],
         metrics_specs=[
-            tfma.MetricsSpec(
-                metrics=[auc, tfma.MetricConfig(class_name="ExampleCount"), tfma.MetricConfig(class_name="MeanLabel")]
+            config_pb2.MetricsSpec(
+                metrics=[
+                    auc,
+                    config_pb2.MetricConfig(class_name="ExampleCount"),
+                    config_pb2.MetricConfig(class_name="MeanLabel"),
+                ]
             )
         ],
     )

@@ -1,6 +1,7 @@
 """The TFX graph: which component feeds which, in order."""
 
 import hashlib
+import itertools
 import pathlib
 
 from google.protobuf import text_format
@@ -8,14 +9,16 @@ from tfx import v1 as tfx
 from tfx.dsl.components.common import resolver
 from tfx.dsl.experimental import latest_blessed_model_resolver
 from tfx.orchestration import metadata, pipeline
-from tfx.proto import pusher_pb2, trainer_pb2, transform_pb2
+from tfx.proto import pusher_pb2, transform_pb2
 from tfx.types import Channel, standard_artifacts
 
 from components.example_validator.component import StrictExampleValidator
 from components.interactions_example_gen.component import InteractionsExampleGen
 from components.llm_scorer.component import LlmScorer
 from components.pair_builder.component import PairBuilder
-from components.trainer.component import RankingTrainer
+from components.trainer.component import Trainer
+from components.trainer.config import TrainerConfig
+from models import preprocessing
 from models.features import row_features, schema
 from pipeline import evaluation
 from pipeline.code_version import code_version
@@ -36,7 +39,7 @@ def build_pipeline(config: Config, output: pathlib.Path) -> pipeline.Pipeline:
     code = code_version()
     sizes = config.data.sizes
 
-    example_gen = InteractionsExampleGen(config=config.data, code=code)
+    example_gen = InteractionsExampleGen(config=config.data)
     statistics_gen = tfx.components.StatisticsGen(examples=example_gen.outputs["examples"])
     schema_gen = tfx.components.ImportSchemaGen(schema_file=str(_write_schema(config, output)))
     example_validator = StrictExampleValidator(
@@ -48,40 +51,30 @@ def build_pipeline(config: Config, output: pathlib.Path) -> pipeline.Pipeline:
         preprocessing_fn="models.preprocessing.preprocessing_fn",
         # Vocabularies come from train alone; test is never transformed ahead, only by the exported model.
         splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=["train", "valid"]),
-        custom_config={"model": config.model.model_dump_json(), "sizes": sizes.model_dump_json(), "code": code},
+        custom_config={preprocessing.USE_USER_ID: config.model.use_user_id, "code_fingerprint": code},
     )
-    # Wired after the validator, so that no request is paid for on rows that the schema rejects.
     llm_scorer = LlmScorer(
         examples=example_gen.outputs["examples"],
         catalog=example_gen.outputs["catalog"],
         config=config.llm,
-        sizes=sizes,
-        cache_dir=config.cache_dir,
+        cache_directory=config.cache_dir,
         code=code,
     )
-    llm_scorer.add_upstream_node(example_validator)
     pair_builder = PairBuilder(
         scores=llm_scorer.outputs["scores"],
         catalog=example_gen.outputs["catalog"],
         config=config.pairs,
         sizes=sizes,
-        code=code,
+        code_fingerprint=code,
     )
-    trainer = RankingTrainer(
+    trainer = Trainer(
         examples=transform.outputs["transformed_examples"],
         transform_graph=transform.outputs["transform_graph"],
         pairs=pair_builder.outputs["pairs"],
-        run_fn="components.trainer.run_fn.run_fn",
-        train_args=trainer_pb2.TrainArgs(splits=["train"]),
-        eval_args=trainer_pb2.EvalArgs(splits=["valid"]),
-        custom_config={
-            "sizes": sizes.model_dump_json(),
-            "model": config.model.model_dump_json(),
-            "gate": config.gate.model_dump_json(),
-            "loss": config.loss.model_dump_json(),
-            "train": config.train.model_dump_json(),
-            "code": code,
-        },
+        config=TrainerConfig(
+            sizes=sizes, model=config.model, gate=config.gate, loss=config.loss, train=config.train
+        ),
+        code_fingerprint=code,
     )
     model_resolver = resolver.Resolver(
         strategy_class=latest_blessed_model_resolver.LatestBlessedModelResolver,
@@ -105,22 +98,26 @@ def build_pipeline(config: Config, output: pathlib.Path) -> pipeline.Pipeline:
             )
         ),
     )
+    steps = [
+        example_gen,
+        statistics_gen,
+        schema_gen,
+        example_validator,
+        transform,
+        llm_scorer,
+        pair_builder,
+        trainer,
+        model_resolver,
+        evaluator,
+        pusher,
+    ]
+    # One after the other in this order: a schema's anomaly stops the run before anything else is spent on it.
+    for earlier, later in itertools.pairwise(steps):
+        later.add_upstream_node(earlier)
     return pipeline.Pipeline(
         pipeline_name=f"sllmr-{config.name}",
         pipeline_root=str(output / ARTIFACTS_DIRECTORY),
-        components=[
-            example_gen,
-            statistics_gen,
-            schema_gen,
-            example_validator,
-            transform,
-            llm_scorer,
-            pair_builder,
-            trainer,
-            model_resolver,
-            evaluator,
-            pusher,
-        ],
+        components=steps,
         enable_cache=True,
         metadata_connection_config=metadata.sqlite_metadata_connection_config(str(output / METADATA_FILE)),
         beam_pipeline_args=list(config.beam.args),

@@ -2,7 +2,7 @@
 
 import io
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -18,12 +18,14 @@ WARM = "#d9822b"
 def write(summary: Mapping[str, Any], file: pathlib.Path) -> None:
     """Renders `summary` (of pipeline.summary.collect) to `file`; needs no network to be read."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("pipeline", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = lambda value: f"{value:,}"
     plots = {
         "slices": _svg(lambda axes: _plot_slices(axes, summary), 5.2, 2.6),
-        "gate": _svg(lambda axes: _plot_gate(axes, summary["training"]["gate_cells"]), 7.2, 3.0),
+        "gate": _svg(lambda axes: _plot_gate(axes, summary["training"]["gate"]), 7.2, 3.0),
         "training": _svg(lambda axes: _plot_training(axes, summary["training"]), 4.4, 2.8),
         "steps": _svg(lambda axes: _plot_steps(axes, summary["steps"]), 4.8, 2.8),
     }
@@ -37,7 +39,9 @@ def write(summary: Mapping[str, Any], file: pathlib.Path) -> None:
 
 def _svg(draw: Callable[[Axes], None], width: float, height: float) -> str:
     # A fixed salt keeps the ids, and so the page, the same for the same numbers.
-    with matplotlib.rc_context({"svg.hashsalt": "sllmr", "svg.fonttype": "none", "font.size": 9, "text.color": INK}):
+    with matplotlib.rc_context(
+        {"svg.hashsalt": "sllmr", "svg.fonttype": "none", "font.size": 9, "text.color": INK}
+    ):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
@@ -65,30 +69,39 @@ def _plot_slices(axes: Axes, summary: Mapping[str, Any]) -> None:
     axes.legend(frameon=False, loc="best")
 
 
-def _plot_gate(axes: Axes, cells: list[Mapping[str, Any]]) -> None:
-    for x, cell in enumerate(cells):
-        label = x == 0
-        axes.bar(x - 0.18, cell["mean_alpha"], 0.34, color=ACCENT, label="gate alpha, mean" if label else None)
-        if cell["probe_accuracy"] is not None:
-            axes.bar(
-                x + 0.18,
-                cell["probe_accuracy"],
-                0.34,
-                color=WARM,
-                label="LLM agrees with the user" if label else None,
-            )
+def _plot_gate(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
+    shown = [cell for cell in cells if cell["pairs"]]
+    for x, cell in enumerate(shown):
+        first = x == 0
+        axes.bar(
+            x - 0.18, cell["mean_alpha"], 0.34, color=ACCENT, label="gate alpha, mean" if first else None
+        )
+        if cell["llm_accuracy"] is not None:
+            label = "LLM agrees with the user" if first else None
+            axes.bar(x + 0.18, cell["llm_accuracy"], 0.34, color=WARM, label=label)
     axes.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
     axes.set_xticks(
-        range(len(cells)), [f"{cell['cell']}\n{cell['pairs']:,} pairs\n{cell['probes']:,} labelled" for cell in cells]
+        range(len(shown)),
+        [f"{cell_name(cell)}\n{cell['pairs']:,} pairs\n{cell['probes']:,} labelled" for cell in shown],
     )
     axes.set_ylim(0, 1.25)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
     axes.legend(frameon=False, loc="upper right", ncols=2)
 
 
+def cell_name(cell: Mapping[str, Any]) -> str:
+    """A region of the gate in words: `all`, or short or long history with a tail item or without one."""
+    if cell["cold"] is None:
+        return "all"
+    return (
+        f"{'short' if cell['cold'] else 'long'} history,\n{'a tail item' if cell['tail'] else 'no tail item'}"
+    )
+
+
 def _plot_training(axes: Axes, training: Mapping[str, Any]) -> None:
-    epochs = range(1, len(training["valid_auc"]) + 1)
-    axes.plot(epochs, training["valid_auc"], "o-", color=ACCENT)
+    auc = [epoch["valid_auc"] for epoch in training["epochs"]]
+    epochs = range(1, len(auc) + 1)
+    axes.plot(epochs, auc, "o-", color=ACCENT)
     axes.axvline(training["best_epoch"], color=MUTED, linewidth=0.8, linestyle=":")
     axes.set_xticks(list(epochs))
     axes.set_xlabel("epoch (dotted: the one that is served)")
@@ -102,6 +115,8 @@ def _plot_steps(axes: Axes, steps: Mapping[str, Mapping[str, Any]]) -> None:
         [steps[name]["seconds"] for name in names],
         color=[MUTED if steps[name]["cached"] else ACCENT for name in names],
     )
-    axes.set_yticks(range(len(names)), [f"{name} (cached)" if steps[name]["cached"] else name for name in names])
+    axes.set_yticks(
+        range(len(names)), [f"{name} (cached)" if steps[name]["cached"] else name for name in names]
+    )
     axes.invert_yaxis()
     axes.set_xlabel("seconds")

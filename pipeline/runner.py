@@ -1,6 +1,7 @@
 """One run: configuration in, artifacts, serving model, summary and report out."""
 
 import json
+import logging
 import pathlib
 import time
 from typing import Any
@@ -11,7 +12,7 @@ from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 from pipeline import report, summary
 from pipeline.config import load_config
 from pipeline.console import metrics_table, run_log
-from pipeline.datasets import ensure_fetched
+from pipeline.datasets import movielens
 from pipeline.graph import build_pipeline
 
 SUMMARY_FILE = "summary.json"
@@ -28,8 +29,13 @@ class _DagRunner(LocalDagRunner):
         super().run_with_ir(*args, **kwargs)
 
 
-def run(config_file: pathlib.Path, output: pathlib.Path) -> dict[str, Any] | None:
+def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path) -> dict[str, Any] | None:
     """Runs the pipeline and leaves summary.json and report.html in `output`.
+
+    Args:
+        config_file: YAML, see pipeline.config.
+        output: an existing, absolute folder.
+        log_file: gets every log record; the terminal gets progress and results.
 
     Returns:
         The summary; None where TFX's command line only registered the pipeline.
@@ -39,17 +45,18 @@ def run(config_file: pathlib.Path, output: pathlib.Path) -> dict[str, Any] | Non
     """
     console = Console(highlight=False)
     config = load_config(config_file)
-    output = output.expanduser().resolve()
-    output.mkdir(parents=True, exist_ok=True)
-    ensure_fetched(config, console.print)
+    if config.fetch == "movielens-100k" and not pathlib.Path(config.data.interactions).exists():
+        console.print("Fetching MovieLens-100K (2 MB)")
+        movielens.prepare_movielens_100k(pathlib.Path(config.data.interactions).parent, config.cache_dir)
+    config.llm.check_needs()
     pipeline = build_pipeline(config, output)
-    log_file = output / "logs" / time.strftime("run-%Y%m%d-%H%M%S.log")
     dag_runner = _DagRunner()
     start = time.monotonic()
     with run_log(log_file, console, steps=len(pipeline.components)):
         try:
             dag_runner.run(pipeline)
         except BaseException:
+            logging.exception("the run stopped")
             console.print(f"Stopped. What was done and paid for is kept; the log is {log_file}", style="red")
             raise
         if not dag_runner.ran:

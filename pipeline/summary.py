@@ -46,7 +46,9 @@ def read_steps(output: pathlib.Path) -> dict[str, Step]:
         node = next(c for c in store.get_contexts_by_execution(execution.id) if c.type == "node")
         outputs = {}
         events = store.get_events_by_execution_ids([execution.id])
-        written = {e.artifact_id: e for e in events if e.type in (proto.Event.OUTPUT, proto.Event.DECLARED_OUTPUT)}
+        written = {
+            e.artifact_id: e for e in events if e.type in (proto.Event.OUTPUT, proto.Event.DECLARED_OUTPUT)
+        }
         for artifact in store.get_artifacts_by_id(list(written)):
             key = next(step.key for step in written[artifact.id].path.steps if step.HasField("key"))
             outputs[key] = artifact.uri

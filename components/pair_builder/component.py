@@ -16,7 +16,7 @@ class PairBuilderSpec(component_spec.ComponentSpec):
     PARAMETERS = {
         "config": component_spec.ExecutionParameter(type=str),
         "sizes": component_spec.ExecutionParameter(type=str),
-        "code": component_spec.ExecutionParameter(type=str),
+        "code_fingerprint": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {
         "scores": component_spec.ChannelParameter(type=LlmScores),
@@ -32,7 +32,13 @@ class PairBuilder(base_beam_component.BaseBeamComponent):
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
 
     def __init__(
-        self, *, scores: types.BaseChannel, catalog: types.BaseChannel, config: PairConfig, sizes: FeatureSizes, code: str
+        self,
+        *,
+        scores: types.BaseChannel,
+        catalog: types.BaseChannel,
+        config: PairConfig,
+        sizes: FeatureSizes,
+        code_fingerprint: str,
     ):
         """
         Args:
@@ -40,7 +46,7 @@ class PairBuilder(base_beam_component.BaseBeamComponent):
             catalog: ItemCatalog of InteractionsExampleGen.
             config: how many pairs.
             sizes: the shapes of the features.
-            code: fingerprint of the sources; part of TFX's cache key and of nothing else.
+            code_fingerprint: fingerprint of the sources; part of TFX's cache key and of nothing else.
         """
         super().__init__(
             PairBuilderSpec(
@@ -48,7 +54,7 @@ class PairBuilder(base_beam_component.BaseBeamComponent):
                 catalog=catalog,
                 config=config.model_dump_json(),
                 sizes=sizes.model_dump_json(),
-                code=code,
+                code_fingerprint=code_fingerprint,
                 pairs=types.Channel(type=standard_artifacts.Examples),
             )
         )

@@ -9,8 +9,13 @@ class PairConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_per_context: int = Field(
-        default=8, ge=1, description="pairs with the largest score gap that are kept of one context (the paper's K~)"
+        default=8,
+        ge=1,
+        description="pairs with the largest score gap that are kept of one context (the paper's K~)",
     )
     min_margin: float = Field(
-        default=0.0, ge=0.0, le=1.0, description="smallest score gap that says anything; ties never make a pair"
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="smallest score gap that says anything; ties never make a pair",
     )

@@ -75,6 +75,9 @@ def pair_values(
         features.PROBE_LABEL: pair.probe_label,
         **history_features(record.history_item_ids, catalog, sizes),
     }
-    for prefix, item_id in ((features.PREFERRED, pair.preferred_item_id), (features.OTHER, pair.other_item_id)):
+    for prefix, item_id in (
+        (features.PREFERRED, pair.preferred_item_id),
+        (features.OTHER, pair.other_item_id),
+    ):
         values |= {prefix + name: value for name, value in item_features(catalog[item_id], sizes).items()}
     return values

@@ -1,0 +1,1 @@
+"""InteractionsExampleGen: two tables of interactions and items become the rows of three splits."""

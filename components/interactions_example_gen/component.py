@@ -1,0 +1,61 @@
+"""InteractionsExampleGen: two tables of interactions and items become the rows of train, valid and test."""
+
+from tfx.dsl.components.base import base_beam_component, executor_spec
+from tfx.types import channel, component_spec, standard_artifacts
+from tfx.utils import io_utils
+
+from components.artifacts import DataReport, ItemCatalog
+from components.interactions_example_gen import executor
+from components.interactions_example_gen.config import DataConfig
+from components.interactions_example_gen.tables import check_tables
+
+
+class InteractionsExampleGenSpec(component_spec.ComponentSpec):
+    """Inputs, outputs and execution properties of InteractionsExampleGen."""
+
+    # ComponentSpec declares these as instance variables, so ClassVar would be refused by the type checker.
+    PARAMETERS = {  # noqa: RUF012
+        executor.CONFIG: component_spec.ExecutionParameter(type=str),
+        executor.INPUT_FINGERPRINT: component_spec.ExecutionParameter(type=str),
+    }
+    INPUTS: dict[str, component_spec.ChannelParameter] = {}  # noqa: RUF012
+    OUTPUTS = {  # noqa: RUF012
+        executor.EXAMPLES: component_spec.ChannelParameter(type=standard_artifacts.Examples),
+        executor.CATALOG: component_spec.ChannelParameter(type=ItemCatalog),
+        executor.REPORT: component_spec.ChannelParameter(type=DataReport),
+    }
+
+
+class InteractionsExampleGen(base_beam_component.BaseBeamComponent):
+    """Reads, checks and splits the tables of a DataConfig.
+
+    Outputs: `examples` (train, valid, test of `models.features.row_features`), `catalog`, `report`.
+
+    The files' sizes and times of change are an execution property, so that TFX's cache notices a changed file
+    as it does for its own FileBasedExampleGen.
+    """
+
+    SPEC_CLASS = InteractionsExampleGenSpec
+    EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
+
+    def __init__(self, config: DataConfig) -> None:
+        """Checks the files and their columns at once.
+
+        Raises:
+            DataError: a file or a column is missing.
+        """
+        check_tables(config)
+        spec = InteractionsExampleGenSpec(
+            config=config.model_dump_json(),
+            input_fingerprint=input_fingerprint(config),
+            examples=channel.Channel(type=standard_artifacts.Examples),
+            catalog=channel.Channel(type=ItemCatalog),
+            report=channel.Channel(type=DataReport),
+        )
+        super().__init__(spec=spec)
+
+
+def input_fingerprint(config: DataConfig) -> str:
+    """Number, sizes and times of change of the files of both tables."""
+    tables = {"interactions": config.interactions, "items": config.items}
+    return ";".join(io_utils.generate_fingerprint(name, pattern) for name, pattern in tables.items())

@@ -1,0 +1,47 @@
+"""Executor of InteractionsExampleGen."""
+
+import json
+import os
+from typing import Any
+
+import apache_beam as beam
+from tfx import types
+from tfx.dsl.components.base import base_beam_executor
+from tfx.types import artifact_utils
+
+from components import examples
+from components.interactions_example_gen import report, rows, transforms
+from components.interactions_example_gen.config import DataConfig
+
+CONFIG = "config"
+INPUT_FINGERPRINT = "input_fingerprint"
+EXAMPLES, CATALOG, REPORT = "examples", "catalog", "report"
+
+
+class Executor(base_beam_executor.BaseBeamExecutor):
+    """Reads the tables, writes the splits, the catalogue and the report."""
+
+    def Do(
+        self,
+        input_dict: dict[str, list[types.Artifact]],
+        output_dict: dict[str, list[types.Artifact]],
+        exec_properties: dict[str, Any],
+    ) -> None:
+        """See base class.
+
+        Raises:
+            DataError: the tables break a rule.
+        """
+        config = DataConfig.model_validate_json(exec_properties[CONFIG])
+        examples_artifact = artifact_utils.get_single_instance(output_dict[EXAMPLES])
+        report_uri = artifact_utils.get_single_uri(output_dict[REPORT])
+        examples.prepare(examples_artifact, rows.SPLITS)
+        with self._make_beam_pipeline() as pipeline:
+            output = pipeline | "PrepareInteractions" >> transforms.PrepareInteractions(config)
+            for split in rows.SPLITS:
+                output[split] | f"Write_{split}" >> examples.write_split(examples_artifact, split)
+            catalog_uri = artifact_utils.get_single_uri(output_dict[CATALOG])
+            output["catalog"] | "WriteCatalog" >> beam.ParDo(transforms.WriteCatalog(catalog_uri))
+            output["report"] | "WriteReport" >> beam.ParDo(transforms.WriteReport(report_uri))
+        with open(os.path.join(report_uri, report.FILE_NAME), encoding="utf-8") as file:
+            report.check_report(json.load(file), config)

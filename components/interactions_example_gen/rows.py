@@ -1,0 +1,315 @@
+"""One user's interactions become the rows of train, valid and test. Pure functions; no Beam.
+
+Positions are 1-based and count positives in time order. Times are Unix milliseconds.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from components.catalog import Item
+from components.interactions_example_gen.config import DataConfig
+from components.interactions_example_gen.tables import POSITIVE
+from models import features
+
+TRAIN, VALID, TEST = SPLITS = ("train", "valid", "test")
+
+
+class Event(NamedTuple):
+    """One interaction of a known user; the fields of tables.Interaction without the user."""
+
+    item_id: str
+    timestamp: int
+    order: float
+    kind: int
+    file: str
+    row: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitPlan:
+    """What is decided on the whole data before any row is made.
+
+    Attributes:
+        valid_from, test_from: global_date only.
+        observed_negatives: whether negatives are the observed ones; sampled otherwise.
+        buckets: in how many parts the rows are brought into their seeded order.
+    """
+
+    valid_from: int = 0
+    test_from: int = 0
+    observed_negatives: bool = False
+    buckets: int = 1
+
+
+class Timeline(NamedTuple):
+    """One user's interactions, sorted and without repetitions.
+
+    Attributes:
+        events: by (timestamp, order); among equals non-positives come first, then the file's order decides.
+        splits: of each event; None where it makes no row (first positive, negatives after the last positive).
+            A positive that is None still joins the histories after it.
+        positives_before: of each event, the number of positives before it.
+        known_in_training: how many of the first events lie before the end of training.
+    """
+
+    events: tuple[Event, ...]
+    splits: tuple[str | None, ...]
+    positives_before: tuple[int, ...]
+    known_in_training: int
+
+
+def without_duplicates(events: Iterable[Event]) -> tuple[list[Event], list[Event]]:
+    """Sorted events with one for each (item, timestamp), and the surplus ones.
+
+    Of duplicates a positive stays rather than a non-positive, then the first in the file.
+    """
+    kept: dict[tuple[str, int], Event] = {}
+    surplus = []
+    for event in sorted(events, key=lambda e: (e.kind != POSITIVE, e.file, e.row)):
+        key = (event.item_id, event.timestamp)
+        if key in kept:
+            surplus.append(event)
+        else:
+            kept[key] = event
+    # Non-positives first among equals: a negative shown beside the choice must not have it in its history.
+    order = sorted(kept.values(), key=lambda e: (e.timestamp, e.order, e.kind == POSITIVE, e.file, e.row))
+    return order, surplus
+
+
+def make_timeline(events: Sequence[Event], config: DataConfig, plan: SplitPlan) -> Timeline:
+    """Splits one user's sorted events.
+
+    A row needs a non-empty history, so the first positive makes none. With leave_last_two a negative belongs
+    to the split of the next positive in time; with global_date to the split of its own time.
+    """
+    positives_before = []
+    count = 0
+    for event in events:
+        positives_before.append(count)
+        count += event.kind == POSITIVE
+    if config.split.strategy == "leave_last_two":
+        splits = [_by_position(before + 1, count) for before in positives_before]
+        known = next((i for i, before in enumerate(positives_before) if before >= count - 2), len(events))
+    else:
+        splits = [_by_date(event.timestamp, plan) for event in events]
+        known = sum(event.timestamp < plan.valid_from for event in events)
+    usable = (split if before else None for split, before in zip(splits, positives_before, strict=True))
+    return Timeline(tuple(events), tuple(usable), tuple(positives_before), known)
+
+
+def _by_position(position: int, count: int) -> str | None:
+    if position > count:
+        return None
+    return TEST if position == count else VALID if position == count - 1 else TRAIN
+
+
+def _by_date(timestamp: int, plan: SplitPlan) -> str:
+    return TRAIN if timestamp < plan.valid_from else VALID if timestamp < plan.test_from else TEST
+
+
+def train_positives(timeline: Timeline) -> list[str]:
+    """Items of the user's positive train rows: all that popularity and cohorts are counted on."""
+    pairs = zip(timeline.events, timeline.splits, strict=True)
+    return [event.item_id for event, split in pairs if split == TRAIN and event.kind == POSITIVE]
+
+
+def items_known_in_training(timeline: Timeline) -> frozenset[str]:
+    """Items that the user touched before the end of training: what a train negative must not be.
+
+    Later items are left in: to avoid them would tell training what the user will choose.
+    """
+    return frozenset(event.item_id for event in timeline.events[: timeline.known_in_training])
+
+
+def items_known(timeline: Timeline) -> frozenset[str]:
+    """Every item that the user ever touched: what an evaluation negative must not be."""
+    return frozenset(event.item_id for event in timeline.events)
+
+
+def seeded_hash(*parts: object) -> int:
+    """64-bit hash of `parts`, the same in every process."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+DRAWS = 20
+
+
+def sample_negative(catalog: Sequence[str], known: Collection[str], *key: object) -> str | None:
+    """One item, uniform over `catalog` without `known`.
+
+    Args:
+        catalog: item ids, sorted.
+        known: a set of items that it must not be.
+        key: the seed and what the draw is for.
+
+    Returns:
+        The item id, or None where nothing is left.
+    """
+    for attempt in range(DRAWS):
+        item_id = catalog[seeded_hash(*key, attempt) % len(catalog)]
+        if item_id not in known:
+            return item_id
+    rest = [item_id for item_id in catalog if item_id not in known]
+    return rest[seeded_hash(*key, DRAWS) % len(rest)] if rest else None
+
+
+class Row(NamedTuple):
+    """One row before the catalogue's attributes join it, small enough to be sent around.
+
+    Attributes:
+        split: one of SPLITS.
+        user_id: the user.
+        history: the latest positives before the row, latest first, at most `sizes.history`.
+        history_length: number of positives before the row.
+        user_train_count: the user's positives among the train rows.
+        is_cold: whether the row belongs to the cold-start slice.
+        item_id: the candidate.
+        label: 1 chosen, 0 not.
+    """
+
+    split: str
+    user_id: str
+    history: tuple[str, ...]
+    history_length: int
+    user_train_count: int
+    is_cold: bool
+    item_id: str
+    label: int
+
+
+def make_rows(
+    user_id: str, timeline: Timeline, item_ids: Sequence[str], config: DataConfig, plan: SplitPlan
+) -> Iterator[Row]:
+    """Every row of one user.
+
+    Args:
+        user_id: the user.
+        timeline: the user's split events.
+        item_ids: the catalogue, sorted.
+        config: lengths, seed, cold-start definition.
+        plan: whether negatives are observed. A sampled negative follows its positive; a positive for which no
+            negative is left stands alone.
+    """
+    user_train_count = len(train_positives(timeline))
+    known_in_training, known = items_known_in_training(timeline), items_known(timeline)
+    chosen: list[str] = []
+    for event, split in zip(timeline.events, timeline.splits, strict=True):
+        is_positive = event.kind == POSITIVE
+        if split is not None and (is_positive or plan.observed_negatives):
+            cold_value = user_train_count if config.cold_by == "user_train_positives" else len(chosen)
+            row = Row(
+                split=split,
+                user_id=user_id,
+                history=tuple(reversed(chosen[-config.sizes.history :])),
+                history_length=len(chosen),
+                user_train_count=user_train_count,
+                is_cold=cold_value < config.cold.below,
+                item_id=event.item_id,
+                label=int(is_positive),
+            )
+            yield row
+            if not plan.observed_negatives:
+                avoided = known_in_training if split == TRAIN else known
+                negative = sample_negative(
+                    item_ids, avoided, config.seed, "negative", user_id, len(chosen) + 1
+                )
+                if negative is not None:
+                    yield row._replace(item_id=negative, label=0)
+        if is_positive:
+            chosen.append(event.item_id)
+
+
+class ItemTable:
+    """The catalogue as feature values, padded and encoded once.
+
+    Attributes:
+        values: by item id, the values of its features.
+    """
+
+    def __init__(self, items: Iterable[Item], sizes: features.FeatureSizes) -> None:
+        self._sizes = sizes
+        self.values: dict[str, dict[str, Any]] = {}
+        for item in items:
+            padding = [b""] * (sizes.categories - len(item.categories))
+            self.values[item.item_id] = {
+                features.ITEM_ID: item.item_id.encode(),
+                features.ITEM_CATEGORIES: [name.encode() for name in item.categories] + padding,
+                features.ITEM_BRAND: item.brand.encode(),
+                features.ITEM_TRAIN_COUNT: item.train_count,
+                features.IS_TAIL: int(item.is_tail),
+            }
+
+    def row_values(self, row: Row) -> dict[str, Any]:
+        """The row by feature name, ready for `models.features.to_example`."""
+        history = [self.values[item_id] for item_id in row.history]
+        missing = self._sizes.history - len(history)
+        categories = [name for item in history for name in item[features.ITEM_CATEGORIES]]
+        return {
+            features.USER_ID: row.user_id,
+            features.HISTORY_ITEM_IDS: [item[features.ITEM_ID] for item in history] + [b""] * missing,
+            features.HISTORY_CATEGORIES: categories + [b""] * (missing * self._sizes.categories),
+            features.HISTORY_BRANDS: [item[features.ITEM_BRAND] for item in history] + [b""] * missing,
+            features.HISTORY_LENGTH: row.history_length,
+            **self.values[row.item_id],
+            features.USER_TRAIN_COUNT: row.user_train_count,
+            features.POSITION: row.history_length + 1,
+            features.IS_COLD: int(row.is_cold),
+            features.LABEL: row.label,
+        }
+
+
+def with_popularity(items: Iterable[Item], train_counts: Mapping[str, int], fraction: float) -> list[Item]:
+    """The catalogue sorted by id, with train counts and the long tail.
+
+    The long tail is the floor(fraction * items with a train positive) least popular of these, and every item
+    without one. Ties in popularity are broken by the SHA-256 of the item id: item ids often grow with time,
+    so their own order would put the older items into the tail.
+    """
+    ranked = sorted(train_counts, key=lambda i: (train_counts[i], hashlib.sha256(i.encode()).digest()))
+    tail = set(ranked[: int(fraction * len(ranked))])
+    return [
+        dataclasses.replace(
+            item,
+            train_count=train_counts.get(item.item_id, 0),
+            is_tail=item.item_id in tail or item.item_id not in train_counts,
+        )
+        for item in sorted(items, key=lambda item: item.item_id)
+    ]
+
+
+BINS = 65_536
+
+
+def bin_width(first: int, last: int) -> int:
+    """Milliseconds of one of at most BINS bins that cover [first, last]."""
+    return (last - first) // BINS + 1
+
+
+def date_cuts(bins: Mapping[int, int], first: int, width: int, config: DataConfig) -> tuple[int, int]:
+    """valid_from and test_from so that the configured fractions of positives lie behind them.
+
+    Args:
+        bins: positives by number of the bin, `(timestamp - first) // width`.
+        first: start of bin 0, Unix milliseconds.
+        width: of a bin, milliseconds.
+        config: the fractions.
+
+    Returns:
+        Each the first start of a bin with at least its share of positives before it; never beyond the last
+        bin, so that the test split is not empty.
+    """
+    total = sum(bins.values())
+    valid, test = config.split.valid_fraction, config.split.test_fraction
+    targets = [round((1 - valid - test) * total), round((1 - test) * total)]
+    cuts: list[int] = []
+    before = last = 0
+    for last in sorted(bins):
+        while len(cuts) < len(targets) and before >= targets[len(cuts)]:
+            cuts.append(first + last * width)
+        before += bins[last]
+    while len(cuts) < 2:
+        cuts.append(first + last * width)
+    return cuts[0], cuts[1]

@@ -1,0 +1,123 @@
+"""Every answer that was ever paid for, by the content of its request.
+
+One SQLite file in a directory of its own, outside TFX's executions: a killed, failed or repeated run asks
+nothing twice. Safe with several threads and processes (write-ahead log, busy time-out); an answer is
+committed before it is used. Neither keys nor user ids occur in it: the address is a hash and the response is
+the model's.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from typing import Any
+
+from components.llm_scorer.config import LlmError
+
+FILE_NAME = "responses.sqlite"
+BUSY_TIMEOUT_S = 60.0
+
+
+class ResponseCache:
+    """Content-addressed store of responses.
+
+    An entry carries a checksum over key and value. One that does not match is counted and treated as absent;
+    the fresh answer then replaces it.
+    """
+
+    def __init__(self, directory: str):
+        """Opens or creates the store.
+
+        Raises:
+            LlmError: the file is not such a store.
+        """
+        os.makedirs(directory, exist_ok=True)
+        self.path = os.path.join(directory, FILE_NAME)
+        self._corrupt = 0
+        self._corrupt_lock = threading.Lock()
+        self._local = threading.local()
+        with self._guard(), self._connection() as connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS responses "
+                "(key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL, answered_at INTEGER NOT "
+                "NULL) "
+                "WITHOUT ROWID"
+            )
+
+    def get(self, key: str) -> tuple[dict[str, Any], int] | None:
+        """The response and the Unix second of its call; None where there is none, or none to be believed."""
+        with self._guard():
+            row = (
+                self._connection()
+                .execute("SELECT value, checksum, answered_at FROM responses WHERE key = ?", (key,))
+                .fetchone()
+            )
+        if row is None:
+            return None
+        value, checksum, answered_at = row
+        if _checksum(key, value, answered_at) != checksum:
+            with self._corrupt_lock:
+                self._corrupt += 1
+            return None
+        return json.loads(value), answered_at
+
+    def put(self, key: str, response: dict[str, Any]) -> int:
+        """Stores a response, in place of an earlier one; returns its time."""
+        value, answered_at = json.dumps(response, ensure_ascii=False), int(time.time())
+        with self._guard(), self._connection() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)",
+                (key, value, _checksum(key, value, answered_at), answered_at),
+            )
+        return answered_at
+
+    def take_corrupt(self) -> int:
+        """Number of corrupt entries met since it was last asked for."""
+        with self._corrupt_lock:
+            corrupt, self._corrupt = self._corrupt, 0
+        return corrupt
+
+    def close(self) -> None:
+        """Closes the calling thread's connection."""
+        connection = self._local.__dict__.pop("connection", None)
+        if connection is not None:
+            connection.close()
+
+    def _connection(self) -> sqlite3.Connection:
+        if not hasattr(self._local, "connection"):
+            self._local.connection = connect(self.path)
+        return self._local.connection
+
+    def _guard(self) -> "_CorruptFile":
+        return _CorruptFile(self.path)
+
+
+class _CorruptFile:
+    """Turns SQLite's complaint about a damaged file into a sentence."""
+
+    def __init__(self, path: str):
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+            raise LlmError(
+                f"the response cache {self._path} is damaged ({error}); move it away (its answers will be "
+                "asked again)"
+            ) from None
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """A connection for one thread, in write-ahead mode."""
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
+
+
+def _checksum(key: str, value: object, answered_at: object) -> str:
+    return hashlib.sha256(f"{key}\n{value}\n{answered_at}".encode()).hexdigest()

@@ -1,0 +1,221 @@
+"""Whom to ask about, and which items: pure choices from train rows, seeded by hashes of ids.
+
+A context is one positive row of the train split: its user, at the moment of the row, with the history
+strictly before it. `budget.pairs // per_context` contexts are chosen, users before second contexts of a user,
+in three strata:
+
+    tail    the row's item is a long-tail item; a share `tail_chosen_fraction`, all of them labelled probes
+    cold    at most `cold_max_history` earlier positives; a share `cold_fraction`
+    other   the rest
+
+A stratum that has too few rows leaves its places to the next. A share `probe_fraction` of all contexts are
+labelled probes: they hold the row's own item beside negatives about as popular as it, drawn among its
+neighbours in the order of train counts, so that what the LLM gets right on them is not popularity. Every
+context also holds long-tail items; the places left go to the popularity pool, in cold contexts to diverse
+items: the paper's synthetic sets.
+
+No candidate is among the items that the user chose anywhere in the train split, the row's own in probes
+aside, and none has an empty title.
+"""
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from components import scores
+from components.catalog import Item
+from components.llm_scorer.config import CandidateConfig
+from components.llm_scorer.exchange import Candidate, Context
+
+Drawn = TypeVar("Drawn")
+
+TAIL = "tail"
+COLD = "cold"
+OTHER = "other"
+STRATA = (TAIL, COLD, OTHER)
+
+NEIGHBOURS = 50
+"""Negatives of a probe come from so many items on either side of the chosen one in the order of train
+counts.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moment:
+    """A positive train row: a user, what was chosen before it (latest first), and what was chosen then."""
+
+    user_id: str
+    position: int
+    history_item_ids: tuple[str, ...]
+    history_length: int
+    item_id: str
+
+
+def seeded_fraction(*parts: object) -> float:
+    """A number in [0, 1) that depends on the parts alone, not on process, order or bundle."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:7]) / 2**56
+
+
+def context_id(moment: Moment, seed: int) -> str:
+    """Name of a context that does not tell the user id."""
+    return hashlib.sha256(f"context\x1f{seed}\x1f{moment.user_id}\x1f{moment.position}".encode()).hexdigest()[
+        :24
+    ]
+
+
+def number_of_contexts(pairs: int, per_context: int) -> int:
+    """How many contexts a budget of pairs can hold; at least one, which then has fewer candidates."""
+    return max(1, pairs // per_context)
+
+
+def stratum(moment: Moment, catalog: Mapping[str, Item], config: CandidateConfig) -> str:
+    """One of STRATA."""
+    item = catalog.get(moment.item_id)
+    if item is not None and item.is_tail and item.title:
+        return TAIL
+    return COLD if moment.history_length <= config.cold_max_history else OTHER
+
+
+def can_be_asked(moment: Moment, catalog: Mapping[str, Item]) -> bool:
+    """Whether a prompt can tell anything of the history."""
+    return any(i in catalog and catalog[i].title for i in moment.history_item_ids)
+
+
+def choose_moments(
+    by_stratum: Mapping[str, Sequence[Moment]], contexts: int, config: CandidateConfig
+) -> list[tuple[Moment, str]]:
+    """Fills the strata's shares, then lets what is left over go to the others.
+
+    Args:
+        by_stratum: each in order of priority.
+        contexts: how many to choose at most.
+
+    Returns:
+        Moments with their stratum.
+    """
+    shares = {TAIL: int(contexts * config.tail_chosen_fraction), COLD: int(contexts * config.cold_fraction)}
+    chosen: list[tuple[Moment, str]] = []
+    left: dict[str, Sequence[Moment]] = {}
+    for name in STRATA:
+        share = shares.get(name, contexts - len(chosen))
+        users = {moment.user_id for moment, _ in chosen}
+        # A stable sort: users whom no other stratum asks about come first, each part in order of priority.
+        moments = sorted(by_stratum.get(name, ()), key=lambda moment, users=users: moment.user_id in users)
+        chosen += [(moment, name) for moment in moments[:share]]
+        left[name] = moments[share:]
+    for name in (OTHER, COLD, TAIL):
+        chosen += [(moment, name) for moment in left[name][: contexts - len(chosen)]]
+    return chosen
+
+
+def choose_probes(
+    moments: Iterable[tuple[Moment, str]], catalog: Mapping[str, Item], config: CandidateConfig, seed: int
+):
+    """Which of the chosen moments become labelled probes: all of the tail stratum, then others by hash.
+
+    Returns:
+        The set of (user_id, position).
+    """
+    moments = list(moments)
+    wanted = round(config.probe_fraction * len(moments))
+    able = [(m, name) for m, name in moments if m.item_id in catalog and catalog[m.item_id].title]
+    able.sort(
+        key=lambda pair: (pair[1] != TAIL, seeded_fraction(seed, "probe", pair[0].user_id, pair[0].position))
+    )
+    return {(m.user_id, m.position) for m, _ in able[:wanted]}
+
+
+class CandidatePools:
+    """The catalogue in the orders that candidates are drawn from."""
+
+    def __init__(self, catalog: Mapping[str, Item], config: CandidateConfig):
+        titled = [item for item in catalog.values() if item.title]
+        # Ties are broken by a hash, or items would follow the order of their ids.
+        titled.sort(key=lambda item: (item.train_count, seeded_fraction("rank", item.item_id)))
+        self._config = config
+        self._by_popularity = [item.item_id for item in titled]
+        self._rank = {item_id: n for n, item_id in enumerate(self._by_popularity)}
+        self._popular = self._by_popularity[: -config.popularity_pool - 1 : -1]
+        self._tail = [item.item_id for item in titled if item.is_tail]
+        groups: dict[str, list[str]] = {}
+        for item in titled:
+            groups.setdefault(item.categories[0] if item.categories else "", []).append(item.item_id)
+        self._by_category = [groups[name] for name in sorted(groups)]
+
+    def context(
+        self,
+        moment: Moment,
+        *,
+        name: str,
+        probe: bool,
+        chosen_anywhere: Collection[str],
+        size: int,
+        seed: int,
+        user_id: str = "",
+    ) -> Context:
+        """Draws the candidates of one context.
+
+        Args:
+            moment: the user's moment.
+            name: its stratum.
+            probe: whether the chosen item and negatives beside it are asked about.
+            chosen_anywhere: items that the user chose in the train split, before or after the moment.
+            size: candidates at most.
+            seed: of the draw, with the context's id.
+            user_id: stored with the context; empty to store none.
+        """
+        identifier = context_id(moment, seed)
+        rng = random.Random(
+            int.from_bytes(hashlib.sha256(f"draw\x1f{seed}\x1f{identifier}".encode()).digest())
+        )
+        taken = set(chosen_anywhere) | set(moment.history_item_ids) | {moment.item_id}
+        drawn: list[Candidate] = []
+
+        def draw(pool: Iterable[str], number: int, role: str) -> None:
+            for item_id in pool:
+                if number <= 0 or len(drawn) >= size:
+                    return
+                if item_id not in taken:
+                    taken.add(item_id)
+                    drawn.append(Candidate(item_id=item_id, role=role))
+                    number -= 1
+
+        if probe:
+            drawn.append(Candidate(item_id=moment.item_id, role=scores.CHOSEN))
+            draw(self._neighbours(moment.item_id, rng), self._config.negatives_per_probe, scores.NEGATIVE)
+        draw(_shuffled(self._tail, rng), self._config.tail_per_context, scores.TAIL)
+        if name == COLD:
+            draw(self._diverse(rng), size, scores.DIVERSE)
+        draw(_shuffled(self._popular, rng), size, scores.POPULAR)
+        return Context(
+            context_id=identifier,
+            history_item_ids=moment.history_item_ids,
+            history_length=moment.history_length,
+            candidates=tuple(drawn),
+            chosen_item_id=moment.item_id if probe else "",
+            user_id=user_id,
+        )
+
+    def _neighbours(self, item_id: str, rng: random.Random) -> Iterable[str]:
+        rank = self._rank[item_id]
+        return _shuffled(self._by_popularity[max(0, rank - NEIGHBOURS) : rank + NEIGHBOURS + 1], rng)
+
+    def _diverse(self, rng: random.Random) -> Iterable[str]:
+        """One item of each category in a random order of categories, then a second round, and so on."""
+        categories = list(_shuffled(self._by_category, rng))
+        for _ in range(2):
+            for items in categories:
+                yield items[rng.randrange(len(items))]
+
+
+def _shuffled(values: Sequence[Drawn], rng: random.Random) -> Iterable[Drawn]:
+    """All values in random order, at a cost that grows only with how many are taken."""
+    swapped: dict[int, int] = {}
+    for n in range(len(values)):
+        other = rng.randrange(n, len(values))
+        index = swapped.get(other, other)
+        swapped[other] = swapped.get(n, n)
+        yield values[index]

@@ -1,0 +1,266 @@
+"""What a person decides about the LLM: which one, how it is asked, about whom, and what it may cost."""
+
+import os
+import urllib.parse
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+BUNDLED_MODEL = "smollm2-135m-instruct-q4_1"
+"""Runs on this machine without a key: see local_model.py."""
+
+OPENAI_BASE_URL = "https://api.openai.com/v1"
+
+LISTWISE = "listwise"
+TITLE_LIKELIHOOD = "title_likelihood"
+
+
+class LlmError(RuntimeError):
+    """The scoring job cannot start or must stop; the message says why and how to go on. Never holds a
+    secret.
+    """
+
+
+class Price(BaseModel):
+    """US dollars for a million tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: float = Field(ge=0, description="prompt tokens that the server had not cached")
+    cached_prompt: float = Field(ge=0, description="prompt tokens that the server read from its own cache")
+    completion: float = Field(ge=0, description="tokens of the answer")
+
+
+KNOWN_PRICES = {
+    BUNDLED_MODEL: Price(prompt=0, cached_prompt=0, completion=0),
+    "gpt-4o-mini": Price(prompt=0.15, cached_prompt=0.075, completion=0.60),
+    "gpt-4o": Price(prompt=2.50, cached_prompt=1.25, completion=10.00),
+}
+"""List prices; `llm.price_per_million_tokens` takes precedence."""
+
+
+class Budget(BaseModel):
+    """How much may be asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pairs: int = Field(default=1500, ge=1, description="(user, candidate) pairs to score; never exceeded")
+    max_cost_usd: float | None = Field(
+        default=None,
+        gt=0,
+        description="no call is sent that could bring the cost of all answers, those of earlier runs "
+        "included, "
+        "above this; needs a known price",
+    )
+
+
+class CandidateConfig(BaseModel):
+    """Which contexts (users at a moment of the train split) and which candidates are asked about. See
+    candidates.py.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    per_context: int = Field(default=10, ge=2, le=100, description="candidates a context is asked about")
+    probe_fraction: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of contexts that are labelled probes: they hold the item chosen next",
+    )
+    negatives_per_probe: int = Field(
+        default=3,
+        ge=1,
+        description="sampled negatives about as popular as the chosen item, beside it in a probe",
+    )
+    popularity_pool: int = Field(default=200, ge=1, description="K: size of the pool of most popular items")
+    cold_max_history: int = Field(
+        default=3, ge=1, description="a context with at most so many earlier positives is cold"
+    )
+    cold_fraction: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="share of contexts kept for cold ones; they get diverse candidates",
+    )
+    tail_chosen_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="share of contexts kept for probes whose chosen item is a long-tail item",
+    )
+    tail_per_context: int = Field(default=2, ge=0, description="long-tail candidates in every context")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        parts = 1 + self.negatives_per_probe + self.tail_per_context
+        if parts > self.per_context:
+            raise ValueError(
+                f"1 + negatives_per_probe + tail_per_context must be at most per_context, got {parts} > "
+                f"{self.per_context}; raise llm.candidates.per_context"
+            )
+        if self.cold_fraction + self.tail_chosen_fraction > 1:
+            raise ValueError(
+                "cold_fraction + tail_chosen_fraction must be at most 1, got "
+                f"{self.cold_fraction + self.tail_chosen_fraction:g}; lower one of them in llm.candidates"
+            )
+        return self
+
+
+class LocalServerConfig(BaseModel):
+    """The process that serves the bundled model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threads: int = Field(default=2, ge=1, description="CPU threads for all slots together")
+    slots: int = Field(default=16, ge=1, description="requests decoded side by side")
+    context: int = Field(default=1024, ge=128, description="tokens that a slot holds, prompt and answer")
+
+
+class LlmConfig(BaseModel):
+    """The LLM. `model: gpt-4o-mini` with OPENAI_API_KEY in the environment is all that another LLM needs."""
+
+    # A wrong value may be a key in the wrong place: errors name the field and the rule, not the input.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    model: str = Field(default=BUNDLED_MODEL, min_length=1, description="the model's name at the endpoint")
+    base_url: str | None = Field(
+        default=None,
+        description="an OpenAI-compatible endpoint, ending in /v1; empty: a local server for the bundled "
+        "model, "
+        "OpenAI's API for any other",
+    )
+    api_key_env: str = Field(
+        default="OPENAI_API_KEY",
+        min_length=1,
+        description="NAME of the environment variable that holds the key",
+    )
+    strategy: str | None = Field(
+        default=None,
+        description=f"how it is asked: {LISTWISE} or {TITLE_LIKELIHOOD} (llama.cpp servers only); "
+        f"empty: {TITLE_LIKELIHOOD} for the bundled model, {LISTWISE} for any other",
+    )
+    prompt_file: str | None = Field(default=None, description="a prompt file in place of the strategy's own")
+    history_items: int = Field(
+        default=10, ge=1, le=100, description="latest items of the history that a prompt tells"
+    )
+    temperature: float | None = Field(
+        default=0, ge=0, le=2, description="empty where a model refuses the parameter"
+    )
+    max_output_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="cut of one answer; empty: by the strategy, from the number of candidates",
+    )
+    seed: int = Field(
+        default=0, description="of the choice and order of candidates, and of the endpoint's sampling"
+    )
+    timeout_s: float = Field(
+        default=120, gt=0, description="seconds until a silent endpoint counts as failed"
+    )
+    max_retries: int = Field(
+        default=5,
+        ge=0,
+        le=20,
+        description="repeats of a call that failed in passing, with exponential back-off",
+    )
+    concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="calls under way in one worker; empty: the local server's slots, or 16",
+    )
+    max_failure_rate: float = Field(
+        default=0.1, ge=0, le=1, description="above this share of failed pairs the component fails"
+    )
+    store_user_ids: bool = Field(default=False, description="write user ids into the score table")
+    price_per_million_tokens: Price | None = Field(
+        default=None, description="empty: the list price where it is known"
+    )
+    budget: Budget = Budget()
+    candidates: CandidateConfig = CandidateConfig()
+    local_server: LocalServerConfig = LocalServerConfig()
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urllib.parse.urlsplit(value)
+        # The value itself stays out of the message: it may carry a password.
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("base_url must be like https://host/v1, got something else; set llm.base_url")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(
+                "base_url must carry no user, password or query; put the key into the environment variable "
+                "that llm.api_key_env names"
+            )
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.strategy not in (None, LISTWISE, TITLE_LIKELIHOOD):
+            raise ValueError(
+                f"strategy must be one of {LISTWISE}, {TITLE_LIKELIHOOD}, got {self.strategy!r}; set "
+                "llm.strategy"
+            )
+        if self.strategy == TITLE_LIKELIHOOD and not self.uses_local_server and self.base_url is None:
+            raise ValueError(
+                f"strategy {TITLE_LIKELIHOOD} needs a llama.cpp server, got OpenAI's API for model "
+                f"{self.model!r}; "
+                f"set llm.strategy to {LISTWISE} or llm.base_url to such a server"
+            )
+        if self.budget.max_cost_usd is not None and self.price is None:
+            raise ValueError(
+                f"max_cost_usd needs the price of {self.model!r}, which is not known; set "
+                "llm.price_per_million_tokens"
+            )
+        return self
+
+    @property
+    def uses_local_server(self) -> bool:
+        """Whether the scorer starts the bundled model itself."""
+        return self.model == BUNDLED_MODEL and self.base_url is None
+
+    @property
+    def price(self) -> Price | None:
+        """The price that counts; None where it is unknown."""
+        return self.price_per_million_tokens or KNOWN_PRICES.get(self.model)
+
+    def resolve(self) -> "LlmConfig":
+        """The same choices with nothing left to defaults that depend on each other.
+
+        After it, `strategy` and `concurrency` are set, and `base_url` is None only where the scorer starts
+        the server.
+        """
+        local = self.uses_local_server
+        return self.model_copy(
+            update={
+                "base_url": self.base_url or (None if local else OPENAI_BASE_URL),
+                "strategy": self.strategy or (TITLE_LIKELIHOOD if self.model == BUNDLED_MODEL else LISTWISE),
+                "concurrency": self.concurrency or (self.local_server.slots if local else 16),
+                "price_per_million_tokens": self.price,
+            }
+        )
+
+    def check_needs(self) -> None:
+        """Raises LlmError where something that only this machine can tell is missing, before anything is
+        spent.
+        """
+        resolved = self.resolve()
+        if resolved.base_url == OPENAI_BASE_URL and not os.environ.get(self.api_key_env):
+            raise LlmError(
+                f"model {self.model!r} is asked at OpenAI's API, which needs a key, and the environment "
+                "variable "
+                f"{self.api_key_env} is not set; set it, or llm.base_url, or leave llm.model empty for the "
+                "bundled model"
+            )
+        if self.uses_local_server:
+            from components.llm_scorer import local_server
+
+            try:
+                local_server.check_runtime()
+            except local_server.LocalServerError as error:
+                raise LlmError(str(error)) from None
+        if self.prompt_file is not None and not os.path.isfile(self.prompt_file):
+            raise LlmError(f"llm.prompt_file must be a file, got {self.prompt_file}")

@@ -1,0 +1,184 @@
+"""What travels between strategy, cache, client and parser: contexts, requests, answers."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+CHAT = "chat"
+FORCED = "forced_completion"
+"""Kinds of request. CHAT: `body` goes to /chat/completions. FORCED: `body` is {prompt, text}; the answer
+tells the log-probability of each token of `text` after `prompt` (llama.cpp servers)."""
+
+TIMEOUT = "timeout"
+CONNECTION = "connection"
+RATE_LIMITED = "rate_limited"
+SERVER_ERROR = "server_error"
+BAD_REQUEST = "bad_request"
+INVALID_RESPONSE = "invalid_response"
+BUDGET_EXHAUSTED = "budget_exhausted"
+REFUSED = "refused"
+TRUNCATED = "truncated"
+INVALID_JSON = "invalid_json"
+MISSING_ITEM = "missing_item"
+REPEATED_ITEM = "repeated_item"
+NOT_A_NUMBER = "not_a_number"
+OUT_OF_RANGE = "out_of_range"
+REASONS = (
+    TIMEOUT,
+    CONNECTION,
+    RATE_LIMITED,
+    SERVER_ERROR,
+    BAD_REQUEST,
+    INVALID_RESPONSE,
+    BUDGET_EXHAUSTED,
+    REFUSED,
+    TRUNCATED,
+    INVALID_JSON,
+    MISSING_ITEM,
+    REPEATED_ITEM,
+    NOT_A_NUMBER,
+    OUT_OF_RANGE,
+)
+"""Why a (context, item) got no score: the endpoint's failures, the budget's end, then the answer's own."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An item to ask about, and why: a name of scores.ROLES."""
+
+    item_id: str
+    role: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """A user at one moment of the train split, with the candidates to ask about.
+
+    Attributes:
+        context_id: hash of user, position and seed.
+        history_item_ids: latest first, all strictly before that moment.
+        history_length: number of earlier positives, not cut.
+        candidates: distinct items, none of them in the history.
+        chosen_item_id: the item that the user chose at that moment, in labelled probes; empty elsewhere.
+        user_id: empty unless llm.store_user_ids.
+    """
+
+    context_id: str
+    history_item_ids: tuple[str, ...]
+    history_length: int
+    candidates: tuple[Candidate, ...]
+    chosen_item_id: str = ""
+    user_id: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Context":
+        values = json.loads(text)
+        values["history_item_ids"] = tuple(values["history_item_ids"])
+        values["candidates"] = tuple(Candidate(**c) for c in values["candidates"])
+        return cls(**values)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlmRequest:
+    """One call.
+
+    Attributes:
+        kind: CHAT or FORCED.
+        body: what is asked, JSON types only; with `model` and `prompt_version` it decides the answer.
+        max_tokens: upper bound of the answer's length.
+        expected_tokens: the answer's likely length, for estimates.
+    """
+
+    kind: str
+    model: str
+    prompt_version: str
+    body: dict[str, Any]
+    max_tokens: int
+    expected_tokens: int
+
+    @property
+    def key(self) -> str:
+        """Content address: equal requests have equal keys, whoever sends them, whenever, to whichever
+        address.
+        """
+        identity = [self.model, self.kind, self.prompt_version, self.body, self.max_tokens]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Size of everything that is sent, an upper bound of its tokens (a token is at least one byte)."""
+        return len(json.dumps(self.body, ensure_ascii=False).encode())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RequestGroup:
+    """A context's requests; they share a prompt prefix and are sent in order, so that a server's prefix cache
+    serves.
+    """
+
+    context: Context
+    requests: tuple[LlmRequest, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came of one request: a response, or a reason from REASONS with a detail free of secrets.
+
+    Attributes:
+        response: CHAT: the endpoint's JSON. FORCED: {token_logprobs: [float], usage: {...}}.
+        answered_at: Unix seconds; for a cached answer the moment of the call.
+    """
+
+    response: dict[str, Any] | None = None
+    reason: str = ""
+    detail: str = ""
+    cached: bool = False
+    answered_at: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnsweredGroup:
+    """A group with one answer for each request, in order."""
+
+    context: Context
+    answers: tuple[Answer, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CandidateResult:
+    """What a strategy read for one candidate: both scores, or neither and the reason.
+
+    Attributes:
+        llm_score: in [0, 1].
+        raw_score: in the strategy's own unit.
+    """
+
+    item_id: str
+    llm_score: float | None = None
+    raw_score: float | None = None
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens of one answer as the endpoint counts them; `cached_prompt` is part of `prompt`."""
+
+    prompt: int = 0
+    cached_prompt: int = 0
+    completion: int = 0
+
+    @classmethod
+    def of(cls, response: dict[str, Any]) -> "Usage":
+        """Reads an OpenAI `usage` object; what is missing counts as 0."""
+        usage = response.get("usage") or {}
+        details = usage.get("prompt_tokens_details") or {}
+        return cls(
+            prompt=int(usage.get("prompt_tokens") or 0),
+            cached_prompt=int(details.get("cached_tokens") or 0),
+            completion=int(usage.get("completion_tokens") or 0),
+        )

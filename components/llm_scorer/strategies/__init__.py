@@ -1,0 +1,48 @@
+"""How an LLM is asked about a context's candidates, and how its answer is read. One module a strategy.
+
+A strategy turns a context into requests and answers into one result for each candidate, in the context's
+order. It does no input or output of its own, so it can be planned, tested and replayed without an LLM.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from components.catalog import Item
+from components.llm_scorer.config import LISTWISE, TITLE_LIKELIHOOD, LlmConfig
+from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
+from components.llm_scorer.strategies.listwise import Listwise
+from components.llm_scorer.strategies.title_likelihood import TitleLikelihood
+
+
+class Strategy(Protocol):
+    """What the scorer needs of a strategy."""
+
+    prompt_version: str
+
+    def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
+        """What to send for a context, in the order in which a server's prefix cache serves best."""
+
+    def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
+        """One result for each candidate, in order; `answers` belong to `requests`, one by one."""
+
+
+STRATEGIES: dict[str, Callable[[LlmConfig], Strategy]] = {
+    LISTWISE: Listwise,
+    TITLE_LIKELIHOOD: TitleLikelihood,
+}
+
+
+def create_strategy(config: LlmConfig) -> Strategy:
+    """The configured strategy.
+
+    Args:
+        config: resolved.
+
+    Raises:
+        ValueError: unknown strategy, or a prompt file that does not fit it.
+    """
+    if config.strategy not in STRATEGIES:
+        raise ValueError(
+            f"strategy must be one of {sorted(STRATEGIES)}, got {config.strategy!r}; set llm.strategy"
+        )
+    return STRATEGIES[config.strategy](config)

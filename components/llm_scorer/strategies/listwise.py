@@ -1,0 +1,154 @@
+"""The paper's way of asking: one call tells the history and asks for a score in [0, 1] of each candidate."""
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+
+from components.catalog import Item
+from components.llm_scorer import exchange
+from components.llm_scorer.config import LlmConfig
+from components.llm_scorer.exchange import Answer, Candidate, CandidateResult, Context, LlmRequest
+from components.llm_scorer.item_text import describe
+from components.llm_scorer.prompt import load_prompt
+
+_PLACEHOLDERS: dict[str, tuple[str, ...]] = {"system": (), "user": ("history", "count", "candidates")}
+_TOKENS_PER_CANDIDATE = 24
+_TOKENS_AROUND = 32
+_EXPECTED_PER_CANDIDATE = 11
+_EXPECTED_AROUND = 8
+
+# The strictest common subset of what endpoints enforce: every field required, nothing further, no ranges or
+# lengths.
+_RESPONSE_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "candidate_scores",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {
+                "scores": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {"item": {"type": "integer"}, "score": {"type": "number"}},
+                        "required": ["item", "score"],
+                        "additionalProperties": False,
+                    },
+                }
+            },
+            "required": ["scores"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+class Listwise:
+    """Structured JSON over numbered candidates.
+
+    Candidates carry short numbers instead of ids and stand in an order permuted by a hash of seed and
+    context, so that neither the order of the sources nor the ids' looks can sway the model. raw_score =
+    llm_score = the model's number. An answer that is refused, truncated or no JSON scores nothing; within a
+    valid one, a candidate that is missing, repeated, not a number or out of [0, 1] fails alone, and numbers
+    that were not asked about are ignored.
+
+    Source: arXiv 2512.21526, the prompt of section 3 (history of ten, structured answer); wording and schema
+    are ours.
+    """
+
+    def __init__(self, config: LlmConfig):
+        self._config = config
+        self._prompt = load_prompt("listwise.v1.txt", config.prompt_file, _PLACEHOLDERS)
+        self.prompt_version = self._prompt.version
+
+    def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
+        history = [catalog[i] for i in context.history_item_ids if i in catalog and catalog[i].title]
+        candidates = self._permuted(context)
+        user = self._prompt.fill(
+            "user",
+            history="\n".join(f"- {describe(item)}" for item in history[: self._config.history_items]),
+            count=str(len(candidates)),
+            candidates="\n".join(
+                f"{n}. {describe(catalog[c.item_id])}" for n, c in enumerate(candidates, start=1)
+            ),
+        )
+        body: dict = {
+            "messages": [
+                {"role": "system", "content": self._prompt.fill("system")},
+                {"role": "user", "content": user},
+            ],
+            "response_format": _RESPONSE_FORMAT,
+            "seed": self._config.seed,
+        }
+        if self._config.temperature is not None:
+            body["temperature"] = self._config.temperature
+        limit = self._config.max_output_tokens or _TOKENS_AROUND + _TOKENS_PER_CANDIDATE * len(candidates)
+        return (
+            LlmRequest(
+                kind=exchange.CHAT,
+                model=self._config.model,
+                prompt_version=self.prompt_version,
+                body=body,
+                max_tokens=limit,
+                expected_tokens=min(limit, _EXPECTED_AROUND + _EXPECTED_PER_CANDIDATE * len(candidates)),
+            ),
+        )
+
+    def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
+        (answer,) = answers
+        by_item = self._read(self._permuted(context), answer)
+        return [by_item[c.item_id] for c in context.candidates]
+
+    def _permuted(self, context: Context) -> list[Candidate]:
+        digest = hashlib.sha256(f"order\x1f{self._config.seed}\x1f{context.context_id}".encode()).digest()
+        candidates = list(context.candidates)
+        random.Random(int.from_bytes(digest)).shuffle(candidates)
+        return candidates
+
+    def _read(self, candidates: Sequence[Candidate], answer: Answer) -> dict[str, CandidateResult]:
+        def all_failed(reason: str, detail: str) -> dict[str, CandidateResult]:
+            return {
+                c.item_id: CandidateResult(item_id=c.item_id, reason=reason, detail=detail)
+                for c in candidates
+            }
+
+        if answer.response is None:
+            return all_failed(answer.reason, answer.detail)
+        choice = answer.response["choices"][0]
+        message = choice["message"]
+        if message.get("refusal") or choice.get("finish_reason") == "content_filter":
+            return all_failed(exchange.REFUSED, "the model refused to answer")
+        if choice.get("finish_reason") == "length":
+            return all_failed(exchange.TRUNCATED, "cut at the limit of tokens; raise llm.max_output_tokens")
+        try:
+            entries = json.loads(message.get("content") or "")["scores"]
+        except (ValueError, KeyError, TypeError):
+            return all_failed(exchange.INVALID_JSON, "the answer is not the JSON that was asked for")
+        if not isinstance(entries, list):
+            return all_failed(exchange.INVALID_JSON, "`scores` is no list")
+        found: dict[int, list] = {}
+        for entry in entries:
+            number = entry.get("item") if isinstance(entry, dict) else None
+            # True is an int to Python, and 1.0 equals 1: only a whole number as asked counts.
+            if type(number) is int:
+                found.setdefault(number, []).append(entry.get("score"))
+        return {c.item_id: _result(c.item_id, found.get(n, [])) for n, c in enumerate(candidates, start=1)}
+
+
+def _result(item_id: str, scores: list) -> CandidateResult:
+    def failed(reason: str, detail: str) -> CandidateResult:
+        return CandidateResult(item_id=item_id, reason=reason, detail=detail)
+
+    if not scores:
+        return failed(exchange.MISSING_ITEM, "the answer leaves the candidate out")
+    if len(scores) > 1:
+        return failed(exchange.REPEATED_ITEM, f"the answer names the candidate {len(scores)} times")
+    (score,) = scores
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+        return failed(exchange.NOT_A_NUMBER, "the candidate's score is no finite number")
+    if not 0 <= score <= 1:
+        return failed(exchange.OUT_OF_RANGE, f"the candidate's score is {score:g}, not in [0, 1]")
+    return CandidateResult(item_id=item_id, llm_score=float(score), raw_score=float(score))

@@ -1,0 +1,253 @@
+"""The scorer's Beam steps: train rows to contexts with candidates, and those to scores and failures."""
+
+import json
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+import tensorflow as tf
+from apache_beam.ml.inference.base import RunInference
+
+from components.catalog import Item, read_catalog
+from components.llm_scorer.candidates import (
+    CandidatePools,
+    Moment,
+    can_be_asked,
+    choose_moments,
+    choose_probes,
+    number_of_contexts,
+    seeded_fraction,
+    stratum,
+)
+from components.llm_scorer.config import LlmConfig
+from components.llm_scorer.exchange import AnsweredGroup, CandidateResult, Context, RequestGroup
+from components.llm_scorer.handler import LlmHandler
+from components.llm_scorer.strategies import create_strategy
+from components.scores import ScoreRecord
+from models import features
+
+SCORES = "scores"
+FAILURES = "failures"
+
+MAX_CONTEXTS_PER_USER = 20
+"""Contexts of one user in one stratum at most: bounds what is kept of a user with very many rows."""
+
+
+class ContextsToAsk(beam.PTransform):
+    """Serialized train rows -> Context, within the budget of pairs. See candidates.py."""
+
+    def __init__(self, catalog_directory: str, config: LlmConfig):
+        super().__init__()
+        self._catalog_directory = catalog_directory
+        self._config = config
+
+    def expand(self, rows: beam.PCollection) -> beam.PCollection:
+        config = self._config
+        contexts = number_of_contexts(config.budget.pairs, config.candidates.per_context)
+        moments = rows | "ParseMoments" >> beam.ParDo(_ParseMoments())
+        by_stratum = (
+            moments
+            | "AssignStratum" >> beam.ParDo(_AssignStratum(self._catalog_directory, config))
+            | "FirstOfUser" >> beam.combiners.Top.SmallestPerKey(MAX_CONTEXTS_PER_USER, key=_priority)
+            | "UsersFirst" >> beam.FlatMap(_by_round)
+            | "FirstOfStratum" >> beam.combiners.Top.SmallestPerKey(contexts, key=_priority)
+        )
+        chosen = (
+            rows.pipeline
+            | "Once" >> beam.Create([contexts])
+            | "ChooseMoments"
+            >> beam.ParDo(_ChooseMoments(self._catalog_directory, config), beam.pvalue.AsDict(by_stratum))
+        )
+        users = chosen | "Users" >> beam.Keys() | "UserSet" >> beam.combiners.ToSet()
+        chosen_anywhere = (
+            moments
+            | "ItemsOfUsers" >> beam.FlatMap(_items_of_users, beam.pvalue.AsSingleton(users))
+            | "DistinctItems" >> beam.CombinePerKey(_union)
+        )
+        return (
+            {"moments": chosen, "items": chosen_anywhere}
+            | "JoinItems" >> beam.CoGroupByKey()
+            | "DrawCandidates" >> beam.ParDo(_DrawCandidates(self._catalog_directory, config))
+        )
+
+
+class AskLlm(beam.PTransform):
+    """Context -> {SCORES: ScoreRecord, FAILURES: JSON lines}; each candidate ends in exactly one of them."""
+
+    def __init__(self, catalog_directory: str, config: LlmConfig, handler: LlmHandler):
+        super().__init__()
+        self._catalog_directory = catalog_directory
+        self._config = config
+        self._handler = handler
+
+    def expand(self, contexts: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
+        return (
+            contexts
+            | "Spread" >> beam.Reshuffle()
+            | "BuildRequests" >> beam.ParDo(_BuildRequests(self._catalog_directory, self._config))
+            | "RunInference" >> RunInference(self._handler)
+            | "ReadAnswers" >> beam.ParDo(_ReadAnswers(self._config)).with_outputs(SCORES, FAILURES)
+        )
+
+
+class _ParseMoments(beam.DoFn):
+    """Serialized row -> Moment where the label is 1."""
+
+    def process(self, row: bytes) -> Iterator[Moment]:
+        columns = tf.train.Example.FromString(row).features.feature
+        if columns[features.LABEL].int64_list.value[0] != 1:
+            return
+        history = columns[features.HISTORY_ITEM_IDS].bytes_list.value
+        yield Moment(
+            user_id=columns[features.USER_ID].bytes_list.value[0].decode(),
+            position=columns[features.POSITION].int64_list.value[0],
+            history_item_ids=tuple(i.decode() for i in history if i),
+            history_length=columns[features.HISTORY_LENGTH].int64_list.value[0],
+            item_id=columns[features.ITEM_ID].bytes_list.value[0].decode(),
+        )
+
+
+class _WithCatalog(beam.DoFn):
+    """Reads the catalogue once a worker."""
+
+    def __init__(self, catalog_directory: str, config: LlmConfig):
+        self._catalog_directory = catalog_directory
+        self._config = config
+        self._catalog: dict[str, Item] = {}
+
+    def setup(self) -> None:
+        self._catalog = read_catalog(self._catalog_directory)
+
+
+class _AssignStratum(_WithCatalog):
+    """Moment -> ((stratum, user), (priority, Moment)) where it can be asked about."""
+
+    def process(self, moment: Moment):
+        if can_be_asked(moment, self._catalog):
+            name = stratum(moment, self._catalog, self._config.candidates)
+            fraction = seeded_fraction(self._config.seed, "context", moment.user_id, moment.position)
+            # The position breaks ties, so that equal hashes cannot let the order of rows decide.
+            yield (name, moment.user_id), ((0, fraction, moment.position), moment)
+
+
+def _priority(prioritised: tuple[tuple, Moment]) -> tuple:
+    return prioritised[0]
+
+
+def _by_round(element: tuple[tuple[str, str], list[tuple[tuple, Moment]]]):
+    """All users' first contexts rank before any user's second."""
+    (name, user_id), prioritised = element
+    for round_number, ((_, fraction, position), moment) in enumerate(prioritised):
+        yield name, ((round_number, fraction, user_id, position), moment)
+
+
+class _ChooseMoments(_WithCatalog):
+    """The budget's number of contexts, and the candidates for them by stratum -> (user, (Moment, stratum,
+    probe)).
+    """
+
+    def process(self, contexts: int, by_stratum: dict[str, list[tuple[tuple, Moment]]]):
+        config = self._config.candidates
+        ordered = {name: [moment for _, moment in found] for name, found in by_stratum.items()}
+        chosen = choose_moments(ordered, contexts, config)
+        probes = choose_probes(chosen, self._catalog, config, self._config.seed)
+        for moment, name in chosen:
+            yield moment.user_id, (moment, name, (moment.user_id, moment.position) in probes)
+
+
+def _items_of_users(moment: Moment, users: set[str]) -> Iterator[tuple[str, frozenset[str]]]:
+    if moment.user_id in users:
+        yield moment.user_id, frozenset((moment.item_id, *moment.history_item_ids))
+
+
+def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
+    return frozenset().union(*sets)
+
+
+class _DrawCandidates(_WithCatalog):
+    """A user's chosen moments and items -> Contexts."""
+
+    def setup(self) -> None:
+        super().setup()
+        self._pools = CandidatePools(self._catalog, self._config.candidates)
+
+    def process(self, element: tuple[str, dict[str, list]]) -> Iterator[Context]:
+        _, joined = element
+        items = _union(joined["items"])
+        for moment, name, probe in joined["moments"]:
+            context = self._pools.context(
+                moment,
+                name=name,
+                probe=probe,
+                chosen_anywhere=items,
+                size=min(self._config.candidates.per_context, self._config.budget.pairs),
+                seed=self._config.seed,
+                user_id=moment.user_id if self._config.store_user_ids else "",
+            )
+            # One candidate alone can never form a pair.
+            if len(context.candidates) > 1:
+                yield context
+
+
+class _BuildRequests(_WithCatalog):
+    """Context -> RequestGroup."""
+
+    def setup(self) -> None:
+        super().setup()
+        self._strategy = create_strategy(self._config)
+
+    def process(self, context: Context) -> Iterator[RequestGroup]:
+        yield RequestGroup(context=context, requests=self._strategy.requests(context, self._catalog))
+
+
+class _ReadAnswers(beam.DoFn):
+    """AnsweredGroup -> at most one ScoreRecord, and a JSON line for each candidate that failed."""
+
+    def __init__(self, config: LlmConfig):
+        self._config = config
+
+    def setup(self) -> None:
+        self._strategy = create_strategy(self._config)
+
+    def process(self, group: AnsweredGroup):
+        context = group.context
+        results = self._strategy.results(context, group.answers)
+        for result in results:
+            if result.reason:
+                yield beam.pvalue.TaggedOutput(FAILURES, _failure_line(context, result))
+        scored = [
+            (candidate.item_id, candidate.role, result.llm_score, result.raw_score)
+            for candidate, result in zip(context.candidates, results, strict=True)
+            if result.llm_score is not None and result.raw_score is not None
+        ]
+        if scored:
+            yield beam.pvalue.TaggedOutput(
+                SCORES,
+                ScoreRecord(
+                    context_id=context.context_id,
+                    history_item_ids=context.history_item_ids,
+                    history_length=context.history_length,
+                    item_ids=tuple(item_id for item_id, _, _, _ in scored),
+                    llm_scores=tuple(llm_score for _, _, llm_score, _ in scored),
+                    raw_scores=tuple(raw_score for _, _, _, raw_score in scored),
+                    roles=tuple(role for _, role, _, _ in scored),
+                    chosen_item_id=context.chosen_item_id,
+                    user_id=context.user_id,
+                    model=self._config.model,
+                    strategy=str(self._config.strategy),
+                    prompt_version=self._strategy.prompt_version,
+                    # The oldest answer that the scores rest on: a table is as stale as its stalest part.
+                    scored_at=min(a.answered_at for a in group.answers if a.response is not None),
+                ),
+            )
+
+
+def _failure_line(context: Context, result: CandidateResult) -> str:
+    return json.dumps(
+        {
+            "context_id": context.context_id,
+            "item_id": result.item_id,
+            "reason": result.reason,
+            "detail": result.detail,
+        },
+        ensure_ascii=False,
+    )

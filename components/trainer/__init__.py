@@ -1,0 +1,1 @@
+"""Trains the ranking model on rows and preference pairs."""

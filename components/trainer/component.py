@@ -1,0 +1,70 @@
+"""TFX's Trainer with the preference pairs as one more input."""
+
+from tfx import types
+from tfx.components.trainer.component import Trainer as TfxTrainer
+from tfx.dsl.components.base import base_component, executor_spec
+from tfx.proto import trainer_pb2
+from tfx.types import component_spec, standard_artifacts, standard_component_specs
+from tfx.utils import json_utils
+
+from components.trainer import executor
+from components.trainer.config import TrainerConfig
+
+RUN_FN = "components.trainer.run_fn.run_fn"
+
+
+class TrainerSpec(standard_component_specs.TrainerSpec):
+    """TFX's spec and `pairs`."""
+
+    INPUTS = {  # noqa: RUF012  as TFX declares it
+        **standard_component_specs.TrainerSpec.INPUTS,
+        executor.PAIRS_KEY: component_spec.ChannelParameter(type=standard_artifacts.Examples, optional=True),
+    }
+
+
+class Trainer(TfxTrainer):
+    """Fits models.ranking.RankingModel and exports it.
+
+    Args:
+        examples: transformed examples with splits train and valid.
+        transform_graph: of the same Transform.
+        config: of model, gate, losses and training.
+        pairs: preference pairs, split train, raw strings; None needs config.loss.llm_weight 0.
+        code_fingerprint: changes when the models' code does, so that TFX's cache notices.
+
+    Raises:
+        ValueError: llm_weight is above 0 and there are no pairs.
+
+    Outputs: `model` (SavedModel), `model_run` (TensorBoard logs and training.json).
+    """
+
+    SPEC_CLASS = TrainerSpec
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)
+
+    def __init__(
+        self,
+        examples: types.BaseChannel,
+        transform_graph: types.BaseChannel,
+        config: TrainerConfig,
+        pairs: types.BaseChannel | None = None,
+        code_fingerprint: str = "",
+    ):
+        if pairs is None and config.loss.llm_weight > 0:
+            raise ValueError(
+                f"the Trainer needs pairs with llm_weight above 0, got llm_weight {config.loss.llm_weight}; "
+                "give it the PairBuilder's pairs or set llm_weight to 0"
+            )
+        custom_config = {executor.CONFIG: config.model_dump_json(), "code_fingerprint": code_fingerprint}
+        spec = TrainerSpec(
+            examples=examples,
+            transform_graph=transform_graph,
+            pairs=pairs,
+            train_args=trainer_pb2.TrainArgs(splits=["train"]),  # type: ignore[attr-defined]
+            eval_args=trainer_pb2.EvalArgs(splits=["valid"]),  # type: ignore[attr-defined]
+            run_fn=RUN_FN,
+            custom_config=json_utils.dumps(custom_config),
+            model=types.Channel(type=standard_artifacts.Model),
+            model_run=types.Channel(type=standard_artifacts.ModelRun),
+        )
+        # TfxTrainer's constructor builds TFX's own spec, which has no place for pairs.
+        base_component.BaseComponent.__init__(self, spec=spec)

@@ -1,0 +1,125 @@
+"""Configuration of the ranking model, its gate, its losses and its training."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class ModelConfig(BaseModel):
+    """The ranking model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str = Field(default="dcnv2", description="a name of models.backbones.BACKBONES")
+    use_user_id: bool = Field(
+        default=False, description="whether the user id is an input; it overfits short histories"
+    )
+    embedding_dim: int = Field(default=64, ge=1, le=1024, description="width of every embedding vector")
+    embedding_l2: float = Field(
+        default=0.05,
+        ge=0,
+        description="weight of the squared norm of the distinct rows that a batch looks up, per example",
+    )
+    mlp: tuple[int, ...] = Field(default=(200, 80), min_length=1, description="widths of the hidden layers")
+    dropout: float = Field(default=0.2, ge=0, lt=1, description="share of hidden units dropped in training")
+    cross_layers: int = Field(
+        default=3, ge=1, le=16, description="depth of the cross network (dcn, dcnv2, xdeepfm)"
+    )
+
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, name: str) -> str:
+        from models.backbones import BACKBONES  # the backbones take this class as their argument
+
+        if name not in BACKBONES:
+            raise ValueError(f"model.backbone must be one of {sorted(BACKBONES)}, got {name!r}")
+        return name
+
+    @field_validator("mlp")
+    @classmethod
+    def _positive_widths(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        if min(widths) < 1:
+            raise ValueError(f"model.mlp must hold widths of at least 1, got {widths}; drop the others")
+        return widths
+
+
+class GateConfig(BaseModel):
+    """The gate: how far the LLM's order of a pair is trusted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["frozen", "paper", "supervised"] = Field(
+        default="supervised", description="which loss fits alpha; see models/gate.py"
+    )
+    frozen_alpha: float = Field(
+        default=1.0, ge=0, le=1, description="alpha of mode frozen; 1 is global regularisation"
+    )
+    signals: tuple[str, ...] = Field(
+        default=("short_history", "long_tail", "entropy"),
+        min_length=1,
+        description="z, the inputs of the gate: names of models.signals.SIGNALS",
+    )
+    cold_max_history: int = Field(
+        default=3,
+        ge=0,
+        description="short_history is 1 up to this many earlier positives (the paper's tau_u - 1)",
+    )
+    initial_bias: float = Field(default=0.0, description="b at the start; alpha starts at sigmoid(b)")
+    learning_rate: float = Field(
+        default=0.02,
+        gt=0,
+        description="of mode supervised; mode paper trains at train.learning_rate, as the paper does",
+    )
+
+    @field_validator("signals")
+    @classmethod
+    def _known_signals(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from models.signals import SIGNALS  # the signals take this class as their argument
+
+        unknown = [name for name in names if name not in SIGNALS]
+        if unknown:
+            raise ValueError(f"gate.signals must be among {sorted(SIGNALS)}, got {unknown}")
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"gate.signals must differ from each other, got {list(names)}; drop the repeated one"
+            )
+        return names
+
+
+class LossConfig(BaseModel):
+    """L = L_rec + llm_weight * L_LLM."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    llm_weight: float = Field(
+        default=0.1, ge=0, description="lambda; 0 trains without pairs (the arm `none`)"
+    )
+    margin: float = Field(default=1.0, gt=0, description="m of the hinge, in logits")
+
+
+class TrainConfig(BaseModel):
+    """Batches, optimiser and stopping."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(default=512, ge=1, description="rows a step")
+    pairs_per_batch: int = Field(
+        default=128, ge=1, description="preference pairs a step; each is two forward rows"
+    )
+    epochs: int = Field(default=20, ge=1, description="most passes over the train rows")
+    patience: int = Field(
+        default=2, ge=1, description="epochs without a better validation AUC before training stops"
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, description="of Adam")
+    shuffle_buffer: int = Field(default=100_000, ge=1, description="rows held to shuffle from")
+    seed: int = Field(
+        default=17, ge=0, description="of initial weights, dropout and the order of rows and pairs"
+    )
+
+    @model_validator(mode="after")
+    def _patience_within_epochs(self) -> Self:
+        if self.patience > self.epochs:
+            raise ValueError(
+                f"train.patience must not exceed train.epochs, got {self.patience} > {self.epochs}; lower it"
+            )
+        return self

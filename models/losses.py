@@ -1,0 +1,60 @@
+"""The losses: rows against labels, pairs against the LLM's order."""
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras as keras
+
+
+def recommendation_loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """L_rec: mean binary cross-entropy.
+
+    Args:
+        labels: [batch], 0 or 1.
+        logits: float32 [batch].
+    """
+    labels = tf.cast(labels, logits.dtype)
+    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))
+
+
+def gated_pairwise_hinge(
+    preferred_logits: tf.Tensor, other_logits: tf.Tensor, alpha: tf.Tensor, margin: float
+) -> tf.Tensor:
+    """L_LLM: mean over pairs of alpha * max(0, margin - (s_preferred - s_other)).
+
+    The paper writes a sum; the mean keeps lambda independent of the number of pairs in a batch.
+
+    Args:
+        preferred_logits: float32 [pairs], of the items that the LLM puts first.
+        other_logits: float32 [pairs].
+        alpha: float32 [pairs] in [0, 1].
+        margin: in logits.
+
+    Source: S-LLMR, arXiv 2512.21526v1, the gated pairwise loss.
+    """
+    hinge = tf.nn.relu(margin - (preferred_logits - other_logits))
+    return tf.reduce_mean(alpha * hinge)
+
+
+class GatedPairwiseLoss(keras.layers.Layer):
+    """`gated_pairwise_hinge` as a layer.
+
+    Args:
+        margin: in logits, above 0.
+
+    Raises:
+        ValueError: the margin is not above 0.
+    """
+
+    def __init__(self, margin: float, name: str = "gated_pairwise_loss", **kwargs: Any):
+        super().__init__(name=name, **kwargs)  # `trainable` and `dtype`, which get_config writes
+        if margin <= 0:
+            raise ValueError(f"margin must be above 0, got {margin}; set LossConfig.margin")
+        self.margin = margin
+
+    def call(self, preferred_logits: tf.Tensor, other_logits: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
+        """Returns a scalar."""
+        return gated_pairwise_hinge(preferred_logits, other_logits, alpha, self.margin)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "margin": self.margin}

@@ -1,0 +1,152 @@
+"""The ranking model and its training step."""
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+import tf_keras as keras
+
+from models import features
+from models.backbones import BACKBONES
+from models.config import GateConfig, LossConfig, ModelConfig
+from models.embeddings import FeatureEmbedding
+from models.gate import GATES
+from models.losses import GatedPairwiseLoss, recommendation_loss
+from models.signals import PairSide
+
+ROWS = "rows"
+PAIRS = "pairs"
+"""Keys of a training batch. PAIRS is absent where the LLM has no part."""
+
+
+class RankingModel(tfrs.Model):
+    """Scores (user, candidate) rows; trained by L_rec + lambda * L_LLM + the gate's loss + embedding L2.
+
+    The gate and the pairwise loss exist only with `loss.llm_weight` above 0, and never in `call`: what is
+    served is `embedding` and `backbone`.
+
+    Args:
+        vocabulary: sizes of the embedding tables.
+        model: backbone and widths.
+        gate: mode and signals.
+        loss: lambda and margin.
+    """
+
+    def __init__(
+        self, vocabulary: features.VocabularySizes, model: ModelConfig, gate: GateConfig, loss: LossConfig
+    ):
+        super().__init__(name="ranking_model")
+        backbone = BACKBONES[model.backbone]
+        self.embedding = FeatureEmbedding(
+            vocabulary,
+            model,
+            uses_history=backbone.uses_history,
+            uses_first_order=backbone.uses_first_order,
+        )
+        self.backbone = backbone(model)
+        self.llm_weight = loss.llm_weight
+        self._input_names = input_names(use_user_id=model.use_user_id)
+        parts = ["loss", "rec_loss", "embedding_l2"]
+        if self.llm_weight > 0:
+            self.gate = GATES[gate.mode](gate)
+            self.pairwise_loss = GatedPairwiseLoss(loss.margin)
+            parts += ["llm_loss", "gate_loss", "alpha"]
+        self._parts = {name: keras.metrics.Mean(name) for name in parts}
+        self._rows = keras.metrics.Sum("rows")
+        self._gate_optimizer: keras.optimizers.Optimizer | None = None
+
+    def compile(
+        self, optimizer: keras.optimizers.Optimizer, gate_optimizer: keras.optimizers.Optimizer | None = None
+    ) -> None:
+        """Sets the optimiser of everything, or of everything but the gate when that has its own."""
+        super().compile(optimizer=optimizer)
+        self._gate_optimizer = gate_optimizer
+
+    def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Logits, float32 [batch], from the served features of a transformed row."""
+        served = {name: inputs[name] for name in self._input_names}
+        return self.backbone(self.embedding(served, training=training), training=training)
+
+    def compute_loss(
+        self, inputs: Mapping[str, Mapping[str, tf.Tensor]], training: bool = False
+    ) -> tf.Tensor:
+        """The loss without embedding L2, which is in `losses`; one forward pass for rows and pairs.
+
+        Args:
+            inputs: ROWS, transformed rows with their label; PAIRS, some of inputs.load_pairs, or absent.
+            training: whether to drop units.
+        """
+        rows = inputs[ROWS]
+        pairs = inputs.get(PAIRS) if self.llm_weight > 0 else None
+        if pairs is None:
+            row_logits = self(rows, training=training)
+            return self._rec_loss(rows, row_logits)
+        sides = [pair_side(pairs, prefix) for prefix in (features.PREFERRED, features.OTHER)]
+        joint = {n: tf.concat([rows[n], *(side[n] for side in sides)], axis=0) for n in self._input_names}
+        logits = self(joint, training=training)
+        number = tf.shape(pairs[features.PROBE_LABEL])[0]
+        row_logits, *side_logits = tf.split(logits, [tf.shape(logits)[0] - 2 * number, number, number])
+
+        alpha = self.gate.alpha(*map(gate_input, sides, side_logits))
+        llm_loss = self.pairwise_loss(*side_logits, self.gate.hinge_weight(alpha))
+        gate_loss = self.gate.loss(alpha, pairs[features.PROBE_LABEL])
+        self._parts["llm_loss"].update_state(llm_loss)
+        self._parts["gate_loss"].update_state(gate_loss)
+        self._parts["alpha"].update_state(alpha)
+        return self._rec_loss(rows, row_logits) + self.llm_weight * llm_loss + gate_loss
+
+    def train_step(self, inputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
+        """tfrs.Model's step, with the gate's variables going to the gate's optimiser."""
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(inputs, training=True)
+            penalty = tf.add_n([tf.constant(0.0), *self.losses])
+            total = loss + penalty
+        variables = self.trainable_variables
+        gradients = tape.gradient(total, variables)
+        own = self.gate.trainable_variables if self._gate_optimizer is not None else []
+        is_own = [any(variable is o for o in own) for variable in variables]
+        steps = list(zip(gradients, variables, is_own, strict=True))
+        self.optimizer.apply_gradients([(g, v) for g, v, is_gate in steps if not is_gate])
+        if self._gate_optimizer is not None:
+            self._gate_optimizer.apply_gradients([(g, v) for g, v, is_gate in steps if is_gate])
+        self._parts["loss"].update_state(total)
+        self._parts["embedding_l2"].update_state(penalty)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def _rec_loss(self, rows: Mapping[str, tf.Tensor], logits: tf.Tensor) -> tf.Tensor:
+        loss = recommendation_loss(rows[features.LABEL], logits)
+        self._parts["rec_loss"].update_state(loss)
+        self._rows.update_state(tf.shape(logits)[0])
+        return loss
+
+    def pair_alpha(self, pairs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """alpha of each pair, float32 [pairs], without dropout."""
+        sides = [pair_side(pairs, prefix) for prefix in (features.PREFERRED, features.OTHER)]
+        return self.gate.alpha(*(gate_input(side, self(side)) for side in sides))
+
+
+def input_names(*, use_user_id: bool) -> tuple[str, ...]:
+    """Names of the transformed features that enter the logit."""
+    transformed = features.transformed_features(features.FeatureSizes(), use_user_id=use_user_id)
+    return tuple(f.name for f in transformed if f.served)
+
+
+def pair_side(pairs: Mapping[str, tf.Tensor], prefix: str) -> dict[str, tf.Tensor]:
+    """One side of pairs as rows: the shared context and the features of the item with this prefix."""
+    side = {}
+    for name, value in pairs.items():
+        if name.startswith(prefix):
+            side[name.removeprefix(prefix)] = value
+        elif not name.startswith((features.PREFERRED, features.OTHER)):
+            side[name] = value
+    return side
+
+
+def gate_input(side: Mapping[str, tf.Tensor], logit: tf.Tensor) -> PairSide:
+    """What the gate may see of one side."""
+    return PairSide(
+        history_length=side[features.HISTORY_LENGTH],
+        is_tail=side[features.IS_TAIL],
+        item_train_count=side[features.ITEM_TRAIN_COUNT],
+        logit=logit,
+    )

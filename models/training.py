@@ -1,0 +1,262 @@
+"""Fits a RankingModel: early stopping, metrics, and a report on the gate."""
+
+import logging
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from pydantic import BaseModel, ConfigDict
+from sklearn.metrics import roc_auc_score
+
+from models import features
+from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
+from models.features import NOT_A_PROBE, OTHER, PREFERRED
+from models.inputs import pair_batches, training_batches
+from models.optimizers import LazyAdam
+from models.ranking import RankingModel
+
+_ROWS_AT_ONCE = 4096
+_CLOSED, _OPEN = 0.05, 0.95
+
+
+class Epoch(BaseModel):
+    """One pass over the train rows.
+
+    Attributes:
+        valid_auc: on all validation rows.
+        losses: means or last values of the training step's parts, by name.
+        seconds: of training alone, without validation.
+        rows_per_second: train rows over `seconds`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    valid_auc: float
+    losses: dict[str, float]
+    seconds: float
+    rows_per_second: float
+
+
+class GateCell(BaseModel):
+    """The pairs of one cell: `cold` by the gate's threshold, `tail` where either item is a long-tail item.
+
+    Attributes:
+        cold: None in the cell of all pairs.
+        tail: as cold.
+        pairs: number of pairs.
+        mean_alpha: over them; None where there are none.
+        probes: pairs with a known choice of the user.
+        llm_accuracy: share of the probes where the LLM prefers what the user chose; None without probes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cold: bool | None
+    tail: bool | None
+    pairs: int
+    mean_alpha: float | None
+    probes: int
+    llm_accuracy: float | None
+
+
+class TrainingReport(BaseModel):
+    """What training did, as `training.json`.
+
+    Attributes:
+        epochs: in order.
+        best_epoch: 1-based; its weights are the model's.
+        best_valid_auc: of that epoch.
+        train_rows: rows of one pass.
+        seconds: of everything.
+        gate: all pairs, then the four cells; empty without pairs.
+        gate_weights: w by signal and `bias`; empty for a gate without parameters.
+        alpha_collapse: `closed` where 95% of the pairs have alpha below .05, `open` where above .95; None
+            otherwise and for a frozen gate.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: list[Epoch]
+    best_epoch: int
+    best_valid_auc: float
+    train_rows: int
+    seconds: float
+    gate: list[GateCell] = []
+    gate_weights: dict[str, float] = {}
+    alpha_collapse: str | None = None
+
+
+def train(
+    *,
+    vocabulary: features.VocabularySizes,
+    model_config: ModelConfig,
+    gate_config: GateConfig,
+    loss_config: LossConfig,
+    train_config: TrainConfig,
+    rows: tf.data.Dataset,
+    valid: tf.data.Dataset,
+    pairs: Mapping[str, tf.Tensor] | None,
+    log_dir: str | None = None,
+) -> tuple[RankingModel, TrainingReport]:
+    """Trains until the validation AUC has not risen for `patience` epochs; returns the best epoch's weights.
+
+    Args:
+        vocabulary: of the transform graph.
+        model_config, gate_config, loss_config, train_config: as named.
+        rows: shuffled batches of transformed train rows.
+        valid: batches of transformed validation rows.
+        pairs: all of models.inputs.load_pairs; None if and only if loss_config.llm_weight is 0.
+        log_dir: for TensorBoard; None writes nothing.
+
+    Raises:
+        ValueError: pairs do not go with llm_weight, or the validation rows hold one label only.
+    """
+    if (pairs is None) != (loss_config.llm_weight == 0):
+        raise ValueError(
+            "pairs must be given exactly when llm_weight is above 0, got llm_weight "
+            f"{loss_config.llm_weight} {'without' if pairs is None else 'with'} pairs; "
+            "set LossConfig.llm_weight"
+        )
+    start = time.monotonic()
+    keras.utils.set_random_seed(train_config.seed)
+    model = RankingModel(vocabulary, model_config, gate_config, loss_config)
+    has_own_rate = pairs is not None and gate_config.mode == "supervised"
+    model.compile(
+        optimizer=LazyAdam(train_config.learning_rate),
+        gate_optimizer=keras.optimizers.Adam(gate_config.learning_rate) if has_own_rate else None,
+    )
+    if pairs is not None:
+        endless = pair_batches(pairs, pairs_per_batch=train_config.pairs_per_batch, seed=train_config.seed)
+        batches = training_batches(rows, endless)
+    else:
+        batches = training_batches(rows, None)
+
+    monitor = _Monitor(valid)
+    stopping = keras.callbacks.EarlyStopping(
+        monitor="valid_auc", mode="max", patience=train_config.patience, restore_best_weights=True
+    )
+    callbacks = [monitor, stopping]
+    if log_dir is not None:
+        callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False, profile_batch=0))
+    model.fit(batches, epochs=train_config.epochs, callbacks=callbacks, verbose=0)
+
+    cells: list[GateCell] = []
+    weights: dict[str, float] = {}
+    collapse = None
+    if pairs is not None:
+        alpha = _pair_alpha(model, pairs)
+        cells = gate_cells(alpha, pairs, cold_max_history=gate_config.cold_max_history)
+        if gate_config.mode != "frozen":
+            names = (*gate_config.signals, "bias")
+            values = [*model.gate.w.numpy(), model.gate.b.numpy()]
+            weights = {name: float(value) for name, value in zip(names, values, strict=True)}
+            collapse = alpha_collapse(alpha)
+    if collapse is not None:
+        logging.getLogger(__name__).warning(
+            "The gate has collapsed: alpha is %s %.2f on 95%% of the pairs (mode %s), so the LLM %s. "
+            "Use gate.mode supervised with labelled probes, or frozen.",
+            "below" if collapse == "closed" else "above",
+            _CLOSED if collapse == "closed" else _OPEN,
+            gate_config.mode,
+            "has no say" if collapse == "closed" else "is trusted everywhere",
+        )
+    report = TrainingReport(
+        epochs=monitor.epochs,
+        best_epoch=stopping.best_epoch + 1,
+        best_valid_auc=monitor.epochs[stopping.best_epoch].valid_auc,
+        train_rows=monitor.train_rows,
+        seconds=time.monotonic() - start,
+        gate=cells,
+        gate_weights=weights,
+        alpha_collapse=collapse,
+    )
+    return model, report
+
+
+def predict(model: RankingModel, rows: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and logits of all rows, float32 [rows] each."""
+    score = tf.function(model.call, reduce_retracing=True)
+    labels, logits = [], []
+    for batch in rows:
+        labels.append(batch[features.LABEL].numpy())
+        logits.append(score(batch).numpy())
+    if not labels:
+        raise ValueError("scoring needs at least one row, got none; check the split's files")
+    return np.concatenate(labels), np.concatenate(logits)
+
+
+def gate_cells(alpha: np.ndarray, pairs: Mapping[str, tf.Tensor], *, cold_max_history: int) -> list[GateCell]:
+    """Mean alpha and the LLM's accuracy on probes: over all pairs, then by cold x tail."""
+    is_cold = np.asarray(pairs[features.HISTORY_LENGTH]) <= cold_max_history
+    is_tail = (
+        np.asarray(pairs[PREFERRED + features.IS_TAIL]) + np.asarray(pairs[OTHER + features.IS_TAIL]) > 0
+    )
+    probe_label = np.asarray(pairs[features.PROBE_LABEL])
+
+    def cell(cold: bool | None, tail: bool | None) -> GateCell:
+        inside = np.ones(len(alpha), bool)
+        if cold is not None:
+            inside &= is_cold == cold
+        if tail is not None:
+            inside &= is_tail == tail
+        probes = probe_label[inside & (probe_label != NOT_A_PROBE)]
+        return GateCell(
+            cold=cold,
+            tail=tail,
+            pairs=int(inside.sum()),
+            mean_alpha=float(alpha[inside].mean()) if inside.any() else None,
+            probes=len(probes),
+            llm_accuracy=float(probes.mean()) if len(probes) else None,
+        )
+
+    return [cell(None, None)] + [cell(cold, tail) for cold in (True, False) for tail in (True, False)]
+
+
+def alpha_collapse(alpha: np.ndarray) -> str | None:
+    """`closed` or `open` where 95% of the pairs have alpha near 0 or near 1; None otherwise."""
+    if np.quantile(alpha, 0.95) < _CLOSED:
+        return "closed"
+    return "open" if np.quantile(alpha, 0.05) > _OPEN else None
+
+
+def _pair_alpha(model: RankingModel, pairs: Mapping[str, tf.Tensor]) -> np.ndarray:
+    alpha = tf.function(model.pair_alpha, reduce_retracing=True)
+    batches = tf.data.Dataset.from_tensor_slices(dict(pairs)).batch(_ROWS_AT_ONCE)
+    return np.concatenate([alpha(batch).numpy() for batch in batches])
+
+
+class _Monitor(keras.callbacks.Callback):
+    """Validation AUC into `logs`, for EarlyStopping and TensorBoard; times and prints each epoch."""
+
+    def __init__(self, valid: tf.data.Dataset):
+        super().__init__()
+        self._valid = valid
+        self._start = 0.0
+        self.epochs: list[Epoch] = []
+        self.train_rows = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._start = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: dict) -> None:
+        seconds = time.monotonic() - self._start
+        self.train_rows = int(logs.pop("rows"))
+        losses = {name: float(value) for name, value in logs.items()}
+        labels, logits = predict(self.model, self._valid)
+        if len(set(labels.tolist())) < 2:
+            raise ValueError("validation AUC needs rows of both labels, got one; check the split of the data")
+        logs["valid_auc"] = float(roc_auc_score(labels, logits))
+        self.epochs.append(
+            Epoch(
+                valid_auc=logs["valid_auc"],
+                losses=losses,
+                seconds=seconds,
+                rows_per_second=self.train_rows / seconds,
+            )
+        )
+        parts = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        print(
+            f"epoch {epoch + 1}: validation AUC {logs['valid_auc']:.4f}, {parts}, {seconds:.1f} s", flush=True
+        )

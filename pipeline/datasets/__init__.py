@@ -1,0 +1,1 @@
+"""Public data sets as the two tables that InteractionsExampleGen reads."""

@@ -1,0 +1,70 @@
+import os
+
+import pytest
+from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
+from tfx.types import artifact_utils, standard_artifacts
+
+from components import examples
+from components.artifacts import DataReport, ItemCatalog
+from components.catalog import read_catalog
+from components.interactions_example_gen import executor
+from components.interactions_example_gen.component import InteractionsExampleGen, input_fingerprint
+from components.interactions_example_gen.config import DataConfig
+from components.interactions_example_gen.report import FILE_NAME
+from components.interactions_example_gen.tables import DataError
+from tests.components.interactions_example_gen import market
+
+
+def outputs(directory):
+    result = {}
+    for name, artifact_type in (
+        (executor.EXAMPLES, standard_artifacts.Examples),
+        (executor.CATALOG, ItemCatalog),
+        (executor.REPORT, DataReport),
+    ):
+        artifact = artifact_type()
+        artifact.uri = str(directory / name)
+        os.makedirs(artifact.uri)
+        result[name] = [artifact]
+    return result
+
+
+def execute(config, output):
+    properties = InteractionsExampleGen(config).spec.exec_properties
+    arguments = ["--runner=DirectRunner", "--direct_num_workers=1"]
+    executor.Executor(BaseBeamExecutor.Context(beam_pipeline_args=arguments)).Do({}, output, properties)
+
+
+def test_the_executor_writes_the_three_artifacts(tmp_path):
+    chosen = market.interactions()
+    output = outputs(tmp_path)
+    execute(DataConfig(**market.write_tables(tmp_path, chosen)), output)
+    artifact = output[executor.EXAMPLES][0]
+    assert artifact_utils.decode_split_names(artifact.split_names) == ["train", "valid", "test"]
+    assert sum(1 for _ in examples.split_dataset(artifact, "test")) == 2 * len(chosen)
+    assert len(read_catalog(output[executor.CATALOG][0].uri)) == market.ITEMS
+    assert (tmp_path / executor.REPORT / FILE_NAME).is_file()
+
+
+def test_malformed_rows_fail_the_execution_by_name(tmp_path):
+    config = DataConfig(**market.write_tables(tmp_path, market.interactions(), ["u01,i01,never"]))
+    with pytest.raises(DataError, match=r"interactions.csv:\d+: timestamp must be Unix seconds.*got 'never'"):
+        execute(config, outputs(tmp_path))
+
+
+def test_a_missing_column_is_noticed_when_the_component_is_made(tmp_path):
+    settings = market.write_tables(tmp_path, market.interactions())
+    with pytest.raises(DataError, match=r"set data.columns.user_id"):
+        InteractionsExampleGen(DataConfig(**settings, columns={"user_id": "customer"}))
+
+
+def test_a_changed_file_changes_the_fingerprint_that_the_cache_compares(tmp_path):
+    config = DataConfig(**market.write_tables(tmp_path, market.interactions()))
+    before = input_fingerprint(config)
+    assert before == input_fingerprint(config)
+    with open(config.interactions, "a") as file:
+        file.write("u01,i01,5\n")
+    assert input_fingerprint(config) != before
+    assert InteractionsExampleGen(config).spec.exec_properties[
+        executor.INPUT_FINGERPRINT
+    ] == input_fingerprint(config)

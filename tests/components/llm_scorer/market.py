@@ -1,0 +1,93 @@
+"""A small market with titles: items, contexts and train rows for the tests of this folder."""
+
+from collections.abc import Iterable
+
+from components.catalog import Item
+from components.llm_scorer.exchange import Candidate, Context
+from components.scores import POPULAR
+from models import features
+
+SIZES = features.FeatureSizes(history=5, categories=2)
+GENRES = ("Crime", "Comedy", "Western", "Drama", "Musical", "Horror")
+NAMES = (
+    "Heat",
+    "Fargo",
+    "Alien",
+    "Big",
+    "Psycho",
+    "Casino",
+    "Jaws",
+    "Rocky",
+    "Ran",
+    "Network",
+    "Ghost",
+    "Speed",
+)
+
+
+def market_items(count: int = 60) -> dict[str, Item]:
+    """Items i0 ..: the higher the number the more popular; the first fifth is the tail."""
+    return {
+        f"i{n}": Item(
+            item_id=f"i{n}",
+            title=f"{NAMES[n % len(NAMES)]} {n}",
+            categories=(GENRES[n % len(GENRES)],),
+            train_count=n,
+            is_tail=n < count // 5,
+        )
+        for n in range(count)
+    }
+
+
+def context(
+    name: str = "c0", items: Iterable[str] = ("i20", "i21", "i22"), history: Iterable[str] = ("i1", "i2")
+):
+    return Context(
+        context_id=name,
+        history_item_ids=tuple(history),
+        history_length=len(tuple(history)),
+        candidates=tuple(Candidate(item_id=i, role=POPULAR) for i in items),
+    )
+
+
+def row(
+    user: str,
+    position: int,
+    history: list[str],
+    item: str,
+    label: int = 1,
+    sizes: features.FeatureSizes = SIZES,
+) -> bytes:
+    """A serialized row as InteractionsExampleGen writes it; what the scorer does not read is empty."""
+    padded = (history[::-1] + [""] * sizes.history)[: sizes.history]
+    values = {
+        features.USER_ID: user,
+        features.HISTORY_ITEM_IDS: padded,
+        features.HISTORY_CATEGORIES: [""] * (sizes.history * sizes.categories),
+        features.HISTORY_BRANDS: [""] * sizes.history,
+        features.HISTORY_LENGTH: len(history),
+        features.ITEM_ID: item,
+        features.ITEM_CATEGORIES: [""] * sizes.categories,
+        features.ITEM_BRAND: "",
+        features.ITEM_TRAIN_COUNT: 0,
+        features.IS_TAIL: 0,
+        features.USER_TRAIN_COUNT: 0,
+        features.POSITION: position,
+        features.IS_COLD: 0,
+        features.LABEL: label,
+    }
+    return features.to_example(values, features.row_features(sizes)).SerializeToString()
+
+
+def market_rows(users: int = 12, length: int = 6, count: int = 60) -> list[bytes]:
+    """Positive rows of positions 2.. for each user, each with a negative row beside it."""
+    rows = []
+    for u in range(users):
+        items = [f"i{(7 * u + 5 * n) % count}" for n in range(length)]
+        for position in range(2, length + 1):
+            history = items[: position - 1]
+            rows.append(row(f"user-{u}", position, history, items[position - 1]))
+            rows.append(
+                row(f"user-{u}", position, history, f"i{(7 * u + 5 * position + 3) % count}", label=0)
+            )
+    return rows

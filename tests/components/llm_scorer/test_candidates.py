@@ -1,0 +1,166 @@
+import collections
+
+import pytest
+
+from components import scores
+from components.catalog import Item
+from components.llm_scorer.candidates import (
+    COLD,
+    NEIGHBOURS,
+    OTHER,
+    TAIL,
+    CandidatePools,
+    Moment,
+    can_be_asked,
+    choose_moments,
+    choose_probes,
+    context_id,
+    number_of_contexts,
+    stratum,
+)
+from components.llm_scorer.config import CandidateConfig
+from components.llm_scorer.exchange import Context
+from tests.components.llm_scorer.market import market_items
+
+CONFIG = CandidateConfig(per_context=8, negatives_per_probe=2, tail_per_context=2, popularity_pool=20)
+CATALOG = market_items(count=400)
+
+
+def moment(
+    user: str = "u", item: str = "i300", history: tuple[str, ...] = ("i310", "i320"), length: int = 9
+) -> Moment:
+    return Moment(
+        user_id=user, position=length + 1, history_item_ids=history, history_length=length, item_id=item
+    )
+
+
+def draw(config: CandidateConfig = CONFIG, catalog=CATALOG, **values) -> Context:
+    arguments = {"name": OTHER, "probe": True, "chosen_anywhere": (), "size": config.per_context, "seed": 1}
+    return CandidatePools(catalog, config).context(moment(), **{**arguments, **values})
+
+
+def roles(context: Context) -> collections.Counter:
+    return collections.Counter(c.role for c in context.candidates)
+
+
+def test_a_probe_holds_the_chosen_item_negatives_tail_items_and_popular_ones():
+    context = draw()
+    assert roles(context) == {scores.CHOSEN: 1, scores.NEGATIVE: 2, scores.TAIL: 2, scores.POPULAR: 3}
+    assert context.chosen_item_id == "i300"
+
+
+def test_a_context_that_is_no_probe_does_not_ask_about_the_chosen_item():
+    context = draw(probe=False)
+    assert context.chosen_item_id == ""
+    assert "i300" not in {c.item_id for c in context.candidates}
+    assert scores.NEGATIVE not in roles(context)
+
+
+def test_negatives_are_neighbours_of_the_chosen_item_in_popularity():
+    for seed in range(20):
+        for candidate in draw(seed=seed).candidates:
+            if candidate.role == scores.NEGATIVE:
+                # In this market an item's number is its rank.
+                assert abs(int(candidate.item_id[1:]) - 300) <= NEIGHBOURS
+
+
+def test_popular_candidates_come_from_the_pool_of_the_most_popular_items():
+    pool = {f"i{n}" for n in range(380, 400)}
+    drawn = {c.item_id for s in range(20) for c in draw(seed=s).candidates if c.role == scores.POPULAR}
+    assert drawn <= pool
+    assert len(drawn) > 10
+
+
+def test_cold_contexts_get_items_of_many_categories():
+    candidates = draw(name=COLD, probe=False).candidates
+    diverse = [CATALOG[c.item_id].categories[0] for c in candidates if c.role == scores.DIVERSE]
+    assert len(diverse) == 6
+    assert len(set(diverse)) == 6
+
+
+def test_nothing_that_the_user_chose_before_or_after_is_a_candidate():
+    taken = {f"i{n}" for n in range(380, 397)}
+    for seed in range(20):
+        asked = {c.item_id for c in draw(seed=seed, probe=False, chosen_anywhere=taken).candidates}
+        assert not asked & taken
+        assert not asked & {"i310", "i320", "i300"}
+
+
+def test_items_without_a_title_are_no_candidates():
+    catalog = {
+        i: item
+        if int(i[1:]) % 2 == 0
+        else Item(item_id=i, train_count=item.train_count, is_tail=item.is_tail)
+        for i, item in CATALOG.items()
+    }
+    for seed in range(10):
+        assert all(int(c.item_id[1:]) % 2 == 0 for c in draw(catalog=catalog, seed=seed).candidates)
+
+
+def test_candidates_are_distinct_and_never_more_than_asked_for():
+    for seed in range(20):
+        for size in (2, 5, 8):
+            ids = [c.item_id for c in draw(seed=seed, size=size).candidates]
+            assert len(ids) == len(set(ids)) == size
+
+
+def test_the_draw_depends_on_the_seed_and_not_on_the_order_of_the_catalogue():
+    backwards = dict(reversed(CATALOG.items()))
+    assert draw(seed=3) == draw(seed=3, catalog=backwards)
+    assert draw(seed=3).candidates != draw(seed=4).candidates
+
+
+def test_the_name_of_a_context_does_not_tell_the_user():
+    name = context_id(moment(user="ada@example.org"), seed=1)
+    assert "ada" not in name
+    assert name != context_id(moment(user="ada@example.org"), seed=2)
+
+
+@pytest.mark.parametrize(("pairs", "per_context", "contexts"), [(100, 10, 10), (99, 10, 9), (5, 10, 1)])
+def test_contexts_fit_the_budget(pairs, per_context, contexts):
+    assert number_of_contexts(pairs, per_context) == contexts
+
+
+def test_a_row_whose_item_is_rare_is_tail_even_where_it_is_cold():
+    assert stratum(moment(item="i3", length=1), CATALOG, CONFIG) == TAIL
+    assert stratum(moment(length=3), CATALOG, CONFIG) == COLD
+    assert stratum(moment(length=4), CATALOG, CONFIG) == OTHER
+
+
+def test_a_history_without_a_single_title_cannot_be_asked_about():
+    catalog = {"i310": Item(item_id="i310"), "i320": Item(item_id="i320", title="Heat")}
+    assert can_be_asked(moment(history=("i310", "i320")), catalog)
+    assert not can_be_asked(moment(history=("i310", "unknown")), catalog)
+
+
+def strata(tail: int, cold: int, other: int) -> dict[str, list[Moment]]:
+    return {
+        TAIL: [moment(user=f"t{n}", item="i3") for n in range(tail)],
+        COLD: [moment(user=f"c{n}", length=2) for n in range(cold)],
+        OTHER: [moment(user=f"o{n}") for n in range(other)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("available", "expected"),
+    [
+        ((99, 99, 99), {TAIL: 2, COLD: 6, OTHER: 12}),
+        ((1, 2, 99), {TAIL: 1, COLD: 2, OTHER: 17}),
+        ((99, 99, 3), {TAIL: 2, COLD: 15, OTHER: 3}),
+        ((99, 0, 3), {TAIL: 17, OTHER: 3}),
+        ((1, 1, 1), {TAIL: 1, COLD: 1, OTHER: 1}),
+    ],
+)
+def test_strata_get_their_shares_and_pass_on_what_they_cannot_fill(available, expected):
+    config = CandidateConfig(tail_chosen_fraction=0.1, cold_fraction=0.3)
+    chosen = choose_moments(strata(*available), 20, config)
+    assert collections.Counter(name for _, name in chosen) == expected
+    assert len({m.user_id for m, _ in chosen}) == len(chosen)
+
+
+def test_probes_are_the_configured_share_with_rare_chosen_items_first():
+    moments = [(m, name) for name, found in strata(3, 5, 12).items() for m in found]
+    probes = choose_probes(moments, CATALOG, CandidateConfig(probe_fraction=0.4), seed=1)
+    assert len(probes) == 8
+    assert {f"t{n}" for n in range(3)} <= {user for user, _ in probes}
+    assert probes == choose_probes(moments[::-1], CATALOG, CandidateConfig(probe_fraction=0.4), seed=1)

@@ -1,0 +1,91 @@
+import json
+import pathlib
+
+import tensorflow as tf
+from tfx.types import artifact_utils, channel_utils, standard_artifacts
+
+from components import examples
+from components.artifacts import ItemCatalog, LlmScores
+from components.catalog import Item, write_catalog
+from components.llm_scorer.component import LlmScorer
+from components.llm_scorer.config import LlmConfig
+from components.llm_scorer.executor import Executor
+from components.scores import read_scores
+from tests.components.llm_scorer.market import market_items, market_rows, row
+
+LEAK = "LEAKED TITLE"
+
+
+def component(**values) -> LlmScorer:
+    return LlmScorer(
+        examples=channel_utils.as_channel([standard_artifacts.Examples()]),
+        catalog=channel_utils.as_channel([ItemCatalog()]),
+        config=LlmConfig.model_validate(values),
+        cache_directory="/somewhere",
+        code="fingerprint",
+    )
+
+
+def test_the_component_hands_its_configuration_on_as_json():
+    scorer = component(budget={"pairs": 7})
+    assert LlmConfig.model_validate_json(scorer.exec_properties["config"]).budget.pairs == 7
+    assert scorer.outputs["scores"].type is LlmScores
+
+
+def test_an_edited_prompt_changes_what_tfx_caches_by(tmp_path):
+    edited = tmp_path / "mine.v1.txt"
+    edited.write_text("[with_history]\n$history\n[without_history]\nAnd\n")
+    changed = component(prompt_file=str(edited)).exec_properties["prompt_version"]
+    assert changed != component().exec_properties["prompt_version"]
+
+
+def write_split(artifact, split: str, rows: list[bytes]) -> None:
+    directory = pathlib.Path(artifact_utils.get_split_uri([artifact], split))
+    directory.mkdir(parents=True)
+    with tf.io.TFRecordWriter(str(directory / "examples-00000-of-00001.tfrecord.gz"), "GZIP") as writer:
+        for serialized in rows:
+            writer.write(serialized)
+
+
+def test_rows_of_valid_and_test_reach_no_prompt(stub, tmp_path):
+    """Every row outside the train split holds a planted item, in its history and as what was chosen."""
+    planted = Item(item_id="planted", title=LEAK, train_count=0)
+    rows = standard_artifacts.Examples()
+    rows.uri = str(tmp_path / "rows")
+    examples.prepare(rows, ["train", "valid", "test"])
+    write_split(rows, "train", market_rows())
+    leaks = [row(f"user-{u}", 9, ["i1", "planted", "i2"], "planted") for u in range(12)]
+    write_split(rows, "valid", leaks)
+    write_split(rows, "test", leaks)
+    catalog = ItemCatalog()
+    catalog.uri = str(tmp_path / "catalog")
+    # Without the planted item's own draw from the catalogue: it is no tail item and far from the pool.
+    write_catalog(catalog.uri, [*market_items().values(), planted])
+    scores = LlmScores()
+    scores.uri = str(tmp_path / "scores")
+    pathlib.Path(scores.uri).mkdir()
+    config = LlmConfig(
+        model="m",
+        base_url=stub.base_url,
+        strategy="listwise",
+        api_key_env="NO_SUCH_KEY",
+        budget={"pairs": 100},
+        candidates={
+            "per_context": 5,
+            "negatives_per_probe": 1,
+            "popularity_pool": 10,
+            "cold_fraction": 0,
+            "tail_chosen_fraction": 0,
+        },
+    )
+    executor = Executor(Executor.Context(tmp_dir=str(tmp_path / "tmp"), unique_id="1"))
+    executor.Do(
+        {"examples": [rows], "catalog": [catalog]},
+        {"scores": [scores]},
+        {"config": config.model_dump_json(), "cache_directory": str(tmp_path / "cache")},
+    )
+    assert len(stub.received) == 20
+    histories = [json.dumps(body["messages"]).split("Score each")[0] for body in stub.received]
+    assert not any(LEAK in history for history in histories)
+    records = list(read_scores(scores.uri))
+    assert not any("planted" in (*r.history_item_ids, r.chosen_item_id) for r in records)

@@ -1,0 +1,50 @@
+import concurrent.futures
+
+import pytest
+
+from components.llm_scorer import ledger
+from components.llm_scorer.config import Price
+from components.llm_scorer.exchange import Usage
+from components.llm_scorer.ledger import RunLedger, cost_nano_usd, latency_counter, latency_percentiles_s
+
+
+def test_cost_is_tokens_times_price_with_the_servers_own_cache_at_its_discount():
+    price = Price(prompt=0.15, cached_prompt=0.075, completion=0.60)
+    usd = cost_nano_usd(Usage(prompt=1000, cached_prompt=200, completion=100), price) / 1e9
+    assert usd == pytest.approx((800 * 0.15 + 200 * 0.075 + 100 * 0.60) / 1e6)
+
+
+def test_a_reservation_is_refused_where_money_spent_and_set_aside_could_pass_the_cap(tmp_path):
+    run = RunLedger(str(tmp_path), "run")
+    run.add({ledger.PRIOR_NANO_USD: 300, ledger.NANO_USD: 100})
+    assert run.reserve(500, cap_nano_usd=1000)
+    assert not run.reserve(101, cap_nano_usd=1000)
+    run.add({ledger.RESERVED_NANO_USD: -500})
+    assert run.reserve(101, cap_nano_usd=1000)
+
+
+def test_threads_cannot_reserve_more_than_the_cap_together(tmp_path):
+    run = RunLedger(str(tmp_path), "run")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        granted = list(pool.map(lambda _: run.reserve(10, cap_nano_usd=75), range(40)))
+    assert sum(granted) == 7
+    assert run.totals()[ledger.RESERVED_NANO_USD] == 70
+
+
+def test_runs_do_not_see_each_others_counters(tmp_path):
+    one, two = RunLedger(str(tmp_path), "one"), RunLedger(str(tmp_path), "two")
+    one.add({ledger.CALLS_SENT: 3})
+    two.add({ledger.CALLS_SENT: 4})
+    one.forget()
+    assert (one.totals(), two.totals()) == ({}, {ledger.CALLS_SENT: 4})
+
+
+def test_percentiles_are_those_of_the_latencies_to_five_percent():
+    seconds = [0.01 * n for n in range(1, 101)]
+    totals: dict[str, int] = {}
+    for value in seconds:
+        totals[latency_counter(value)] = totals.get(latency_counter(value), 0) + 1
+    percentiles = latency_percentiles_s(totals)
+    assert percentiles["p50"] == pytest.approx(0.50, rel=0.05)
+    assert percentiles["p90"] == pytest.approx(0.90, rel=0.05)
+    assert latency_percentiles_s({}) == {}

@@ -1,0 +1,109 @@
+import json
+import re
+
+import pytest
+
+from components.llm_scorer import exchange
+from components.llm_scorer.config import LlmConfig
+from components.llm_scorer.exchange import Answer
+from components.llm_scorer.strategies.listwise import Listwise
+from tests.components.llm_scorer.market import context, market_items
+from tests.components.llm_scorer.stub_server import chat_response
+
+CATALOG = market_items()
+CONTEXT = context(items=("i20", "i21", "i22"), history=("i40", "i41"))
+
+
+def strategy(**values) -> Listwise:
+    return Listwise(LlmConfig(model="m", base_url="http://host/v1", strategy="listwise", **values).resolve())
+
+
+def numbered_ids(listwise: Listwise) -> dict[int, str]:
+    """Which number the prompt gave to which item, read off the prompt itself."""
+    (request,) = listwise.requests(CONTEXT, CATALOG)
+    titles = {item.title: item_id for item_id, item in CATALOG.items()}
+    lines = re.findall(r"^(\d+)\. (.*):", request.body["messages"][-1]["content"], re.MULTILINE)
+    return {int(number): titles[title] for number, title in lines}
+
+
+def results_of(scores, **choice) -> dict[str, exchange.CandidateResult]:
+    answer = Answer(response=chat_response(scores, **choice), answered_at=1)
+    return {r.item_id: r for r in strategy().results(CONTEXT, [answer])}
+
+
+def test_the_prompt_tells_the_history_and_numbers_the_candidates_without_ids():
+    (request,) = strategy().requests(CONTEXT, CATALOG)
+    text = request.body["messages"][-1]["content"]
+    assert "- Jaws 40" not in text
+    assert f"- {CATALOG['i40'].title}: {CATALOG['i40'].categories[0]}" in text
+    assert set(numbered_ids(strategy()).values()) == {"i20", "i21", "i22"}
+    assert "i20" not in text
+
+
+def test_the_history_is_cut_at_the_configured_number_of_latest_items():
+    (request,) = strategy(history_items=1).requests(CONTEXT, CATALOG)
+    text = request.body["messages"][-1]["content"]
+    assert CATALOG["i40"].title in text
+    assert CATALOG["i41"].title not in text
+
+
+def test_the_order_of_candidates_depends_on_seed_and_context_alone():
+    many = context(items=[f"i{n}" for n in range(20, 40)])
+
+    def order(seed: int) -> str:
+        (request,) = strategy(seed=seed).requests(many, CATALOG)
+        return request.body["messages"][-1]["content"]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def test_a_valid_answer_scores_every_candidate_with_its_own_number():
+    ids = numbered_ids(strategy())
+    results = results_of([{"item": n, "score": n / 10} for n in (3, 1, 2)])
+    assert {i: r.llm_score for i, r in results.items()} == {ids[n]: n / 10 for n in (1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ([], exchange.MISSING_ITEM),
+        ([{"item": 1, "score": 0.2}, {"item": 1, "score": 0.2}], exchange.REPEATED_ITEM),
+        ([{"item": 1, "score": "0.5"}], exchange.NOT_A_NUMBER),
+        ([{"item": 1, "score": True}], exchange.NOT_A_NUMBER),
+        ([{"item": 1, "score": None}], exchange.NOT_A_NUMBER),
+        ([{"item": 1, "score": float("nan")}], exchange.NOT_A_NUMBER),
+        ([{"item": 1, "score": 1.01}], exchange.OUT_OF_RANGE),
+        ([{"item": 1, "score": -0.01}], exchange.OUT_OF_RANGE),
+        ([{"item": "1", "score": 0.5}], exchange.MISSING_ITEM),
+        ([{"item": 9, "score": 0.5}], exchange.MISSING_ITEM),
+        (["1: 0.5"], exchange.MISSING_ITEM),
+    ],
+)
+def test_a_candidate_that_the_answer_handles_wrongly_fails_alone(entries, reason):
+    ids = numbered_ids(strategy())
+    results = results_of([*entries, {"item": 2, "score": 0.4}, {"item": 3, "score": 0.6}])
+    assert (results[ids[1]].reason, results[ids[1]].llm_score) == (reason, None)
+    assert (results[ids[2]].llm_score, results[ids[3]].llm_score) == (0.4, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        ({"finish_reason": "length"}, exchange.TRUNCATED),
+        ({"finish_reason": "content_filter"}, exchange.REFUSED),
+        ({"message": {"content": None, "refusal": "I cannot help with that"}}, exchange.REFUSED),
+        ({"message": {"content": '{"scores": [{"item": 1,'}}, exchange.INVALID_JSON),
+        ({"message": {"content": None}}, exchange.INVALID_JSON),
+        ({"message": {"content": json.dumps({"scores": {"1": 0.5}})}}, exchange.INVALID_JSON),
+        ({"message": {"content": "[0.1, 0.2]"}}, exchange.INVALID_JSON),
+    ],
+)
+def test_an_answer_that_is_no_answer_scores_nothing(choice, reason):
+    results = results_of([{"item": n, "score": 0.5} for n in (1, 2, 3)], **choice)
+    assert [(r.reason, r.llm_score) for r in results.values()] == [(reason, None)] * 3
+
+
+def test_a_failed_call_fails_all_of_its_candidates_with_its_reason():
+    results = strategy().results(CONTEXT, [Answer(reason=exchange.TIMEOUT, detail="no answer within 1 s")])
+    assert [(r.reason, r.detail) for r in results] == [(exchange.TIMEOUT, "no answer within 1 s")] * 3

@@ -1,0 +1,104 @@
+import random
+from collections.abc import Callable
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing.util import assert_that, equal_to
+
+from components import scores
+from components.catalog import write_catalog
+from components.llm_scorer.config import LlmConfig
+from components.llm_scorer.exchange import Context
+from components.llm_scorer.transforms import ContextsToAsk
+from tests.components.llm_scorer.market import market_items, market_rows, row
+
+CANDIDATES = {"per_context": 8, "negatives_per_probe": 2, "popularity_pool": 20}
+
+
+@pytest.fixture
+def catalog_directory(tmp_path):
+    write_catalog(str(tmp_path), market_items().values())
+    return str(tmp_path)
+
+
+def config(pairs: int, **values) -> LlmConfig:
+    return LlmConfig.model_validate(
+        {"budget": {"pairs": pairs}, "candidates": CANDIDATES, **values}
+    ).resolve()
+
+
+def plan(
+    rows: list[bytes], directory: str, settings: LlmConfig, check: Callable[[list[Context]], None]
+) -> None:
+    with TestPipeline() as pipeline:
+        assert_that(pipeline | beam.Create(rows) | ContextsToAsk(directory, settings), check)
+
+
+def test_the_plan_is_within_the_budget_and_asks_every_user_before_any_twice(catalog_directory):
+    def check(contexts: list[Context]) -> None:
+        assert sum(len(c.candidates) for c in contexts) <= 100
+        assert len(contexts) == 12
+        assert len({c.user_id for c in contexts}) == 12
+
+    rows = market_rows(users=12, length=12)
+    plan(rows, catalog_directory, config(100, store_user_ids=True), check)
+
+
+def test_the_plan_does_not_depend_on_the_order_of_the_rows(catalog_directory):
+    rows = market_rows()
+    shuffled = random.Random(5).sample(rows, len(rows))
+    settings = config(80)
+    with TestPipeline() as pipeline:
+        plans = [
+            pipeline
+            | f"Create{n}" >> beam.Create(order)
+            | f"Ask{n}" >> ContextsToAsk(catalog_directory, settings)
+            | f"Encode{n}" >> beam.Map(Context.to_json)
+            for n, order in enumerate([rows, shuffled])
+        ]
+        times_planned = plans | beam.Flatten() | beam.combiners.Count.PerElement() | beam.Values()
+        # Ten contexts, each of them in both plans.
+        assert_that(times_planned, equal_to([2] * 10))
+
+
+def test_only_positive_rows_become_contexts_and_their_item_is_what_the_probe_calls_chosen(catalog_directory):
+    rows = [row("u", 3, ["i10", "i11"], "i40"), row("u", 3, ["i10", "i11"], "i41", label=0)]
+
+    def check(contexts: list[Context]) -> None:
+        (context,) = contexts
+        assert context.chosen_item_id == "i40"
+        assert context.history_item_ids == ("i11", "i10")
+        assert (context.candidates[0].item_id, context.candidates[0].role) == ("i40", scores.CHOSEN)
+
+    plan(rows, catalog_directory, config(8, candidates={**CANDIDATES, "probe_fraction": 1}), check)
+
+
+def test_no_user_id_is_in_the_plan_unless_it_is_wanted(catalog_directory):
+    def check(contexts: list[Context]) -> None:
+        assert contexts
+        assert not any("user-" in c.to_json() for c in contexts)
+
+    plan(market_rows(), catalog_directory, config(50), check)
+
+
+def test_items_that_a_user_chooses_later_in_the_train_split_are_no_negatives(catalog_directory):
+    # One user chooses nearly everything; what is left are i50 to i59.
+    chosen = [f"i{n}" for n in range(50)]
+    rows = [row("u", n + 1, chosen[:n], chosen[n]) for n in range(1, 50)]
+
+    def check(contexts: list[Context]) -> None:
+        others = {c.item_id for x in contexts for c in x.candidates if c.role != scores.CHOSEN}
+        assert others
+        assert others <= {f"i{n}" for n in range(50, 60)}
+
+    plan(rows, catalog_directory, config(40), check)
+
+
+def test_rows_whose_history_has_no_title_are_left_out(catalog_directory):
+    rows = [row("u", 2, ["unknown"], "i40"), row("v", 2, ["i1"], "i41")]
+
+    def check(contexts: list[Context]) -> None:
+        assert [c.history_item_ids for c in contexts] == [("i1",)]
+
+    plan(rows, catalog_directory, config(40), check)

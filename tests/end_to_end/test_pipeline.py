@@ -1,0 +1,192 @@
+"""The real graph on real MovieLens rows with the real local LLM, driven as its users drive it."""
+
+import csv
+import gzip
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from components.scores import read_scores
+from pipeline.datasets.movielens import prepare_movielens_100k
+from pipeline.summary import read_steps
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = [
+    "InteractionsExampleGen",
+    "StatisticsGen",
+    "ImportSchemaGen",
+    "StrictExampleValidator",
+    "Transform",
+    "LlmScorer",
+    "PairBuilder",
+    "Trainer",
+    "Resolver",
+    "Evaluator",
+    "Pusher",
+]
+CONFIG = """\
+name: small
+data:
+  interactions: interactions.csv.gz
+  items: items.csv.gz
+  min_rating: 4
+  split: {strategy: global_date}
+llm: {budget: {pairs: 60}}
+train: {epochs: 2, batch_size: 256, pairs_per_batch: 32}
+evaluation: {min_auc: {overall: MIN_AUC}}
+"""
+
+
+def sllmr(config: pathlib.Path, output: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "run", "--config", str(config), "--output", str(output)],
+        capture_output=True,
+        text=True,
+        cwd=config.parent,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> pathlib.Path:
+    """MovieLens-100K, 120 of its users, and two configurations that differ in what they demand."""
+    directory = tmp_path_factory.mktemp("run")
+    interactions, items = prepare_movielens_100k(directory / "full", "~/.cache/sllmr")
+    with (
+        gzip.open(interactions, "rt") as source,
+        gzip.open(directory / "interactions.csv.gz", "wt") as target,
+    ):
+        reader = csv.DictReader(source)
+        writer = csv.DictWriter(target, reader.fieldnames or [])
+        writer.writeheader()
+        writer.writerows(row for row in reader if int(row["user_id"]) % 8 == 0)
+    pathlib.Path(items).rename(directory / "items.csv.gz")
+    (directory / "small.yaml").write_text(CONFIG.replace("MIN_AUC", "0.5"))
+    (directory / "demanding.yaml").write_text(CONFIG.replace("MIN_AUC", "0.999"))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def finished(directory) -> subprocess.CompletedProcess[str]:
+    result = sllmr(directory / "small.yaml", directory / "out")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def summary(finished, directory) -> dict:
+    return json.loads((directory / "out" / "summary.json").read_text())
+
+
+def test_every_step_ran_once_in_order(finished, directory):
+    steps = read_steps(directory / "out")
+    assert list(steps) == STEPS
+    assert not any(step.cached for step in steps.values())
+
+
+def test_the_terminal_names_every_step_and_ends_with_table_and_paths(finished, directory):
+    for number, step in enumerate(STEPS, start=1):
+        assert f"[{number:2d}/11] {step}" in finished.stdout
+    assert "popularity" in finished.stdout
+    assert "report.html" in finished.stdout.replace("\n", "")
+
+
+def test_the_summary_counts_the_test_rows_of_every_slice(summary):
+    overall = summary["metrics"]["overall"]
+    assert overall["examples"] == summary["data"]["splits"]["test"]["rows"]
+    assert overall["positives"] * 2 == overall["examples"]
+    cold, warm = summary["metrics"]["cold"], summary["metrics"]["warm"]
+    assert cold["examples"] > 0
+    assert cold["examples"] + warm["examples"] == overall["examples"]
+    for name, metrics in summary["metrics"].items():
+        assert metrics["lower"] <= metrics["auc"] <= metrics["upper"]
+        assert summary["popularity_baseline"][name]["examples"] == metrics["examples"]
+
+
+def test_every_pair_asked_is_scored_or_failed(summary, directory):
+    llm = summary["llm"]
+    assert 0 < llm["pairs_requested"] <= 60
+    assert llm["pairs_requested"] == llm["pairs_scored"] + llm["pairs_failed"]
+    records = list(read_scores(read_steps(directory / "out")["LlmScorer"].outputs["scores"]))
+    assert sum(len(record.item_ids) for record in records) == llm["pairs_scored"]
+    assert all(record.user_id == "" for record in records)
+
+
+def test_the_pushed_model_scores_with_tensorflow_alone(summary):
+    assert summary["blessed"]
+    program = """
+import json, sys, importlib.abc
+class Forbid(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tfx", "tensorflow_transform", "tfx_bsl", "tensorflow_recommenders", "tf_keras", "openai", "models", "components", "pipeline"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Forbid())
+import tensorflow as tf
+model = tf.saved_model.load(sys.argv[1])
+signature = model.signatures["raw"]
+inputs = {}
+for name, spec in signature.structured_input_signature[1].items():
+    inputs[name] = tf.fill([2] + list(spec.shape[1:]), tf.constant("", tf.string))
+print(json.dumps({k: v.numpy().ravel().tolist() for k, v in signature(**inputs).items()}))
+print(sorted(model.signatures))
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, summary["pushed_path"]],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+    scores, signatures = done.stdout.splitlines()[-2:]
+    assert all(0 < score < 1 for score in json.loads(scores)["scores"])
+    assert signatures == "['raw', 'serving_default']"
+
+
+def test_the_report_is_one_page_that_fetches_nothing(summary, directory):
+    page = (directory / "out" / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert "src=" not in page
+    assert "<link" not in page
+    assert f"{summary['metrics']['cold']['auc']:.4f}" in page
+
+
+def test_a_model_below_its_threshold_is_not_pushed_and_the_llm_is_not_asked_again(summary, directory):
+    before = summary["pushed_path"]
+    result = sllmr(directory / "demanding.yaml", directory / "out")
+    assert result.returncode == 0, result.stdout + result.stderr
+    second = json.loads((directory / "out" / "summary.json").read_text())
+    assert not second["blessed"]
+    assert second["pushed_path"] is None
+    assert any("auc on slice overall" in reason for reason in second["not_blessed_because"])
+    assert [d.name for d in pathlib.Path(before).parent.iterdir()] == [pathlib.Path(before).name]
+    for step in ("InteractionsExampleGen", "Transform", "LlmScorer", "PairBuilder", "Trainer"):
+        assert second["steps"][step]["cached"], step
+    assert "Not blessed" in result.stdout
+
+
+def test_tfx_run_create_by_path_registers_and_runs_from_any_directory(finished, directory, tmp_path):
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "SLLMR_CONFIG": str(directory / "small.yaml"),
+        "SLLMR_OUTPUT": str(directory / "out"),
+    }
+    command = [str(ROOT / "bin" / "tfx"), "run", "create", "--engine=local"]
+    done = subprocess.run(
+        [*command, f"--pipeline_path={os.path.relpath(ROOT / 'local_runner.py', tmp_path)}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'Pipeline "sllmr-small" registered.' in done.stdout
+    assert json.loads((directory / "out" / "summary.json").read_text())["blessed"]
+    registered = json.loads((tmp_path / "tfx" / "local" / "sllmr-small" / "pipeline_args.json").read_text())
+    assert registered["pipeline_dsl_path"] == str(ROOT / "local_runner.py")

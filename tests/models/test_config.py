@@ -1,0 +1,36 @@
+import pytest
+from pydantic import ValidationError
+
+from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
+
+
+@pytest.mark.parametrize("config", [ModelConfig, GateConfig, LossConfig, TrainConfig])
+def test_a_configuration_survives_json(config):
+    assert config.model_validate_json(config().model_dump_json()) == config()
+
+
+@pytest.mark.parametrize("config", [ModelConfig, GateConfig, LossConfig, TrainConfig])
+def test_every_field_is_described(config):
+    assert all(field.description for field in config.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "message"),
+    [
+        (ModelConfig, {"backbone": "dcnv3"}, "must be one of .*dcnv2.*got 'dcnv3'"),
+        (ModelConfig, {"mlp": (200, 0)}, "widths of at least 1, got"),
+        (ModelConfig, {"mlp": ()}, "at least 1 item"),
+        (ModelConfig, {"dropout": 1.0}, "less than 1"),
+        (ModelConfig, {"embeding_dim": 8}, "Extra inputs"),
+        (GateConfig, {"signals": ("short_history", "moon_phase")}, "among .*entropy.*got .*moon_phase"),
+        (GateConfig, {"signals": ("entropy", "entropy")}, "differ from each other"),
+        (GateConfig, {"mode": "open"}, "'frozen', 'paper' or 'supervised'"),
+        (GateConfig, {"frozen_alpha": 1.5}, "less than or equal to 1"),
+        (LossConfig, {"llm_weight": -0.1}, "greater than or equal to 0"),
+        (LossConfig, {"margin": 0.0}, "greater than 0"),
+        (TrainConfig, {"epochs": 1, "patience": 2}, "patience must not exceed train.epochs, got 2 > 1"),
+    ],
+)
+def test_a_bad_value_is_refused_by_rule(config, values, message):
+    with pytest.raises(ValidationError, match=message):
+        config(**values)

@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models import features
+from models.config import ModelConfig
+from models.embeddings import EmbeddingTable, FeatureEmbedding
+
+VOCABULARY = features.VocabularySizes(items=9, categories=5, brands=4, users=3)
+CONFIG = ModelConfig(embedding_dim=3, embedding_l2=0.5)
+
+
+def batch(size: int = 6) -> dict[str, tf.Tensor]:
+    """Transformed rows with L = 4, C = 2; the first row has no history, no category and no brand."""
+    source = np.random.default_rng(1)
+    shapes = {
+        features.ITEM_INDEX: ((size,), 11),
+        features.ITEM_CATEGORY_INDICES: ((size, 2), 7),
+        features.ITEM_BRAND_INDEX: ((size,), 6),
+        features.HISTORY_ITEM_INDICES: ((size, 4), 11),
+        features.HISTORY_CATEGORY_INDICES: ((size, 4, 2), 7),
+        features.HISTORY_BRAND_INDICES: ((size, 4), 6),
+        features.USER_INDEX: ((size,), 5),
+    }
+    made = {name: source.integers(0, top, shape, np.int32) for name, (shape, top) in shapes.items()}
+    for name, values in made.items():
+        if name not in (features.ITEM_INDEX, features.USER_INDEX):
+            values[0] = 0
+    return {name: tf.constant(values) for name, values in made.items()}
+
+
+def randomize(layer: tf.Module) -> None:
+    source = np.random.default_rng(2)
+    for variable in layer.variables:
+        variable.assign(source.normal(size=variable.shape))
+
+
+def loop_mean(table: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The mean of the rows of `indices` that are not padding, one by one."""
+    total, number = np.zeros(table.shape[1]), 0
+    for index in indices.ravel():
+        if index != 0:
+            total += table[index]
+            number += 1
+    return total / max(number, 1)
+
+
+def tables(embedding: FeatureEmbedding) -> dict[str, np.ndarray]:
+    return {v.name.removesuffix(":0"): v.numpy() for v in embedding.variables}
+
+
+@pytest.mark.parametrize("use_user_id", [False, True])
+def test_fields_are_the_means_of_a_plain_loop_over_shared_tables(use_user_id):
+    embedding = FeatureEmbedding(VOCABULARY, CONFIG.model_copy(update={"use_user_id": use_user_id}))
+    randomize(embedding)
+    inputs = batch()
+    fields = embedding(inputs).fields.numpy()
+    table = tables(embedding)
+
+    order = [
+        (features.ITEMS, features.ITEM_INDEX),
+        (features.CATEGORIES, features.ITEM_CATEGORY_INDICES),
+        (features.BRANDS, features.ITEM_BRAND_INDEX),
+        (features.ITEMS, features.HISTORY_ITEM_INDICES),
+        (features.CATEGORIES, features.HISTORY_CATEGORY_INDICES),
+        (features.BRANDS, features.HISTORY_BRAND_INDICES),
+    ] + ([(features.USERS, features.USER_INDEX)] if use_user_id else [])
+    assert fields.shape == (6, len(order), 3)
+    for row in range(6):
+        for number, (name, feature) in enumerate(order):
+            expected = loop_mean(table[name], inputs[feature].numpy()[row])
+            np.testing.assert_allclose(fields[row, number], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_history_by_position_and_its_mask_are_those_of_a_plain_loop():
+    embedding = FeatureEmbedding(VOCABULARY, CONFIG, uses_history=True)
+    randomize(embedding)
+    inputs = batch()
+    embedded = embedding(inputs)
+    table = tables(embedding)
+
+    groups = [
+        (features.ITEMS, features.HISTORY_ITEM_INDICES),
+        (features.CATEGORIES, features.HISTORY_CATEGORY_INDICES),
+        (features.BRANDS, features.HISTORY_BRAND_INDICES),
+    ]
+    for row in range(6):
+        for position in range(4):
+            for number, (name, feature) in enumerate(groups):
+                expected = loop_mean(table[name], inputs[feature].numpy()[row, position])
+                actual = embedded.history.numpy()[row, position, number]
+                np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(embedded.history_mask, inputs[features.HISTORY_ITEM_INDICES].numpy() != 0)
+
+
+def test_the_first_order_term_sums_one_weight_for_each_field():
+    embedding = FeatureEmbedding(VOCABULARY, CONFIG, uses_first_order=True)
+    randomize(embedding)
+    inputs = batch()
+    weight = {name.removesuffix("_weight"): v for name, v in tables(embedding).items() if "_weight" in name}
+    expected = np.zeros(6)
+    for row in range(6):
+        for name in (features.ITEMS, features.CATEGORIES, features.BRANDS):
+            for feature in features.INDEXED[name].values():
+                expected[row] += loop_mean(weight[name], inputs[feature].numpy()[row])[0]
+
+    np.testing.assert_allclose(embedding(inputs).first_order, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_the_backbone_does_not_ask_for_is_absent():
+    embedded = FeatureEmbedding(VOCABULARY, CONFIG)(batch())
+
+    assert embedded.history is None
+    assert embedded.history_mask is None
+    assert embedded.first_order is None
+
+
+def test_the_gradient_holds_the_distinct_rows_of_the_batch_once_and_never_padding():
+    table = EmbeddingTable(1000, 2, 0.0, "t")
+    with tf.GradientTape() as tape:
+        first, second = table([tf.constant([[7, 7], [3, 0]]), tf.constant([[3], [0]])])
+        loss = tf.reduce_sum(first) + 10.0 * tf.reduce_sum(second)
+    gradient = tape.gradient(loss, table.table)
+
+    assert isinstance(gradient, tf.IndexedSlices)
+    rows = dict(zip(gradient.indices.numpy().tolist(), gradient.values.numpy().tolist(), strict=True))
+    assert rows == {7: [1.0, 1.0], 3: [11.0, 11.0]}
+
+
+def test_the_penalty_is_the_squared_norm_of_the_distinct_rows_per_example_and_only_in_training():
+    table = EmbeddingTable(10, 2, 0.5, "t")
+    randomize(table)
+    groups = [tf.constant([[4, 4], [2, 0], [4, 2]]), tf.constant([[9], [0], [4]])]
+    expected = 0.0
+    for row in {4, 2, 9}:
+        expected += 0.5 * float(np.sum(table.table.numpy()[row] ** 2)) / 3
+
+    table(groups, training=True)
+    assert float(tf.add_n(table.losses)) == pytest.approx(expected, rel=1e-5)
+    table(groups, training=False)
+    assert table.losses == []
+
+
+def test_a_user_id_without_a_vocabulary_is_refused():
+    vocabulary = VOCABULARY.model_copy(update={"users": None})
+    with pytest.raises(ValueError, match=r"use_user_id needs a vocabulary of users"):
+        FeatureEmbedding(vocabulary, ModelConfig(use_user_id=True))

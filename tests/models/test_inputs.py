@@ -1,0 +1,146 @@
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models import features, inputs
+from models.features import OTHER, PREFERRED
+from models.ranking import PAIRS, ROWS
+from tests.models import market
+
+COLUMNS = features.transformed_features(market.SIZES, use_user_id=False)
+
+
+@pytest.fixture
+def layer(transform_output):
+    return transform_output.transform_features_layer()
+
+
+def write_rows(directory, layer, number: int) -> dict[str, np.ndarray]:
+    """Transformed rows in two files; returns them."""
+    raw = layer(market.parse(market.rows(number, seed=4), features.row_features(market.SIZES)))
+    values = [{n: t.numpy()[row].tolist() for n, t in raw.items()} for row in range(number)]
+    half = number // 2
+    for name, part in (("a", values[:half]), ("b", values[half:])):
+        market.write_records(directory / f"rows-{name}.gz", market.serialize(part, COLUMNS))
+    return {n: t.numpy() for n, t in raw.items()}
+
+
+def write_pairs(directory, number: int) -> list[dict]:
+    made = market.pairs(number)
+    records = market.serialize(made, features.pair_features(market.SIZES))
+    market.write_records(directory / "pairs.gz", records)
+    return made
+
+
+def read(directory, **changes) -> list[dict]:
+    arguments = {"batch_size": 8} | changes
+    return list(inputs.read_rows([str(directory / "rows-*")], COLUMNS, **arguments).as_numpy_iterator())
+
+
+def fingerprints(batches: list[dict]) -> list[bytes]:
+    return [
+        b"|".join(np.ascontiguousarray(batch[name][row]).tobytes() for name in sorted(batch))
+        for batch in batches
+        for row in range(len(batch[features.LABEL]))
+    ]
+
+
+def test_each_row_is_read_once_with_its_values_and_shapes(tmp_path, layer):
+    written = write_rows(tmp_path, layer, 20)
+
+    batches = read(tmp_path)
+
+    assert [len(b[features.LABEL]) for b in batches] == [8, 8, 4]
+    assert batches[0][features.HISTORY_CATEGORY_INDICES].shape == (8, 4, 2)
+    expected = fingerprints([{n: v.astype(np.int32) for n, v in written.items()}])
+    assert sorted(fingerprints(batches)) == sorted(expected)
+
+
+def test_shuffling_changes_the_order_with_the_seed_and_with_the_pass_but_not_the_rows(tmp_path, layer):
+    write_rows(tmp_path, layer, 20)
+    dataset = inputs.read_rows([str(tmp_path / "rows-*")], COLUMNS, batch_size=20, shuffle_buffer=100, seed=1)
+    passes = [fingerprints(list(dataset.as_numpy_iterator())) for _ in range(2)]
+    again = fingerprints(read(tmp_path, batch_size=20, shuffle_buffer=100, seed=1))
+    other = fingerprints(read(tmp_path, batch_size=20, shuffle_buffer=100, seed=2))
+
+    assert passes[0] == again
+    assert passes[0] != passes[1]
+    assert passes[0] != other
+    assert sorted(passes[0]) == sorted(passes[1]) == sorted(other)
+
+
+def test_each_side_of_a_pair_is_what_the_transform_makes_of_it_as_a_row(tmp_path, layer):
+    made = write_pairs(tmp_path, 10)
+    pairs = inputs.load_pairs([str(tmp_path / "pairs.gz")], market.SIZES, layer)
+
+    for prefix in (PREFERRED, OTHER):
+        rows = []
+        for pair in made:
+            side = {name.removeprefix(prefix): v for name, v in pair.items() if name.startswith(prefix)}
+            context = {name: v for name, v in pair.items() if not name.startswith((PREFERRED, OTHER))}
+            rows.append(market.row_values("u", ["item1"], "item0", 1) | context | side)
+        expected = layer(market.parse(rows, features.row_features(market.SIZES)))
+        for name in (features.ITEM_INDEX, features.ITEM_CATEGORY_INDICES, features.IS_TAIL):
+            np.testing.assert_array_equal(pairs[prefix + name], expected[name])
+        np.testing.assert_array_equal(
+            pairs[features.HISTORY_ITEM_INDICES], expected[features.HISTORY_ITEM_INDICES]
+        )
+    assert pairs[features.PROBE_LABEL].numpy().tolist() == [-1, 1] * 5
+    assert not any(name.endswith(features.LABEL) and name != features.PROBE_LABEL for name in pairs)
+
+
+def test_few_pairs_fill_every_batch_and_each_is_seen_equally_often():
+    pairs = {features.PROBE_LABEL: tf.range(5), features.LLM_MARGIN: tf.range(5.0)}
+    batches = inputs.pair_batches(pairs, pairs_per_batch=8, seed=1).take(5).as_numpy_iterator()
+
+    seen = [int(v) for batch in batches for v in batch[features.PROBE_LABEL]]
+
+    assert len(seen) == 40
+    assert all(seen.count(pair) == 8 for pair in range(5))
+    assert sorted(seen[:5]) == [0, 1, 2, 3, 4]
+
+
+def test_a_pass_of_training_ends_with_the_rows():
+    rows = tf.data.Dataset.from_tensor_slices({"x": tf.range(10)}).batch(4)
+    pairs = inputs.pair_batches({features.PROBE_LABEL: tf.range(3)}, pairs_per_batch=2, seed=1)
+
+    batches = list(inputs.training_batches(rows, pairs))
+
+    assert [len(b[ROWS]["x"]) for b in batches] == [4, 4, 2]
+    assert all(len(b[PAIRS][features.PROBE_LABEL]) == 2 for b in batches)
+
+
+def test_without_pairs_a_batch_holds_rows_alone():
+    rows = tf.data.Dataset.from_tensor_slices({"x": tf.range(10)}).batch(4)
+
+    assert list(next(iter(inputs.training_batches(rows, None)))) == [ROWS]
+
+
+@pytest.mark.parametrize("what", ["rows", "pairs"])
+def test_no_file_is_an_error_that_names_the_pattern(tmp_path, what, layer):
+    pattern = str(tmp_path / "none-*")
+    read = {
+        "rows": lambda: inputs.read_rows([pattern], COLUMNS, batch_size=4),
+        "pairs": lambda: inputs.load_pairs([pattern], market.SIZES, layer),
+    }
+    with pytest.raises(ValueError, match=rf"needs files of {what}, got none that match .*none-"):
+        read[what]()
+
+
+def test_an_empty_pairs_file_is_an_error_that_says_what_to_do(tmp_path, layer):
+    write_pairs(tmp_path, 0)
+    with pytest.raises(ValueError, match=r"needs preference pairs, got none .* set llm_weight to 0"):
+        inputs.load_pairs([str(tmp_path / "pairs.gz")], market.SIZES, layer)
+
+
+def test_pair_batches_repeat_with_the_seed():
+    pairs = {features.PROBE_LABEL: tf.range(50)}
+
+    def order(seed: int) -> list[list[int]]:
+        batches = inputs.pair_batches(pairs, pairs_per_batch=10, seed=seed).as_numpy_iterator()
+        return [b[features.PROBE_LABEL].tolist() for b in itertools.islice(batches, 8)]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from models import features
+from models.config import GateConfig, LossConfig, ModelConfig
+from models.features import NOT_A_PROBE, OTHER, PREFERRED
+from models.optimizers import LazyAdam
+from models.ranking import PAIRS, ROWS, RankingModel, pair_side
+from tests.models.test_embeddings import VOCABULARY, batch
+
+MODEL = ModelConfig(embedding_dim=4, embedding_l2=0.3, mlp=(6,), dropout=0.0)
+ITEM = (features.ITEM_INDEX, features.ITEM_CATEGORY_INDICES, features.ITEM_BRAND_INDEX)
+
+
+def rows() -> dict[str, tf.Tensor]:
+    return batch(16) | {features.LABEL: tf.constant([0, 1, 1, 0] * 4)}
+
+
+def pairs() -> dict[str, tf.Tensor]:
+    """Six pairs; the third is no probe."""
+    first = batch(6)
+    made = {name: values for name, values in first.items() if name not in ITEM}
+    for prefix, order in ((PREFERRED, [0, 1, 2, 3, 4, 5]), (OTHER, [3, 5, 1, 2, 0, 4])):
+        made |= {prefix + name: tf.gather(first[name], order) for name in ITEM}
+        made[prefix + features.IS_TAIL] = tf.constant([0, 1] * 3)
+        made[prefix + features.ITEM_TRAIN_COUNT] = tf.constant([5] * 6)
+    made[features.HISTORY_LENGTH] = tf.constant([1, 2, 3, 4, 5, 6])
+    made[features.LLM_MARGIN] = tf.constant([0.5] * 6)
+    made[features.PROBE_LABEL] = tf.constant([1, 0, NOT_A_PROBE, 1, 1, 0])
+    return made
+
+
+def model_of(mode: str = "supervised", llm_weight: float = 0.7) -> RankingModel:
+    keras.utils.set_random_seed(4)
+    gate = GateConfig.model_validate({"mode": mode, "frozen_alpha": 0.4})
+    model = RankingModel(VOCABULARY, MODEL, gate, LossConfig(llm_weight=llm_weight, margin=0.9))
+    model(rows())  # draws the weights
+    return model
+
+
+@pytest.mark.parametrize("mode", ["frozen", "paper", "supervised"])
+def test_the_loss_is_the_sum_of_its_parts_computed_apart(mode):
+    model = model_of(mode)
+    logits = model(rows()).numpy()
+    preferred, other = (model(pair_side(pairs(), prefix)).numpy() for prefix in (PREFERRED, OTHER))
+    alpha = 0.4 if mode == "frozen" else 0.5
+    expected = 0.0
+    for label, logit in zip(rows()[features.LABEL].numpy(), logits, strict=True):
+        expected += np.log1p(np.exp(-logit if label else logit)) / 16
+    for p, o in zip(preferred, other, strict=True):
+        expected += 0.7 * alpha * max(0.0, 0.9 - (p - o)) / 6
+    if mode == "supervised":
+        expected += np.log(2.0)
+
+    assert float(model.compute_loss({ROWS: rows(), PAIRS: pairs()})) == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_and_pairs_share_one_forward_pass():
+    model = model_of()
+    sizes = []
+    original = model.backbone.call
+
+    def counting(embedded, training=False):
+        sizes.append(embedded.fields.shape[0])
+        return original(embedded, training)
+
+    model.backbone.call = counting  # type: ignore[method-assign]
+    model.compute_loss({ROWS: rows(), PAIRS: pairs()})
+
+    assert sizes == [16 + 6 + 6]
+
+
+@pytest.mark.parametrize(("mode", "reached"), [("frozen", 0), ("paper", 2), ("supervised", 2)])
+def test_a_training_step_moves_the_gate_only_where_the_mode_says(mode, reached):
+    model = model_of(mode)
+    model.compile(LazyAdam(0.01))
+    before = [v.numpy() for v in model.gate.variables]
+
+    model.train_step({ROWS: rows(), PAIRS: pairs()})
+
+    moved = [not np.array_equal(b, v) for b, v in zip(before, model.gate.variables, strict=True)]
+    assert sum(moved) == reached
+
+
+def test_the_gate_optimizer_moves_the_gate_and_nothing_else():
+    model, alone = model_of(), model_of()
+    model.compile(LazyAdam(0.01), gate_optimizer=keras.optimizers.Adam(0.5))
+    alone.compile(LazyAdam(0.01))
+    for each in (model, alone):
+        each.train_step({ROWS: rows(), PAIRS: pairs()})
+
+    assert float(tf.abs(model.gate.b)) == pytest.approx(0.5, rel=1e-3)
+    assert float(tf.abs(alone.gate.b)) == pytest.approx(0.01, rel=1e-3)
+    for name in ("embedding", "backbone"):
+        for one, other in zip(getattr(model, name).variables, getattr(alone, name).variables, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_without_the_llm_there_is_neither_gate_nor_its_metrics():
+    model = model_of(llm_weight=0.0)
+    model.compile(LazyAdam(0.01))
+
+    logs = model.train_step({ROWS: rows()})
+
+    assert not hasattr(model, "gate")
+    assert set(logs) == {"loss", "rec_loss", "embedding_l2", "rows"}
+
+
+def test_the_logged_parts_add_up_to_the_loss():
+    model = model_of()
+    model.compile(LazyAdam(0.01))
+
+    logs = {name: float(value) for name, value in model.train_step({ROWS: rows(), PAIRS: pairs()}).items()}
+
+    total = logs["rec_loss"] + 0.7 * logs["llm_loss"] + logs["gate_loss"] + logs["embedding_l2"]
+    assert logs["loss"] == pytest.approx(total, rel=1e-5)
+    assert logs["embedding_l2"] > 0
+    assert logs["rows"] == 16
+
+
+def test_pair_alpha_is_the_gates_on_the_models_own_logits():
+    model = model_of("paper")
+    model.gate.w.assign([0.0, 0.0, 3.0])
+    expected = []
+    for prefix in (PREFERRED, OTHER):
+        p = 1 / (1 + np.exp(-model(pair_side(pairs(), prefix)).numpy().astype(np.float64)))
+        bits = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
+        expected.append(1 / (1 + np.exp(-3.0 * bits)))
+
+    np.testing.assert_allclose(model.pair_alpha(pairs()), np.mean(expected, axis=0), rtol=1e-4)
+
+
+def test_features_that_are_not_served_do_not_change_the_logit():
+    model = model_of()
+    extended = rows() | {features.IS_TAIL: tf.ones(16, tf.int32), features.ITEM_TRAIN_COUNT: tf.ones(16)}
+
+    np.testing.assert_array_equal(model(extended), model(batch(16)))

@@ -1,0 +1,92 @@
+"""One YAML file, checked in full before anything runs."""
+
+import pathlib
+
+import pytest
+
+from pipeline.config import Config, ConfigError, load_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def write(tmp_path: pathlib.Path, text: str) -> pathlib.Path:
+    file = tmp_path / "shop.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_a_file_that_names_the_two_tables_is_enough(tmp_path):
+    config = load_config(write(tmp_path, "data: {interactions: a.csv, items: sub/b.csv}"))
+    assert config.data.interactions == str(tmp_path / "a.csv")
+    assert config.data.items == str(tmp_path / "sub" / "b.csv")
+    assert config.name == "shop"
+    assert config.model.backbone == "dcnv2"
+    assert config.gate.mode == "supervised"
+    assert config.llm.uses_local_server
+
+
+def test_a_model_name_is_all_that_another_llm_needs(tmp_path):
+    config = load_config(
+        write(tmp_path, "data: {interactions: a.csv, items: b.csv}\nllm: {model: gpt-4o-mini}")
+    )
+    resolved = config.llm.resolve()
+    assert resolved.strategy == "listwise"
+    assert resolved.base_url == "https://api.openai.com/v1"
+
+
+def test_the_configuration_survives_json(tmp_path):
+    config = load_config(ROOT / "configs" / "quickstart.yaml")
+    assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {interactions: a.csv}", "data.items: missing"),
+        ("data: {interactions: a, items: b}\nmodle: {}", "modle: unknown key; did you mean model?"),
+        (
+            "data: {interactions: a, items: b}\nllm: {budget: {pair: 3}}",
+            "llm.budget.pair: unknown key; did you mean pairs?",
+        ),
+        ("data: {interactions: a, items: b}\nllm: {budget: {pairs: -3}}", "llm.budget.pairs: .*got -3"),
+        (
+            "data: {interactions: a, items: b}\nevaluation: {min_auc: {cold: 1.5}}",
+            r"min_auc.cold must be in \[0, 1\], got 1.5",
+        ),
+        (
+            "data: {interactions: a, items: b}\nevaluation: {min_auc: {}}",
+            "min_auc must name at least one slice",
+        ),
+        ("data: {interactions: a, items: b}\nmodel: {backbone: dcnv9}", "dcnv9"),
+        ("- a\n- b", "must hold keys and values, got list"),
+        ("data: [", "is not YAML"),
+    ],
+)
+def test_a_broken_rule_is_named_with_its_key(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_every_broken_rule_is_reported_at_once(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, "data: {interactions: a}\ntrain: {epochs: 0, batch_size: 0}"))
+    assert all(key in str(caught.value) for key in ("data.items", "train.epochs", "train.batch_size"))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="none.yaml"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_a_password_in_the_base_url_is_refused_and_not_repeated(tmp_path):
+    text = "data: {interactions: a, items: b}\nllm: {base_url: 'https://me:hunter2@host/v1'}"
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text))
+    assert "hunter2" not in str(caught.value)
+    assert "base_url" in str(caught.value)
+
+
+def test_a_key_put_into_the_file_is_refused_and_not_repeated(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, "data: {interactions: a, items: b}\nllm: {api_key: sk-secret}"))
+    assert "sk-secret" not in str(caught.value)
