@@ -4,7 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from models import features
@@ -56,39 +56,38 @@ def read_catalog(directory: str) -> dict[str, Item]:
         return {i["item_id"]: Item(**{**i, "categories": tuple(i["categories"])}) for i in items}
 
 
-def item_features(item: Item, sizes: FeatureSizes) -> dict[str, Any]:
-    """The Role.ITEM features of one candidate."""
-    return {
-        features.ITEM_ID: item.item_id,
-        features.ITEM_CATEGORIES: _pad(item.categories, sizes.categories),
-        features.ITEM_BRAND: item.brand,
-        features.ITEM_TRAIN_COUNT: item.train_count,
-        features.IS_TAIL: int(item.is_tail),
-    }
-
-
-def history_features(
-    history_item_ids: Sequence[str], catalog: Mapping[str, Item], sizes: FeatureSizes
-) -> dict[str, Any]:
-    """The history's features: ids, categories and brands, cut and padded to L.
+class ItemFeatures:
+    """The catalogue as feature values, encoded and padded once.
 
     Args:
-        history_item_ids: earlier positives, latest first; may be longer than L.
-        catalog: every item of the history.
+        items: every item that a row or a history names; categories beyond C are cut.
         sizes: L and C.
-
-    Raises:
-        KeyError: an item is not in the catalogue.
     """
-    items = [catalog[item_id] for item_id in history_item_ids[: sizes.history]]
-    missing = sizes.history - len(items)
-    return {
-        features.HISTORY_ITEM_IDS: _pad([i.item_id for i in items], sizes.history),
-        features.HISTORY_CATEGORIES: [_pad(i.categories, sizes.categories) for i in items]
-        + [[""] * sizes.categories] * missing,
-        features.HISTORY_BRANDS: _pad([i.brand for i in items], sizes.history),
-    }
 
+    def __init__(self, items: Iterable[Item], sizes: FeatureSizes):
+        self._sizes = sizes
+        self._values: dict[str, dict[str, Any]] = {}
+        for item in items:
+            categories = [name.encode() for name in item.categories[: sizes.categories]]
+            self._values[item.item_id] = {
+                features.ITEM_ID: item.item_id.encode(),
+                features.ITEM_CATEGORIES: categories + [b""] * (sizes.categories - len(categories)),
+                features.ITEM_BRAND: item.brand.encode(),
+                features.ITEM_TRAIN_COUNT: item.train_count,
+                features.IS_TAIL: int(item.is_tail),
+            }
 
-def _pad(values: Sequence[str], length: int) -> list[str]:
-    return list(values[:length]) + [""] * (length - len(values))
+    def item(self, item_id: str) -> dict[str, Any]:
+        """The Role.ITEM features of one candidate; KeyError where the catalogue does not hold it."""
+        return self._values[item_id]
+
+    def history(self, item_ids: Sequence[str]) -> dict[str, Any]:
+        """The features of the items of a history, latest first, cut and padded to L; KeyError as above."""
+        items = [self._values[item_id] for item_id in item_ids[: self._sizes.history]]
+        missing = self._sizes.history - len(items)
+        categories = [name for item in items for name in item[features.ITEM_CATEGORIES]]
+        return {
+            features.HISTORY_ITEM_IDS: [item[features.ITEM_ID] for item in items] + [b""] * missing,
+            features.HISTORY_CATEGORIES: categories + [b""] * (missing * self._sizes.categories),
+            features.HISTORY_BRANDS: [item[features.ITEM_BRAND] for item in items] + [b""] * missing,
+        }

@@ -25,6 +25,7 @@ import dataclasses
 import glob
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 
@@ -87,9 +88,10 @@ class ScoreRecord:
     def parse(cls, serialized: bytes) -> "ScoreRecord":
         """The inverse of serialize."""
         features = tf.train.Example.FromString(serialized).features.feature
-        values = {}
+        values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             source = features[field.name]
+            value: tuple
             if field.name in ("llm_scores", "raw_scores"):
                 value = tuple(source.float_list.value)
             elif field.name in ("history_length", "scored_at"):

@@ -75,15 +75,13 @@ def _download(requirement: str, directory: pathlib.Path) -> pathlib.Path:
         result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         raise FetchError(
-            f"fetching {requirement} must end within {TIMEOUT_S} s, but did not;"
-            " check the network and run again"
+            f"fetching {requirement} must end within {TIMEOUT_S} s, but did not; check the network and run again"
         ) from None
     wheels = list(directory.glob("*.whl"))
     if result.returncode or not wheels:
         reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
         raise FetchError(
-            f"pip must be able to fetch {requirement}, but said: {reason};"
-            " check the network and pip's index settings"
+            f"pip must be able to fetch {requirement}, but said: {reason}; check the network and pip's index settings"
         )
     return wheels[0]
 

@@ -1,8 +1,8 @@
 """Configuration of the ranking model, its gate, its losses and its training."""
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class ModelConfig(BaseModel):
@@ -115,11 +115,3 @@ class TrainConfig(BaseModel):
     seed: int = Field(
         default=17, ge=0, description="of initial weights, dropout and the order of rows and pairs"
     )
-
-    @model_validator(mode="after")
-    def _patience_within_epochs(self) -> Self:
-        if self.patience > self.epochs:
-            raise ValueError(
-                f"train.patience must not exceed train.epochs, got {self.patience} > {self.epochs}; lower it"
-            )
-        return self

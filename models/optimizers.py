@@ -8,8 +8,8 @@ class LazyAdam(keras.optimizers.Adam):
     """Adam that, for an embedding table, touches only the rows that the batch looked up.
 
     tf_keras's Adam decays both moments of every row and moves every row at every step, although the gradient
-    is sparse: a step over 1M x 64 then writes 3 x 256 MB. Here rows that were not looked up keep their moments
-    and values; the others are updated by Adam's formula, with the global step in the bias correction.
+    is sparse: a step over 1M x 64 then writes 3 x 256 MB. Here rows that were not looked up keep moments and
+    values; the others are updated by Adam's formula, with the global step in the bias correction.
 
     Source: `LazyAdam` of TensorFlow Addons, whose semantics this follows.
     """

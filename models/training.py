@@ -127,11 +127,10 @@ def train(
         optimizer=LazyAdam(train_config.learning_rate),
         gate_optimizer=keras.optimizers.Adam(gate_config.learning_rate) if has_own_rate else None,
     )
+    endless = None
     if pairs is not None:
         endless = pair_batches(pairs, pairs_per_batch=train_config.pairs_per_batch, seed=train_config.seed)
-        batches = training_batches(rows, endless)
-    else:
-        batches = training_batches(rows, None)
+    batches = training_batches(rows, endless)
 
     monitor = _Monitor(valid)
     stopping = keras.callbacks.EarlyStopping(
@@ -156,7 +155,7 @@ def train(
     if collapse is not None:
         logging.getLogger(__name__).warning(
             "The gate has collapsed: alpha is %s %.2f on 95%% of the pairs (mode %s), so the LLM %s. "
-            "Use gate.mode supervised with labelled probes, or frozen.",
+            "Compare with llm_accuracy by cell; gate.mode supervised fits alpha to it.",
             "below" if collapse == "closed" else "above",
             _CLOSED if collapse == "closed" else _OPEN,
             gate_config.mode,

@@ -30,12 +30,10 @@ def popularity_auc(split_directory: str) -> dict[str, dict[str, Any]]:
     for batch in dataset.map(lambda serialized: tf.io.parse_example(serialized, spec)):
         for name in _COLUMNS:
             columns[name].extend(batch[name].numpy().tolist())
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for name in SLICES:
         rule = slice_rule(name)
-        rows = [
-            i for i in range(len(columns[features.LABEL])) if rule is None or columns[rule[0]][i] == rule[1]
-        ]
+        rows = [i for i in range(len(columns[features.LABEL])) if rule is None or columns[rule[0]][i] == rule[1]]
         if not rows:
             continue
         labels = [columns[features.LABEL][i] for i in rows]

@@ -70,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     sources = data.add_subparsers(dest="source", required=True, metavar="SOURCE")
 
     movielens = sources.add_parser("movielens-100k", help="downloads MovieLens-100K (2 MB, pinned hash)")
-    movielens.add_argument(
-        "--cache-dir", default="~/.cache/sllmr", metavar="DIR", help="where the download is kept"
-    )
+    movielens.add_argument("--cache-dir", default="~/.cache/sllmr", metavar="DIR", help="where the download is kept")
     movielens.set_defaults(execute=_movielens)
 
     amazon_2014 = sources.add_parser(
@@ -82,9 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     amazon_2014.add_argument("--download", metavar="CATEGORY", help="fetch that category first, e.g. Beauty")
     amazon_2014.set_defaults(execute=_amazon_2014)
 
-    amazon_2023 = sources.add_parser(
-        "amazon-2023", help="reviews and metadata as JSON Lines, 2023, from files"
-    )
+    amazon_2023 = sources.add_parser("amazon-2023", help="reviews and metadata as JSON Lines, 2023, from files")
     amazon_2023.set_defaults(execute=_amazon_2023)
 
     for source in (amazon_2014, amazon_2023):

@@ -41,13 +41,9 @@ class EvaluationConfig(BaseModel):
         for key in ("min_auc", "max_drop"):
             for name, value in getattr(self, key).items():
                 if not 0.0 <= value <= 1.0:
-                    raise ValueError(
-                        f"{key}.{name} must be in [0, 1], got {value}; set evaluation.{key}.{name}"
-                    )
+                    raise ValueError(f"{key}.{name} must be in [0, 1], got {value}; set evaluation.{key}.{name}")
         if not self.min_auc:
-            raise ValueError(
-                "min_auc must name at least one slice, got {}; without it every model would pass"
-            )
+            raise ValueError("min_auc must name at least one slice, got {}; without it every model would pass")
         return self
 
 
@@ -117,14 +113,12 @@ def load_config(path: str | os.PathLike[str]) -> Config:
 
 def _with_absolute_paths(config: Config, file: pathlib.Path) -> Config:
     def absolute(path: str) -> str:
-        return str((file.parent / pathlib.Path(path).expanduser()).absolute())
+        return os.path.normpath(file.parent / pathlib.Path(path).expanduser())
 
     data = config.data.model_copy(
         update={"interactions": absolute(config.data.interactions), "items": absolute(config.data.items)}
     )
-    llm = config.llm.model_copy(
-        update={"prompt_file": config.llm.prompt_file and absolute(config.llm.prompt_file)}
-    )
+    llm = config.llm.model_copy(update={"prompt_file": config.llm.prompt_file and absolute(config.llm.prompt_file)})
     return config.model_copy(
         update={
             "name": config.name or file.stem,

@@ -19,9 +19,7 @@ SERVING_SIGNATURE = "serving_default"
 def slicing_spec(name: str) -> config_pb2.SlicingSpec:
     """TFMA's form of one slice."""
     rule = slice_rule(name)
-    return (
-        config_pb2.SlicingSpec(feature_values={rule[0]: str(rule[1])}) if rule else config_pb2.SlicingSpec()
-    )
+    return config_pb2.SlicingSpec(feature_values={rule[0]: str(rule[1])}) if rule else config_pb2.SlicingSpec()
 
 
 def eval_config(config: EvaluationConfig) -> config_pb2.EvalConfig:
@@ -35,9 +33,7 @@ def eval_config(config: EvaluationConfig) -> config_pb2.EvalConfig:
             config_pb2.PerSliceMetricThreshold(
                 slicing_specs=[slicing_spec(name)],
                 threshold=config_pb2.MetricThreshold(
-                    value_threshold=config_pb2.GenericValueThreshold(
-                        lower_bound=wrappers_pb2.DoubleValue(value=lowest)
-                    )
+                    value_threshold=config_pb2.GenericValueThreshold(lower_bound=wrappers_pb2.DoubleValue(value=lowest))
                 ),
             )
         )
@@ -105,9 +101,7 @@ def validation_failures(evaluation_uri: str) -> list[str]:
             lines.append(f"{failure.metric_key.name} on slice {name}: {failure.message}")
     for missing in result.missing_slices:
         name = next((n for n in SLICES if slicing_spec(n) == missing), str(missing))
-        lines.append(
-            f"slice {name} has no test rows; change evaluation.min_auc or the split so that it has some"
-        )
+        lines.append(f"slice {name} has no test rows; change evaluation.min_auc or the split so that it has some")
     return lines
 
 

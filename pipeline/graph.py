@@ -71,9 +71,7 @@ def build_pipeline(config: Config, output: pathlib.Path) -> pipeline.Pipeline:
         examples=transform.outputs["transformed_examples"],
         transform_graph=transform.outputs["transform_graph"],
         pairs=pair_builder.outputs["pairs"],
-        config=TrainerConfig(
-            sizes=sizes, model=config.model, gate=config.gate, loss=config.loss, train=config.train
-        ),
+        config=TrainerConfig(sizes=sizes, model=config.model, gate=config.gate, loss=config.loss, train=config.train),
         code_fingerprint=code,
     )
     model_resolver = resolver.Resolver(

@@ -39,9 +39,7 @@ def write(summary: Mapping[str, Any], file: pathlib.Path) -> None:
 
 def _svg(draw: Callable[[Axes], None], width: float, height: float) -> str:
     # A fixed salt keeps the ids, and so the page, the same for the same numbers.
-    with matplotlib.rc_context(
-        {"svg.hashsalt": "sllmr", "svg.fonttype": "none", "font.size": 9, "text.color": INK}
-    ):
+    with matplotlib.rc_context({"svg.hashsalt": "sllmr", "svg.fonttype": "none", "font.size": 9, "text.color": INK}):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
@@ -73,9 +71,7 @@ def _plot_gate(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
     shown = [cell for cell in cells if cell["pairs"]]
     for x, cell in enumerate(shown):
         first = x == 0
-        axes.bar(
-            x - 0.18, cell["mean_alpha"], 0.34, color=ACCENT, label="gate alpha, mean" if first else None
-        )
+        axes.bar(x - 0.18, cell["mean_alpha"], 0.34, color=ACCENT, label="gate alpha, mean" if first else None)
         if cell["llm_accuracy"] is not None:
             label = "LLM agrees with the user" if first else None
             axes.bar(x + 0.18, cell["llm_accuracy"], 0.34, color=WARM, label=label)
@@ -93,9 +89,7 @@ def cell_name(cell: Mapping[str, Any]) -> str:
     """A region of the gate in words: `all`, or short or long history with a tail item or without one."""
     if cell["cold"] is None:
         return "all"
-    return (
-        f"{'short' if cell['cold'] else 'long'} history,\n{'a tail item' if cell['tail'] else 'no tail item'}"
-    )
+    return f"{'short' if cell['cold'] else 'long'} history,\n{'a tail item' if cell['tail'] else 'no tail item'}"
 
 
 def _plot_training(axes: Axes, training: Mapping[str, Any]) -> None:
@@ -115,8 +109,6 @@ def _plot_steps(axes: Axes, steps: Mapping[str, Mapping[str, Any]]) -> None:
         [steps[name]["seconds"] for name in names],
         color=[MUTED if steps[name]["cached"] else ACCENT for name in names],
     )
-    axes.set_yticks(
-        range(len(names)), [f"{name} (cached)" if steps[name]["cached"] else name for name in names]
-    )
+    axes.set_yticks(range(len(names)), [f"{name} (cached)" if steps[name]["cached"] else name for name in names])
     axes.invert_yaxis()
     axes.set_xlabel("seconds")

@@ -46,9 +46,7 @@ def read_steps(output: pathlib.Path) -> dict[str, Step]:
         node = next(c for c in store.get_contexts_by_execution(execution.id) if c.type == "node")
         outputs = {}
         events = store.get_events_by_execution_ids([execution.id])
-        written = {
-            e.artifact_id: e for e in events if e.type in (proto.Event.OUTPUT, proto.Event.DECLARED_OUTPUT)
-        }
+        written = {e.artifact_id: e for e in events if e.type in (proto.Event.OUTPUT, proto.Event.DECLARED_OUTPUT)}
         for artifact in store.get_artifacts_by_id(list(written)):
             key = next(step.key for step in written[artifact.id].path.steps if step.HasField("key"))
             outputs[key] = artifact.uri
@@ -87,9 +85,7 @@ def collect(config: Config, output: pathlib.Path, seconds: float) -> dict[str, A
         "training": training,
         "data": _read_json(steps["InteractionsExampleGen"].outputs["report"], DATA_REPORT_FILE),
         "seconds": round(seconds, 1),
-        "steps": {
-            name: {"seconds": round(step.seconds, 2), "cached": step.cached} for name, step in steps.items()
-        },
+        "steps": {name: {"seconds": round(step.seconds, 2), "cached": step.cached} for name, step in steps.items()},
         "config": config.model_dump(mode="json"),
     }
 

@@ -34,17 +34,13 @@ def register(engine: str, pipeline_path: str, expected_name: str | None) -> str:
     Raises:
         click.UsageError: the file defines another name than `expected_name`.
     """
-    handler = handler_factory.create_handler(
-        {labels.ENGINE_FLAG: engine, labels.PIPELINE_DSL_PATH: pipeline_path}
-    )
+    handler = handler_factory.create_handler({labels.ENGINE_FLAG: engine, labels.PIPELINE_DSL_PATH: pipeline_path})
     # Private, and the only way TFX has to learn a pipeline's name from its file; held by the pinned version.
     patcher = handler._get_dag_runner_patcher()
     defined = handler.execute_dsl(patcher)
     name = defined[patcher.PIPELINE_NAME]
     if expected_name and expected_name != name:
-        raise click.UsageError(
-            f"--pipeline_name is {expected_name}, but {pipeline_path} defines {name}; drop one"
-        )
+        raise click.UsageError(f"--pipeline_name is {expected_name}, but {pipeline_path} defines {name}; drop one")
     handler._save_pipeline({labels.PIPELINE_NAME: name, labels.PIPELINE_ROOT: defined[patcher.PIPELINE_ROOT]})
     click.echo(f'Pipeline "{name}" registered.')
     return name

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from components.catalog import Item
+from components.catalog import Item, ItemFeatures
 from components.interactions_example_gen.config import DataConfig
 from components.interactions_example_gen.tables import POSITIVE
 from models import features
@@ -222,43 +222,18 @@ def make_rows(
             chosen.append(event.item_id)
 
 
-class ItemTable:
-    """The catalogue as feature values, padded and encoded once.
-
-    Attributes:
-        values: by item id, the values of its features.
-    """
-
-    def __init__(self, items: Iterable[Item], sizes: features.FeatureSizes) -> None:
-        self._sizes = sizes
-        self.values: dict[str, dict[str, Any]] = {}
-        for item in items:
-            padding = [b""] * (sizes.categories - len(item.categories))
-            self.values[item.item_id] = {
-                features.ITEM_ID: item.item_id.encode(),
-                features.ITEM_CATEGORIES: [name.encode() for name in item.categories] + padding,
-                features.ITEM_BRAND: item.brand.encode(),
-                features.ITEM_TRAIN_COUNT: item.train_count,
-                features.IS_TAIL: int(item.is_tail),
-            }
-
-    def row_values(self, row: Row) -> dict[str, Any]:
-        """The row by feature name, ready for `models.features.to_example`."""
-        history = [self.values[item_id] for item_id in row.history]
-        missing = self._sizes.history - len(history)
-        categories = [name for item in history for name in item[features.ITEM_CATEGORIES]]
-        return {
-            features.USER_ID: row.user_id,
-            features.HISTORY_ITEM_IDS: [item[features.ITEM_ID] for item in history] + [b""] * missing,
-            features.HISTORY_CATEGORIES: categories + [b""] * (missing * self._sizes.categories),
-            features.HISTORY_BRANDS: [item[features.ITEM_BRAND] for item in history] + [b""] * missing,
-            features.HISTORY_LENGTH: row.history_length,
-            **self.values[row.item_id],
-            features.USER_TRAIN_COUNT: row.user_train_count,
-            features.POSITION: row.history_length + 1,
-            features.IS_COLD: int(row.is_cold),
-            features.LABEL: row.label,
-        }
+def row_values(row: Row, catalog: ItemFeatures) -> dict[str, Any]:
+    """The row by feature name, ready for `models.features.to_example`."""
+    return {
+        features.USER_ID: row.user_id,
+        features.HISTORY_LENGTH: row.history_length,
+        features.USER_TRAIN_COUNT: row.user_train_count,
+        features.POSITION: row.history_length + 1,
+        features.IS_COLD: int(row.is_cold),
+        features.LABEL: row.label,
+        **catalog.history(row.history),
+        **catalog.item(row.item_id),
+    }
 
 
 def with_popularity(items: Iterable[Item], train_counts: Mapping[str, int], fraction: float) -> list[Item]:

@@ -12,7 +12,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
-from components.catalog import Item, write_catalog
+from components.catalog import Item, ItemFeatures, write_catalog
 from components.interactions_example_gen import report, rows
 from components.interactions_example_gen.config import DataConfig, iso_to_milliseconds
 from components.interactions_example_gen.report import Tally
@@ -86,7 +86,7 @@ class PrepareInteractions(beam.PTransform):
             | "TrainCounts" >> beam.combiners.ToDict()
         )
         catalog = items | "Popularity" >> beam.Map(
-            with_popularity, AsSingleton(train_counts), config.tail.fraction
+            rows.with_popularity, AsSingleton(train_counts), config.tail.fraction
         )
         row_output = timelines | "MakeRows" >> beam.ParDo(
             MakeRows(config), AsSingleton(ids), AsSingleton(plan)
@@ -97,7 +97,7 @@ class PrepareInteractions(beam.PTransform):
             | "Encode"
             >> beam.ParDo(
                 EncodeRows(config),
-                AsSingleton(catalog | "ItemTable" >> beam.Map(rows.ItemTable, config.sizes)),
+                AsSingleton(catalog | "ItemFeatures" >> beam.Map(ItemFeatures, config.sizes)),
             ).with_outputs(TALLY, *rows.SPLITS)
         )
         tally = (
@@ -129,11 +129,6 @@ class PrepareInteractions(beam.PTransform):
 def item_ids(items: Iterable[Item]) -> tuple[str, ...]:
     """The ids of a catalogue, sorted."""
     return tuple(sorted(item.item_id for item in items))
-
-
-def with_popularity(items: list[Item], train_counts: dict[str, int], fraction: float) -> list[Item]:
-    """See rows.with_popularity."""
-    return rows.with_popularity(items, train_counts, fraction)
 
 
 def train_positives(user: tuple[str, rows.Timeline]) -> list[str]:
@@ -277,14 +272,12 @@ class EncodeRows(beam.DoFn):
     def __init__(self, config: DataConfig) -> None:
         self._features = features.row_features(config.sizes)
 
-    def process(
-        self, bucket: tuple[int, Iterable[tuple[int, tuple]]], items: rows.ItemTable
-    ) -> Iterator[Any]:
+    def process(self, bucket: tuple[int, Iterable[tuple[int, tuple]]], items: ItemFeatures) -> Iterator[Any]:
         """Encodes one bucket."""
         tally = Tally()
         for _, fields in sorted(bucket[1]):
             row = rows.Row(*fields)
-            values = items.row_values(row)
+            values = rows.row_values(row, items)
             tally.add_row(row, is_tail=values[features.IS_TAIL] == 1)
             example = features.to_example(values, self._features)
             yield TaggedOutput(row.split, example.SerializeToString(deterministic=True))

@@ -102,8 +102,9 @@ def choose_moments(
     for name in STRATA:
         share = shares.get(name, contexts - len(chosen))
         users = {moment.user_id for moment, _ in chosen}
-        # A stable sort: users whom no other stratum asks about come first, each part in order of priority.
-        moments = sorted(by_stratum.get(name, ()), key=lambda moment, users=users: moment.user_id in users)
+        # Users whom no other stratum asks about come first.
+        ordered = by_stratum.get(name, ())
+        moments = [m for m in ordered if m.user_id not in users] + [m for m in ordered if m.user_id in users]
         chosen += [(moment, name) for moment in moments[:share]]
         left[name] = moments[share:]
     for name in (OTHER, COLD, TAIL):

@@ -162,7 +162,7 @@ class LlmClient:
             response = json.loads(
                 redact_secret(json.dumps(json.loads(text), ensure_ascii=False), self._secret)
             )
-        except ValueError:
+        except (ValueError, RecursionError):
             response = None
         if not isinstance(response, dict):
             raise CallFailed(exchange.INVALID_RESPONSE, "the answer is no JSON object")
@@ -185,8 +185,7 @@ class LlmClient:
         if status == 404:
             return LlmError(
                 f"the endpoint {self._base_url} does not know what was asked for, model "
-                f"{self._config.model!r} "
-                f"({detail}); set llm.model or llm.base_url"
+                f"{self._config.model!r} ({detail}); set llm.model or llm.base_url"
             )
         if status == 429:
             return CallFailed(exchange.RATE_LIMITED, detail)

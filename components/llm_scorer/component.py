@@ -1,7 +1,5 @@
 """LlmScorer: asks the LLM about chosen users and items of the train split, once, offline."""
 
-from typing import ClassVar
-
 from tfx import types
 from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import channel, component_spec, standard_artifacts
@@ -15,17 +13,17 @@ from components.llm_scorer.strategies import create_strategy
 class LlmScorerSpec(types.ComponentSpec):
     """Inputs, output and properties of LlmScorer."""
 
-    PARAMETERS: ClassVar = {
+    PARAMETERS = {  # noqa: RUF012  the form that TFX's base class declares
         "config": component_spec.ExecutionParameter(type=str),
         "cache_directory": component_spec.ExecutionParameter(type=str),
         "prompt_version": component_spec.ExecutionParameter(type=str),
         "code": component_spec.ExecutionParameter(type=str),
     }
-    INPUTS: ClassVar = {
+    INPUTS = {  # noqa: RUF012
         "examples": component_spec.ChannelParameter(type=standard_artifacts.Examples),
         "catalog": component_spec.ChannelParameter(type=ItemCatalog),
     }
-    OUTPUTS: ClassVar = {
+    OUTPUTS = {  # noqa: RUF012
         "scores": component_spec.ChannelParameter(type=LlmScores),
     }
 

@@ -49,8 +49,7 @@ class Budget(BaseModel):
         default=None,
         gt=0,
         description="no call is sent that could bring the cost of all answers, those of earlier runs "
-        "included, "
-        "above this; needs a known price",
+        "included, above this; needs a known price",
     )
 
 
@@ -127,8 +126,7 @@ class LlmConfig(BaseModel):
     base_url: str | None = Field(
         default=None,
         description="an OpenAI-compatible endpoint, ending in /v1; empty: a local server for the bundled "
-        "model, "
-        "OpenAI's API for any other",
+        "model, OpenAI's API for any other",
     )
     api_key_env: str = Field(
         default="OPENAI_API_KEY",
@@ -141,8 +139,12 @@ class LlmConfig(BaseModel):
         f"empty: {TITLE_LIKELIHOOD} for the bundled model, {LISTWISE} for any other",
     )
     prompt_file: str | None = Field(default=None, description="a prompt file in place of the strategy's own")
-    history_items: int = Field(
-        default=10, ge=1, le=100, description="latest items of the history that a prompt tells"
+    history_items: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="latest items of the history that a prompt tells; empty: the paper's 10, for "
+        f"{TITLE_LIKELIHOOD} 6",
     )
     temperature: float | None = Field(
         default=0, ge=0, le=2, description="empty where a model refuses the parameter"
@@ -207,8 +209,7 @@ class LlmConfig(BaseModel):
         if self.strategy == TITLE_LIKELIHOOD and not self.uses_local_server and self.base_url is None:
             raise ValueError(
                 f"strategy {TITLE_LIKELIHOOD} needs a llama.cpp server, got OpenAI's API for model "
-                f"{self.model!r}; "
-                f"set llm.strategy to {LISTWISE} or llm.base_url to such a server"
+                f"{self.model!r}; set llm.strategy to {LISTWISE} or llm.base_url to such a server"
             )
         if self.budget.max_cost_usd is not None and self.price is None:
             raise ValueError(
@@ -230,14 +231,16 @@ class LlmConfig(BaseModel):
     def resolve(self) -> "LlmConfig":
         """The same choices with nothing left to defaults that depend on each other.
 
-        After it, `strategy` and `concurrency` are set, and `base_url` is None only where the scorer starts
-        the server.
+        After it, `strategy`, `history_items` and `concurrency` are set, and `base_url` is None only where the
+        scorer starts the server.
         """
         local = self.uses_local_server
+        strategy = self.strategy or (TITLE_LIKELIHOOD if self.model == BUNDLED_MODEL else LISTWISE)
         return self.model_copy(
             update={
                 "base_url": self.base_url or (None if local else OPENAI_BASE_URL),
-                "strategy": self.strategy or (TITLE_LIKELIHOOD if self.model == BUNDLED_MODEL else LISTWISE),
+                "strategy": strategy,
+                "history_items": self.history_items or (6 if strategy == TITLE_LIKELIHOOD else 10),
                 "concurrency": self.concurrency or (self.local_server.slots if local else 16),
                 "price_per_million_tokens": self.price,
             }
@@ -251,16 +254,12 @@ class LlmConfig(BaseModel):
         if resolved.base_url == OPENAI_BASE_URL and not os.environ.get(self.api_key_env):
             raise LlmError(
                 f"model {self.model!r} is asked at OpenAI's API, which needs a key, and the environment "
-                "variable "
-                f"{self.api_key_env} is not set; set it, or llm.base_url, or leave llm.model empty for the "
-                "bundled model"
+                f"variable {self.api_key_env} is not set; set it, or llm.base_url, or leave llm.model "
+                "empty for the bundled model"
             )
         if self.uses_local_server:
             from components.llm_scorer import local_server
 
-            try:
-                local_server.check_runtime()
-            except local_server.LocalServerError as error:
-                raise LlmError(str(error)) from None
+            local_server.check_runtime()
         if self.prompt_file is not None and not os.path.isfile(self.prompt_file):
             raise LlmError(f"llm.prompt_file must be a file, got {self.prompt_file}")

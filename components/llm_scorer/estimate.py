@@ -44,11 +44,9 @@ class Estimate:
     def __str__(self) -> str:
         cost = "price unknown" if self.cost_nano_usd is None else f"about ${self.cost_nano_usd / 1e9:.4f}"
         return (
-            f"{self.pairs} pairs in {self.contexts} contexts ({self.probes} labelled probes): {self.calls} "
-            "calls, "
-            f"{self.cached} of them cached; to send {self.to_send} calls, about {self.usage.prompt} prompt "
-            "and "
-            f"{self.usage.completion} completion tokens, {cost}"
+            f"{self.pairs} pairs in {self.contexts} contexts ({self.probes} labelled probes): "
+            f"{self.calls} calls, {self.cached} of them cached; to send {self.to_send} calls, about "
+            f"{self.usage.prompt} prompt and {self.usage.completion} completion tokens, {cost}"
         )
 
 

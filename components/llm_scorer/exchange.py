@@ -174,11 +174,17 @@ class Usage:
 
     @classmethod
     def of(cls, response: dict[str, Any]) -> "Usage":
-        """Reads an OpenAI `usage` object; what is missing counts as 0."""
-        usage = response.get("usage") or {}
-        details = usage.get("prompt_tokens_details") or {}
-        return cls(
-            prompt=int(usage.get("prompt_tokens") or 0),
-            cached_prompt=int(details.get("cached_tokens") or 0),
-            completion=int(usage.get("completion_tokens") or 0),
-        )
+        """Reads an OpenAI `usage` object; what is missing or no number counts as 0."""
+        usage = _mapping(response.get("usage"))
+        prompt = _count(usage.get("prompt_tokens"))
+        cached = _count(_mapping(usage.get("prompt_tokens_details")).get("cached_tokens"))
+        completion = _count(usage.get("completion_tokens"))
+        return cls(prompt=prompt, cached_prompt=min(cached, prompt), completion=completion)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and value > 0 else 0

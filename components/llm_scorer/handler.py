@@ -24,14 +24,16 @@ batches make that wait small beside the work."""
 HOPELESS_AFTER = 20
 """An endpoint that failed so many calls in a run and answered none ends the job."""
 
+_FRAME_TOKENS = 64
+"""Tokens that a chat template puts around the messages, at most."""
+
 
 def _never(error: Exception) -> bool:
     return False
 
 
 class LlmHandler(RemoteModelHandler[RequestGroup, AnsweredGroup, "Session"]):
-    """Answers groups of requests; up to `concurrency` groups are under way in a worker, each in order in one
-    thread.
+    """Answers groups of requests, up to `concurrency` side by side in a worker, each in order in one thread.
 
     What fails for a request becomes its Answer: the dead letters of this job are candidates with a reason,
     finer than the batches that `with_exception_handling` would put aside. Only LlmError, the end of the job,
@@ -92,10 +94,9 @@ class Session:
         with ThreadPoolExecutor(threads, thread_name_prefix="llm") as pool:
             futures = [pool.submit(self._answer_or_stop, group, stop) for group in groups]
             errors = [error for error in (future.exception() for future in futures) if error is not None]
-        for error in errors:
-            # The threads after the first error only report that they were stopped.
-            if not isinstance(error, _Stopped):
-                raise error
+        # The threads after the first error only report that they were stopped.
+        if errors:
+            raise min(errors, key=lambda error: isinstance(error, RunEnded))
         return [future.result() for future in futures]
 
     def _answer_or_stop(self, group: RequestGroup, stop: threading.Event) -> AnsweredGroup:
@@ -113,7 +114,7 @@ class Session:
         counts: Counter[str] = Counter()
         for request in group.requests:
             if stop.is_set():
-                raise _Stopped
+                raise RunEnded
             answers.append(self._ask(request, counts))
         pairs = len(group.context.candidates)
         counts[ledger.PAIRS_DONE] = pairs
@@ -124,7 +125,7 @@ class Session:
         return AnsweredGroup(context=group.context, answers=tuple(answers))
 
     def _ask(self, request: LlmRequest, counts: Counter[str]) -> Answer:
-        # Requests that recur between groups may be under way at the same time: the second waits for the first.
+        # A request that recurs between groups may be under way already: then this one waits for its answer.
         with self._key_locks.hold(request.key):
             return self._look_up_or_send(request, counts)
 
@@ -135,6 +136,8 @@ class Session:
             response, answered_at = known
             counts[ledger.CALLS_CACHED] += 1
             return Answer(response=response, answered_at=answered_at, cached=True)
+        if self._ledger.is_ended():
+            raise RunEnded
         reserved = self._reserve(request)
         if reserved is None:
             counts[ledger.CALLS_REFUSED_BY_BUDGET] += 1
@@ -183,10 +186,6 @@ class Session:
             )
 
 
-_FRAME_TOKENS = 64
-"""Tokens that a chat template puts around the messages, at most."""
-
-
 class _KeyLocks:
     """A lock for each key that is in use."""
 
@@ -209,5 +208,5 @@ class _KeyLocks:
                     self._held[key] = lock, users - 1
 
 
-class _Stopped(Exception):
-    """Another thread has ended the job."""
+class RunEnded(Exception):
+    """Nothing more is to be sent: another thread or process has met the end of the job."""

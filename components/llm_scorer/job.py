@@ -1,6 +1,4 @@
-"""One scoring run from train rows to the score table: plan, estimate, ask, account. Needs Beam, but not
-TFX.
-"""
+"""One scoring run from train rows to the score table: plan, estimate, ask, account. Beam, but no TFX."""
 
 import contextlib
 import dataclasses
@@ -46,7 +44,8 @@ class ScoringJob:
     Attributes:
         config: what the person decided.
         catalog_directory: of the ItemCatalog.
-        cache_directory: keeps answers and the bundled model's weights between runs, outside TFX's executions.
+        cache_directory: keeps answers and the bundled model's weights between runs, outside TFX's executions;
+            every worker must reach it, as it must the other directories.
         work_directory: for the plan and the local server's log.
         output_directory: of the LlmScores.
         make_pipeline: a fresh Beam pipeline with the runner's options.
@@ -70,8 +69,7 @@ class ScoringJob:
 
         Raises:
             LlmError: a need is not met, the endpoint refuses, nothing was scored, or too many pairs failed.
-            All
-                answers so far are in the cache.
+                All answers so far are in the cache.
         """
         started = time.monotonic()
         config = self.config.resolve()
@@ -82,8 +80,7 @@ class ScoringJob:
         if not expected.pairs:
             raise LlmError(
                 "there is nothing to ask the LLM about: no positive row of the train split has an item with "
-                "a title "
-                "in its history and two candidates; check the titles of data.items"
+                "a title in its history and two candidates; check the titles of data.items"
             )
         print(f"llm: {config.model} by {config.strategy}, {expected}", file=sys.stderr)
         run = RunLedger(self.cache_directory, uuid.uuid4().hex)
@@ -94,8 +91,12 @@ class ScoringJob:
                 with ProgressReporter(run, pairs=expected.pairs, to_send=expected.to_send):
                     self._ask(plan, config, handler)
             totals = run.totals()
-        finally:
             run.forget()
+        except BaseException:
+            # Also Ctrl-C: threads and processes that still work would go on spending.
+            run.end()
+            raise
+        finally:
             run.close()
             # Kept open until here: the last connection to close would fold the write-ahead log into the file.
             cache.close()
@@ -174,9 +175,8 @@ class ScoringJob:
         failed = failures.total()
         if scored + failed != expected.pairs:
             raise LlmError(
-                f"every pair must end scored or failed: {expected.pairs} were planned, {scored} scored and "
-                f"{failed} "
-                "failed; this is a defect, please report it"
+                f"every pair must end scored or failed: {expected.pairs} were planned, {scored} scored "
+                f"and {failed} failed; this is a defect, please report it"
             )
         cost = totals.get(ledger.NANO_USD, 0) / 1e9
         return {
@@ -238,10 +238,9 @@ def _check_failures(book: dict[str, Any], config: LlmConfig) -> None:
     unasked = book["failures"].get(exchange.BUDGET_EXHAUSTED, 0)
     if unasked:
         go_on = (
-            f"{unasked} of {book['requested']} pairs were not asked about, as max_cost_usd="
-            f"{config.budget.max_cost_usd} would have been passed; raise llm.budget.max_cost_usd and run "
-            "again, "
-            "what was paid for is cached"
+            f"{unasked} of {book['requested']} pairs were not asked about, as "
+            f"max_cost_usd={config.budget.max_cost_usd} would have been passed; raise "
+            "llm.budget.max_cost_usd and run again, what was paid for is cached"
         )
         if not book["scored"]:
             raise LlmError(go_on)
@@ -252,8 +251,7 @@ def _check_failures(book: dict[str, Any], config: LlmConfig) -> None:
     if asked and failed / asked > config.max_failure_rate:
         raise LlmError(
             f"the share of failed pairs must be at most max_failure_rate={config.max_failure_rate:g}, got "
-            f"{failed} of "
-            f"{asked} ({failed / asked:.1%}): {book['failures']}; see the failures beside ledger.json, mend "
-            "the cause or "
-            "raise llm.max_failure_rate, and run again (answers are cached)"
+            f"{failed} of {asked} ({failed / asked:.1%}): {book['failures']}; see the failures beside "
+            "ledger.json, mend the cause or raise llm.max_failure_rate, and run again (answers are "
+            "cached)"
         )

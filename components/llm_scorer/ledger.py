@@ -30,6 +30,7 @@ COMPLETION_TOKENS = "completion_tokens"
 NANO_USD = "nano_usd"
 RESERVED_NANO_USD = "reserved_nano_usd"
 PRIOR_NANO_USD = "prior_nano_usd"
+_ENDED = "ended"
 _LATENCY = "latency_bucket_"
 _BUCKET = math.log(1.1)
 
@@ -92,6 +93,17 @@ class RunLedger:
         """All counters; a name that was never added to is absent."""
         rows = self._connection().execute("SELECT name, value FROM counters WHERE run_id = ?", (self.run_id,))
         return dict(rows.fetchall())
+
+    def end(self) -> None:
+        """Tells all workers of the run to send nothing more."""
+        self.add({_ENDED: 1})
+
+    def is_ended(self) -> bool:
+        """Whether `end` was called, by whichever process."""
+        row = self._connection().execute(
+            "SELECT 1 FROM counters WHERE run_id = ? AND name = ?", (self.run_id, _ENDED)
+        )
+        return row.fetchone() is not None
 
     def forget(self) -> None:
         """Removes the run's counters."""

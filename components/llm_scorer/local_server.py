@@ -22,11 +22,13 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 
+from components.llm_scorer.config import LlmError
+
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
 
 
-class LocalServerError(RuntimeError):
+class LocalServerError(LlmError):
     """The local LLM server did not start, or is not installed completely."""
 
 

@@ -50,8 +50,8 @@ class Prompt:
             if set(found) != set(placeholders):
                 raise ValueError(
                     f"section [{section}] of prompt {name} must hold "
-                    f"{sorted('$' + p for p in placeholders)}, "
-                    f"got {sorted('$' + p for p in found)}; edit the file"
+                    f"{sorted('$' + p for p in placeholders)}, got {sorted('$' + p for p in found)}; edit "
+                    "the file"
                 )
 
     def fill(self, section: str, **values: str) -> str:

@@ -79,7 +79,7 @@ class AskLlm(beam.PTransform):
         self._config = config
         self._handler = handler
 
-    def expand(self, contexts: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
+    def expand(self, contexts: beam.PCollection):
         return (
             contexts
             | "Spread" >> beam.Reshuffle()

@@ -1,5 +1,7 @@
 """PairBuilder: scores -> pairs of one user's items, with the LLM's margin and, on probes, the user's verdict."""
 
+from typing import ClassVar
+
 from tfx import types
 from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import component_spec, standard_artifacts
@@ -13,16 +15,16 @@ from models.features import FeatureSizes
 class PairBuilderSpec(component_spec.ComponentSpec):
     """Inputs, outputs and execution properties."""
 
-    PARAMETERS = {
+    PARAMETERS: ClassVar = {
         "config": component_spec.ExecutionParameter(type=str),
         "sizes": component_spec.ExecutionParameter(type=str),
         "code_fingerprint": component_spec.ExecutionParameter(type=str),
     }
-    INPUTS = {
+    INPUTS: ClassVar = {
         "scores": component_spec.ChannelParameter(type=LlmScores),
         "catalog": component_spec.ChannelParameter(type=ItemCatalog),
     }
-    OUTPUTS = {"pairs": component_spec.ChannelParameter(type=standard_artifacts.Examples)}
+    OUTPUTS: ClassVar = {"pairs": component_spec.ChannelParameter(type=standard_artifacts.Examples)}
 
 
 class PairBuilder(base_beam_component.BaseBeamComponent):

@@ -2,14 +2,12 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
 from typing import Any
 
-from components.catalog import Item, history_features, item_features
+from components.catalog import ItemFeatures
 from components.pair_builder.config import PairConfig
 from components.scores import ScoreRecord
 from models import features
-from models.features import FeatureSizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,9 +58,7 @@ def select_pairs(record: ScoreRecord, config: PairConfig) -> list[Pair]:
     return [pair for pair in wide if pair in kept or pair.probe_label != features.NOT_A_PROBE]
 
 
-def pair_values(
-    record: ScoreRecord, pair: Pair, catalog: Mapping[str, Item], sizes: FeatureSizes
-) -> dict[str, Any]:
+def pair_values(record: ScoreRecord, pair: Pair, catalog: ItemFeatures) -> dict[str, Any]:
     """The values of `models.features.pair_features` for one pair.
 
     Raises:
@@ -73,11 +69,11 @@ def pair_values(
         features.HISTORY_LENGTH: record.history_length,
         features.LLM_MARGIN: pair.llm_margin,
         features.PROBE_LABEL: pair.probe_label,
-        **history_features(record.history_item_ids, catalog, sizes),
+        **catalog.history(record.history_item_ids),
     }
     for prefix, item_id in (
         (features.PREFERRED, pair.preferred_item_id),
         (features.OTHER, pair.other_item_id),
     ):
-        values |= {prefix + name: value for name, value in item_features(catalog[item_id], sizes).items()}
+        values |= {prefix + name: value for name, value in catalog.item(item_id).items()}
     return values

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import apache_beam as beam
 
-from components.catalog import read_catalog
+from components.catalog import ItemFeatures, read_catalog
 from components.pair_builder.config import PairConfig
 from components.pair_builder.pairs import pair_values, select_pairs
 from components.scores import ScoreRecord
@@ -26,7 +26,7 @@ class BuildPairs(beam.DoFn):
         self._probes = beam.metrics.Metrics.counter(COUNTER_NAMESPACE, "labelled_pairs")
 
     def setup(self) -> None:
-        self._catalog = read_catalog(self._catalog_directory)
+        self._catalog = ItemFeatures(read_catalog(self._catalog_directory).values(), self._sizes)
         self._features = pair_features(self._sizes)
 
     def process(self, element: bytes) -> Iterator[bytes]:
@@ -38,5 +38,5 @@ class BuildPairs(beam.DoFn):
         if not pairs:
             self._without_pair.inc()
         for pair in pairs:
-            values = pair_values(record, pair, self._catalog, self._sizes)
+            values = pair_values(record, pair, self._catalog)
             yield to_example(values, self._features).SerializeToString(deterministic=True)

@@ -59,8 +59,8 @@ class Trainer(TfxTrainer):
             examples=examples,
             transform_graph=transform_graph,
             pairs=pairs,
-            train_args=trainer_pb2.TrainArgs(splits=["train"]),  # type: ignore[attr-defined]
-            eval_args=trainer_pb2.EvalArgs(splits=["valid"]),  # type: ignore[attr-defined]
+            train_args=trainer_pb2.TrainArgs(splits=["train"]),
+            eval_args=trainer_pb2.EvalArgs(splits=["valid"]),
             run_fn=RUN_FN,
             custom_config=json_utils.dumps(custom_config),
             model=types.Channel(type=standard_artifacts.Model),

@@ -32,9 +32,7 @@ class DownloadError(RuntimeError):
     """A published file could not be downloaded."""
 
 
-def download_amazon_2014(
-    category: str, directory: str | os.PathLike[str]
-) -> tuple[pathlib.Path, pathlib.Path]:
+def download_amazon_2014(category: str, directory: str | os.PathLike[str]) -> tuple[pathlib.Path, pathlib.Path]:
     """Downloads reviews_X_5.json.gz and meta_X.json.gz where the network allows it.
 
     Args:
@@ -48,14 +46,10 @@ def download_amazon_2014(
         DownloadError: no such file, or no way to the host.
     """
     if not re.fullmatch(r"[A-Za-z_]+", category):
-        raise DownloadError(
-            f"category must be letters and underscores, got {category!r}; write Toys_and_Games"
-        )
+        raise DownloadError(f"category must be letters and underscores, got {category!r}; write Toys_and_Games")
     target = pathlib.Path(directory).expanduser()
     target.mkdir(parents=True, exist_ok=True)
-    reviews, meta = (
-        _download(name, target) for name in (f"reviews_{category}_5.json.gz", f"meta_{category}.json.gz")
-    )
+    reviews, meta = (_download(name, target) for name in (f"reviews_{category}_5.json.gz", f"meta_{category}.json.gz"))
     return reviews, meta
 
 
@@ -188,9 +182,7 @@ def _parse(parse: Callable[[str], Any], line: str, path: pathlib.Path, number: i
         problem = f"the field {error} is missing"
     except (ValueError, SyntaxError, TypeError, AttributeError) as error:
         problem = f"{type(error).__name__}: {error}"
-    raise SourceError(
-        f"{path}:{number}: must be one record as published, but {problem}; fetch the file again"
-    )
+    raise SourceError(f"{path}:{number}: must be one record as published, but {problem}; fetch the file again")
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
@@ -206,9 +198,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise SourceError(f"{path} must be a whole gzip file, but: {error}; fetch it again") from None
     except UnicodeDecodeError as error:
-        raise SourceError(
-            f"{path}: after line {number}: must be UTF-8, but: {error.reason}; fetch it again"
-        ) from None
+        raise SourceError(f"{path}: after line {number}: must be UTF-8, but: {error.reason}; fetch it again") from None
 
 
 def _download(name: str, directory: pathlib.Path) -> pathlib.Path:
@@ -222,8 +212,7 @@ def _download(name: str, directory: pathlib.Path) -> pathlib.Path:
         os.replace(part, path)
     except OSError as error:  # URLError and time-outs are OSErrors
         raise DownloadError(
-            f"{url} must be reachable, but: {error};"
-            " fetch it where a network allows and name the local files instead"
+            f"{url} must be reachable, but: {error}; fetch it where a network allows and name the local files instead"
         ) from None
     finally:
         part.unlink(missing_ok=True)

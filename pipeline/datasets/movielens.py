@@ -20,16 +20,12 @@ ITEM_HEADER = ["item_id:token", "movie_title:token_seq", "release_year:token", "
 UNKNOWN_TITLE = "unkonwn"  # spelt so in the source
 UNKNOWN_GENRE = "unknown"
 
-_ARTICLE_AT_END = re.compile(
-    r"^(?P<title>.+), (?P<article>The|A|An|Das|Der|Die|Il|L'|La|Las|Le|Les|Los|El|Det|O)$"
-)
+_ARTICLE_AT_END = re.compile(r"^(?P<title>.+), (?P<article>The|A|An|Das|Der|Die|Il|L'|La|Las|Le|Les|Los|El|Det|O)$")
 _YEAR_IN_TITLE = re.compile(r"\(\d{4}\)$")
 _YEAR = re.compile(r"(18|19|20)\d{2}")
 
 
-def prepare_movielens_100k(
-    directory: str | os.PathLike[str], download_cache: str | os.PathLike[str]
-) -> PreparedTables:
+def prepare_movielens_100k(directory: str | os.PathLike[str], download_cache: str | os.PathLike[str]) -> PreparedTables:
     """Writes the two tables: 100,000 ratings by 943 users of 1,682 movies with title, year and genres.
 
     Args:
@@ -92,9 +88,7 @@ def parse_atomic(content: bytes, header: list[str], name: str) -> list[list[str]
     lines = content.decode("utf-8").splitlines()
     if not lines or lines[0].split("\t") != header:
         found = lines[0] if lines else ""
-        raise SourceError(
-            f"{name}:1: the header must be {header}, got {found!r}; the pinned wheel has changed"
-        )
+        raise SourceError(f"{name}:1: the header must be {header}, got {found!r}; the pinned wheel has changed")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         fields = line.split("\t")

@@ -122,7 +122,8 @@ def test_the_pushed_model_scores_with_tensorflow_alone(summary):
 import json, sys, importlib.abc
 class Forbid(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("tfx", "tensorflow_transform", "tfx_bsl", "tensorflow_recommenders", "tf_keras", "openai", "models", "components", "pipeline"):
+        if name.split(".")[0] in ("tfx", "tensorflow_transform", "tfx_bsl", "tensorflow_recommenders",
+                                  "tf_keras", "openai", "models", "components", "pipeline"):
             raise ImportError(name)
 sys.meta_path.insert(0, Forbid())
 import tensorflow as tf

@@ -26,9 +26,7 @@ def test_a_file_that_names_the_two_tables_is_enough(tmp_path):
 
 
 def test_a_model_name_is_all_that_another_llm_needs(tmp_path):
-    config = load_config(
-        write(tmp_path, "data: {interactions: a.csv, items: b.csv}\nllm: {model: gpt-4o-mini}")
-    )
+    config = load_config(write(tmp_path, "data: {interactions: a.csv, items: b.csv}\nllm: {model: gpt-4o-mini}"))
     resolved = config.llm.resolve()
     assert resolved.strategy == "listwise"
     assert resolved.base_url == "https://api.openai.com/v1"
@@ -74,7 +72,7 @@ def test_every_broken_rule_is_reported_at_once(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="none.yaml"):
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
         load_config(tmp_path / "none.yaml")
 
 

@@ -39,9 +39,7 @@ def evaluate(config: EvaluationConfig, examples, directory: str) -> str:
     eval_config = evaluation.eval_config(config)
     eval_config.model_specs[0].prediction_key = "score"
     eval_config.model_specs[0].ClearField("signature_name")
-    eval_config = tfma.utils.update_eval_config_with_defaults(
-        eval_config, has_baseline=False, rubber_stamp=True
-    )
+    eval_config = tfma.utils.update_eval_config_with_defaults(eval_config, has_baseline=False, rubber_stamp=True)
     serialized = []
     for row in examples:
         example = tf.train.Example()
@@ -89,8 +87,6 @@ def test_a_slice_below_its_threshold_and_one_without_rows_block_the_model(evalua
 
 
 def test_a_model_above_every_threshold_passes(tmp_path):
-    uri = evaluate(
-        EvaluationConfig(min_auc={"overall": 0.55}, confidence_intervals=False), rows(), str(tmp_path / "e")
-    )
+    uri = evaluate(EvaluationConfig(min_auc={"overall": 0.55}, confidence_intervals=False), rows(), str(tmp_path / "e"))
     assert evaluation.validation_failures(uri) == []
     assert evaluation.slice_metrics(uri)["overall"]["lower"] is None

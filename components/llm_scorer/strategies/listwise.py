@@ -125,7 +125,7 @@ class Listwise:
             return all_failed(exchange.TRUNCATED, "cut at the limit of tokens; raise llm.max_output_tokens")
         try:
             entries = json.loads(message.get("content") or "")["scores"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return all_failed(exchange.INVALID_JSON, "the answer is not the JSON that was asked for")
         if not isinstance(entries, list):
             return all_failed(exchange.INVALID_JSON, "`scores` is no list")
@@ -147,8 +147,8 @@ def _result(item_id: str, scores: list) -> CandidateResult:
     if len(scores) > 1:
         return failed(exchange.REPEATED_ITEM, f"the answer names the candidate {len(scores)} times")
     (score,) = scores
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-        return failed(exchange.NOT_A_NUMBER, "the candidate's score is no finite number")
+    if type(score) not in (int, float) or math.isnan(score):
+        return failed(exchange.NOT_A_NUMBER, "the candidate's score is no number")
     if not 0 <= score <= 1:
-        return failed(exchange.OUT_OF_RANGE, f"the candidate's score is {score:g}, not in [0, 1]")
+        return failed(exchange.OUT_OF_RANGE, f"the candidate's score is {score!r:.20}, not in [0, 1]")
     return CandidateResult(item_id=item_id, llm_score=float(score), raw_score=float(score))

@@ -29,7 +29,7 @@ def dropped(reason, count):
 
 
 def configure(**settings):
-    return DataConfig(interactions="a.csv", items="b.csv", **settings)
+    return DataConfig.model_validate({"interactions": "a.csv", "items": "b.csv", **settings})
 
 
 def tally_of(rows):

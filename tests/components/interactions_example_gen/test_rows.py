@@ -2,7 +2,7 @@ import collections
 
 import pytest
 
-from components.catalog import Item
+from components.catalog import Item, ItemFeatures
 from components.interactions_example_gen import rows
 from components.interactions_example_gen.config import DataConfig
 from components.interactions_example_gen.rows import Event, SplitPlan
@@ -15,7 +15,7 @@ CATALOG = tuple(f"i{n}" for n in range(40))
 
 
 def configure(**settings):
-    return DataConfig(interactions="a.csv", items="b.csv", **settings)
+    return DataConfig.model_validate({"interactions": "a.csv", "items": "b.csv", **settings})
 
 
 def event(item_id, timestamp, kind=POSITIVE, order=0.0, row=None):
@@ -205,7 +205,7 @@ def test_row_values_fit_the_table_of_features():
         Item(item_id="b", categories=("x", "y"), brand="", is_tail=True),
     ]
     row = rows.Row("train", "u", ("a",), 1, 2, True, "b", 1)
-    values = rows.ItemTable(items, config.sizes).row_values(row)
+    values = rows.row_values(row, ItemFeatures(items, config.sizes))
     example = to_example(values, row_features(config.sizes)).features.feature
     assert list(example[features.HISTORY_ITEM_IDS].bytes_list.value) == [b"a", b""]
     assert list(example[features.HISTORY_CATEGORIES].bytes_list.value) == [b"x", b"", b"", b""]

@@ -39,9 +39,7 @@ def market_items(count: int = 60) -> dict[str, Item]:
     }
 
 
-def context(
-    name: str = "c0", items: Iterable[str] = ("i20", "i21", "i22"), history: Iterable[str] = ("i1", "i2")
-):
+def context(name: str = "c0", items: Iterable[str] = ("i20", "i21", "i22"), history: Iterable[str] = ("i1", "i2")):
     return Context(
         context_id=name,
         history_item_ids=tuple(history),
@@ -87,7 +85,5 @@ def market_rows(users: int = 12, length: int = 6, count: int = 60) -> list[bytes
         for position in range(2, length + 1):
             history = items[: position - 1]
             rows.append(row(f"user-{u}", position, history, items[position - 1]))
-            rows.append(
-                row(f"user-{u}", position, history, f"i{(7 * u + 5 * position + 3) % count}", label=0)
-            )
+            rows.append(row(f"user-{u}", position, history, f"i{(7 * u + 5 * position + 3) % count}", label=0))
     return rows

@@ -26,12 +26,8 @@ CONFIG = CandidateConfig(per_context=8, negatives_per_probe=2, tail_per_context=
 CATALOG = market_items(count=400)
 
 
-def moment(
-    user: str = "u", item: str = "i300", history: tuple[str, ...] = ("i310", "i320"), length: int = 9
-) -> Moment:
-    return Moment(
-        user_id=user, position=length + 1, history_item_ids=history, history_length=length, item_id=item
-    )
+def moment(user: str = "u", item: str = "i300", history: tuple[str, ...] = ("i310", "i320"), length: int = 9) -> Moment:
+    return Moment(user_id=user, position=length + 1, history_item_ids=history, history_length=length, item_id=item)
 
 
 def draw(config: CandidateConfig = CONFIG, catalog=CATALOG, **values) -> Context:
@@ -88,9 +84,7 @@ def test_nothing_that_the_user_chose_before_or_after_is_a_candidate():
 
 def test_items_without_a_title_are_no_candidates():
     catalog = {
-        i: item
-        if int(i[1:]) % 2 == 0
-        else Item(item_id=i, train_count=item.train_count, is_tail=item.is_tail)
+        i: item if int(i[1:]) % 2 == 0 else Item(item_id=i, train_count=item.train_count, is_tail=item.is_tail)
         for i, item in CATALOG.items()
     }
     for seed in range(10):

@@ -35,9 +35,7 @@ def client(stub: StubServer, monkeypatch: pytest.MonkeyPatch) -> LlmClient:
 def make_client(stub: StubServer, monkeypatch: pytest.MonkeyPatch, **values) -> LlmClient:
     monkeypatch.setenv("STUB_KEY", KEY)
     settings = {"max_retries": 2, "timeout_s": 20.0, **values}
-    config = LlmConfig(
-        model="m", base_url=stub.base_url, strategy="listwise", api_key_env="STUB_KEY", **settings
-    )
+    config = LlmConfig(model="m", base_url=stub.base_url, strategy="listwise", api_key_env="STUB_KEY", **settings)
     return LlmClient(config.resolve(), stub.base_url)
 
 

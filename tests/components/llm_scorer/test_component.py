@@ -54,29 +54,32 @@ def test_rows_of_valid_and_test_reach_no_prompt(stub, tmp_path):
     rows.uri = str(tmp_path / "rows")
     examples.prepare(rows, ["train", "valid", "test"])
     write_split(rows, "train", market_rows())
-    leaks = [row(f"user-{u}", 9, ["i1", "planted", "i2"], "planted") for u in range(12)]
+    # Many of them, with long histories: read along with the train rows, most contexts would be of these.
+    history = ["i1", "planted", "i2", "i3", "i4"]
+    leaks = [row(f"user-{u}", p, history, "planted") for u in range(12) for p in range(7, 20)]
     write_split(rows, "valid", leaks)
     write_split(rows, "test", leaks)
     catalog = ItemCatalog()
     catalog.uri = str(tmp_path / "catalog")
-    # Without the planted item's own draw from the catalogue: it is no tail item and far from the pool.
     write_catalog(catalog.uri, [*market_items().values(), planted])
     scores = LlmScores()
     scores.uri = str(tmp_path / "scores")
     pathlib.Path(scores.uri).mkdir()
-    config = LlmConfig(
-        model="m",
-        base_url=stub.base_url,
-        strategy="listwise",
-        api_key_env="NO_SUCH_KEY",
-        budget={"pairs": 100},
-        candidates={
-            "per_context": 5,
-            "negatives_per_probe": 1,
-            "popularity_pool": 10,
-            "cold_fraction": 0,
-            "tail_chosen_fraction": 0,
-        },
+    config = LlmConfig.model_validate(
+        {
+            "model": "m",
+            "base_url": stub.base_url,
+            "strategy": "listwise",
+            "api_key_env": "NO_SUCH_KEY",
+            "budget": {"pairs": 100},
+            "candidates": {
+                "per_context": 5,
+                "negatives_per_probe": 1,
+                "popularity_pool": 10,
+                "cold_fraction": 0,
+                "tail_chosen_fraction": 0,
+            },
+        }
     )
     executor = Executor(Executor.Context(tmp_dir=str(tmp_path / "tmp"), unique_id="1"))
     executor.Do(
@@ -85,6 +88,7 @@ def test_rows_of_valid_and_test_reach_no_prompt(stub, tmp_path):
         {"config": config.model_dump_json(), "cache_directory": str(tmp_path / "cache")},
     )
     assert len(stub.received) == 20
+    # As a candidate it is an item of the catalogue like any other; in a history it would be a leak.
     histories = [json.dumps(body["messages"]).split("Score each")[0] for body in stub.received]
     assert not any(LEAK in history for history in histories)
     records = list(read_scores(scores.uri))

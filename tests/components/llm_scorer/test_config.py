@@ -1,7 +1,7 @@
 import pydantic
 import pytest
 
-from components.llm_scorer.config import BUNDLED_MODEL, OPENAI_BASE_URL, LlmConfig, LlmError, Price
+from components.llm_scorer.config import BUNDLED_MODEL, OPENAI_BASE_URL, Budget, LlmConfig, LlmError, Price
 
 
 def test_without_any_setting_the_bundled_model_is_asked_by_title_likelihood():
@@ -27,7 +27,7 @@ def test_a_missing_key_is_one_sentence_before_anything_is_spent(monkeypatch):
 
 
 def test_a_configuration_survives_its_journey_as_json():
-    config = LlmConfig(model="gpt-4o-mini", budget={"pairs": 7, "max_cost_usd": 0.5}).resolve()
+    config = LlmConfig(model="gpt-4o-mini", budget=Budget(pairs=7, max_cost_usd=0.5)).resolve()
     assert LlmConfig.model_validate_json(config.model_dump_json()) == config
 
 

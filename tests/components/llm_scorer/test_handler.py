@@ -15,7 +15,7 @@ from apache_beam.testing.util import assert_that
 from components.llm_scorer import exchange, ledger
 from components.llm_scorer.config import LlmConfig, LlmError
 from components.llm_scorer.exchange import AnsweredGroup, RequestGroup
-from components.llm_scorer.handler import HOPELESS_AFTER, LlmHandler, Session
+from components.llm_scorer.handler import HOPELESS_AFTER, LlmHandler, RunEnded, Session
 from components.llm_scorer.ledger import RunLedger
 from components.llm_scorer.strategies import create_strategy
 from tests.components.llm_scorer.market import context, market_items
@@ -112,7 +112,7 @@ def test_a_refused_key_stops_all_threads_with_one_sentence(stub, tmp_path):
     stub.always = echoing_key(401)
     with pytest.raises(LlmError, match="refuses the key"):
         Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 50))
-    assert len(stub.received) <= settings.concurrency
+    assert len(stub.received) <= 2
 
 
 def test_an_endpoint_that_never_answers_ends_the_job_early(stub, tmp_path):
@@ -120,7 +120,19 @@ def test_an_endpoint_that_never_answers_ends_the_job_early(stub, tmp_path):
     stub.always = failing(500, {"message": "down for today"})
     with pytest.raises(LlmError, match=r"all failed, the last with server_error: HTTP 500: .*down for today"):
         Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 60))
-    assert len(stub.received) < HOPELESS_AFTER + 2 * settings.concurrency
+    assert len(stub.received) < HOPELESS_AFTER + 4
+
+
+def test_a_run_that_was_ended_sends_nothing_more(stub, tmp_path):
+    settings = config(stub)
+    asked = groups(settings, 4)
+    Session(settings, stub.base_url, str(tmp_path), "run").answer_all(asked[:2])
+    RunLedger(str(tmp_path), "run").end()
+    session = Session(settings, stub.base_url, str(tmp_path), "run")
+    assert reasons(session.answer_all(asked[:2])) == {"": 2}
+    with pytest.raises(RunEnded):
+        session.answer_all(asked)
+    assert len(stub.received) == 2
 
 
 SCORER = """

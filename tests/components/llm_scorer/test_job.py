@@ -122,9 +122,7 @@ def test_every_pair_ends_scored_or_failed_and_the_ledger_adds_up(stub, tmp_path)
 
 def test_too_many_failures_fail_the_job_with_a_summary_and_keep_the_answers(stub, tmp_path):
     stub.replies = [failing(500, {"message": "oops"})] * 3
-    with pytest.raises(
-        LlmError, match=r"max_failure_rate=0\.1, got 18 of 60 \(30\.0%\): {'server_error': 18}"
-    ):
+    with pytest.raises(LlmError, match=r"max_failure_rate=0\.1, got 18 of 60 \(30\.0%\): {'server_error': 18}"):
         job(tmp_path, "one", stub_settings(stub)).run(beam.Create(market_rows()))
     book = job(tmp_path, "two", stub_settings(stub)).run(beam.Create(market_rows()))
     assert (book["calls"]["sent"], book["calls"]["cached"], book["failed"]) == (3, 7, 0)
@@ -177,6 +175,4 @@ def test_rows_that_leave_nothing_to_ask_are_one_sentence(stub, tmp_path):
 def test_openai_without_a_key_stops_before_anything_is_sent(tmp_path, monkeypatch):
     monkeypatch.delenv("STUB_KEY")
     with pytest.raises(LlmError, match="environment variable STUB_KEY is not set"):
-        job(tmp_path, "one", {"model": "gpt-4o-mini", "api_key_env": "STUB_KEY"}).run(
-            beam.Create(market_rows())
-        )
+        job(tmp_path, "one", {"model": "gpt-4o-mini", "api_key_env": "STUB_KEY"}).run(beam.Create(market_rows()))

@@ -14,6 +14,23 @@ def test_cost_is_tokens_times_price_with_the_servers_own_cache_at_its_discount()
     assert usd == pytest.approx((800 * 0.15 + 200 * 0.075 + 100 * 0.60) / 1e6)
 
 
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"prompt_tokens": 5, "completion_tokens": 2}, Usage(prompt=5, completion=2)),
+        ({"prompt_tokens": "5", "completion_tokens": -2, "prompt_tokens_details": []}, Usage()),
+        (
+            {"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}},
+            Usage(prompt=5, cached_prompt=5),
+        ),
+        ("none", Usage()),
+        (None, Usage()),
+    ],
+)
+def test_usage_that_makes_no_sense_counts_as_nothing(usage, expected):
+    assert Usage.of({"usage": usage}) == expected
+
+
 def test_a_reservation_is_refused_where_money_spent_and_set_aside_could_pass_the_cap(tmp_path):
     run = RunLedger(str(tmp_path), "run")
     run.add({ledger.PRIOR_NANO_USD: 300, ledger.NANO_USD: 100})

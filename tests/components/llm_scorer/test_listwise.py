@@ -73,6 +73,8 @@ def test_a_valid_answer_scores_every_candidate_with_its_own_number():
         ([{"item": 1, "score": True}], exchange.NOT_A_NUMBER),
         ([{"item": 1, "score": None}], exchange.NOT_A_NUMBER),
         ([{"item": 1, "score": float("nan")}], exchange.NOT_A_NUMBER),
+        ([{"item": 1, "score": float("inf")}], exchange.OUT_OF_RANGE),
+        ([{"item": 1, "score": 10**400}], exchange.OUT_OF_RANGE),
         ([{"item": 1, "score": 1.01}], exchange.OUT_OF_RANGE),
         ([{"item": 1, "score": -0.01}], exchange.OUT_OF_RANGE),
         ([{"item": "1", "score": 0.5}], exchange.MISSING_ITEM),

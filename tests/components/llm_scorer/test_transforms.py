@@ -23,14 +23,10 @@ def catalog_directory(tmp_path):
 
 
 def config(pairs: int, **values) -> LlmConfig:
-    return LlmConfig.model_validate(
-        {"budget": {"pairs": pairs}, "candidates": CANDIDATES, **values}
-    ).resolve()
+    return LlmConfig.model_validate({"budget": {"pairs": pairs}, "candidates": CANDIDATES, **values}).resolve()
 
 
-def plan(
-    rows: list[bytes], directory: str, settings: LlmConfig, check: Callable[[list[Context]], None]
-) -> None:
+def plan(rows: list[bytes], directory: str, settings: LlmConfig, check: Callable[[list[Context]], None]) -> None:
     with TestPipeline() as pipeline:
         assert_that(pipeline | beam.Create(rows) | ContextsToAsk(directory, settings), check)
 

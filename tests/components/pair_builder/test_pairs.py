@@ -6,7 +6,7 @@ import tensorflow as tf
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-from components.catalog import Item, write_catalog
+from components.catalog import Item, ItemFeatures, write_catalog
 from components.pair_builder.config import PairConfig
 from components.pair_builder.pairs import Pair, pair_values, select_pairs
 from components.pair_builder.transforms import BuildPairs
@@ -75,10 +75,10 @@ CATALOG = {
 
 def test_pair_values_hold_both_items_and_the_shared_context():
     pair = Pair(preferred_item_id="a", other_item_id="b", llm_margin=0.5, probe_label=1)
-    values = pair_values(record({"a": 0.9, "b": 0.4}), pair, CATALOG, SIZES)
-    assert values[features.HISTORY_ITEM_IDS] == ["h1", "", ""]
-    assert values[features.HISTORY_CATEGORIES] == [["x", "y"], ["", ""], ["", ""]]
-    assert values[features.PREFERRED + features.ITEM_CATEGORIES] == ["leaf", ""]
+    values = pair_values(record({"a": 0.9, "b": 0.4}), pair, ItemFeatures(CATALOG.values(), SIZES))
+    assert values[features.HISTORY_ITEM_IDS] == [b"h1", b"", b""]
+    assert values[features.HISTORY_CATEGORIES] == [b"x", b"y", b"", b"", b"", b""]
+    assert values[features.PREFERRED + features.ITEM_CATEGORIES] == [b"leaf", b""]
     assert values[features.PREFERRED + features.ITEM_TRAIN_COUNT] == 7
     assert values[features.OTHER + features.IS_TAIL] == 1
     assert set(values) == {f.name for f in pair_features(SIZES)}

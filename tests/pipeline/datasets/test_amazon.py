@@ -157,9 +157,7 @@ def test_a_download_takes_both_files_and_keeps_what_is_there(files_2014, tmp_pat
 
 def test_a_download_without_a_way_says_what_to_do_instead(tmp_path, monkeypatch):
     monkeypatch.setattr(amazon, "URL_2014", (tmp_path / "nowhere").as_uri())
-    with pytest.raises(
-        DownloadError, match=r"reviews_X_5.json.gz must be reachable.*name the local files instead"
-    ):
+    with pytest.raises(DownloadError, match=r"reviews_X_5.json.gz must be reachable.*name the local files instead"):
         download_amazon_2014("X", tmp_path / "downloads")
     assert list((tmp_path / "downloads").iterdir()) == []
 
