@@ -4,6 +4,10 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.datasets.tables import PreparedTables
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -34,9 +38,10 @@ def _amazon_2023(arguments: argparse.Namespace) -> int:
     return _say_prepared(amazon.prepare_amazon_2023(arguments.reviews, arguments.meta, arguments.output))
 
 
-def _say_prepared(tables: Sequence[object]) -> int:
-    interactions, items = tables[:2]
-    print(f"data:\n  interactions: {interactions}\n  items: {items}")
+def _say_prepared(tables: "PreparedTables") -> int:
+    for what, count in tables.counts.items():
+        print(f"{what.replace('_', ' ')}: {count:,}")
+    print(f"data:\n  interactions: {tables.interactions}\n  items: {tables.items}")
     return 0
 
 
