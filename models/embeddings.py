@@ -20,8 +20,8 @@ class EmbeddedFeatures(NamedTuple):
         history: float32 [batch, L, 3, dim]: item, categories and brand at each position, latest first; None
             unless the backbone sets `uses_history`.
         history_mask: bool [batch, L]: True where the history holds an item; None as above.
-        first_order: float32 [batch]: sum of one weight for each value; None unless the backbone sets
-            `uses_first_order`.
+        first_order: float32 [batch]: sum over the fields of the mean of one weight for each value; None unless the
+            backbone sets `uses_first_order`.
     """
 
     fields: tf.Tensor
@@ -29,6 +29,11 @@ class EmbeddedFeatures(NamedTuple):
     history: tf.Tensor | None = None
     history_mask: tf.Tensor | None = None
     first_order: tf.Tensor | None = None
+
+    @property
+    def user(self) -> tf.Tensor:
+        """float32 [batch, 0 or 1, dim]: the fields of neither the candidate nor the history."""
+        return self.fields[:, 2 * self.candidate.shape[1] :]
 
 
 class EmbeddingTable(keras.layers.Layer):
@@ -105,9 +110,7 @@ class FeatureEmbedding(keras.layers.Layer):
     ):
         super().__init__(name="embedding")
         if config.use_user_id and vocabulary.users is None:
-            raise ValueError(
-                "model.use_user_id needs a vocabulary of users; run Transform with use_user_id too"
-            )
+            raise ValueError("model.use_user_id needs a vocabulary of users; run Transform with use_user_id too")
         self._use_user_id = config.use_user_id
         self._uses_history = uses_history
         counts = vocabulary.model_dump(include=set(_table_names(config.use_user_id)))
@@ -168,8 +171,7 @@ def _groups(inputs: Mapping[str, tf.Tensor], use_user_id: bool) -> dict[str, tup
         return tf.reshape(ids, [-1, values])
 
     return {
-        table: tuple(flat(index) for index in features.INDEXED[table].values())
-        for table in _table_names(use_user_id)
+        table: tuple(flat(index) for index in features.INDEXED[table].values()) for table in _table_names(use_user_id)
     }
 
 

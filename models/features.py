@@ -79,9 +79,7 @@ class FeatureSizes(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    history: int = Field(
-        default=20, ge=1, le=500, description="L: latest items of the history that a row carries"
-    )
+    history: int = Field(default=20, ge=1, le=500, description="L: latest items of the history that a row carries")
     categories: int = Field(default=4, ge=1, le=32, description="C: most specific categories kept of an item")
 
 
@@ -112,17 +110,13 @@ def row_features(sizes: FeatureSizes) -> tuple[Feature, ...]:
     length, categories = sizes.history, sizes.categories
     context, item, row = Role.CONTEXT, Role.ITEM, Role.ROW
 
-    def feature(
-        name: str, dtype: str, shape: tuple[int, ...], role: Role, served: bool, meaning: str
-    ) -> Feature:
+    def feature(name: str, dtype: str, shape: tuple[int, ...], role: Role, served: bool, meaning: str) -> Feature:
         return Feature(name=name, dtype=dtype, shape=shape, role=role, served=served, meaning=meaning)
 
     return (
         feature(USER_ID, "string", (), context, True, "the user; an input only with model.use_user_id"),
         feature(HISTORY_ITEM_IDS, "string", (length,), context, True, "earlier positives, latest first"),
-        feature(
-            HISTORY_CATEGORIES, "string", (length, categories), context, True, "categories of each of them"
-        ),
+        feature(HISTORY_CATEGORIES, "string", (length, categories), context, True, "categories of each of them"),
         feature(HISTORY_BRANDS, "string", (length,), context, True, "brand of each of them"),
         feature(HISTORY_LENGTH, "int64", (), context, False, "number of earlier positives, not cut at L"),
         feature(ITEM_ID, "string", (), item, True, "the candidate"),
@@ -179,12 +173,8 @@ def transformed_features(sizes: FeatureSizes, *, use_user_id: bool) -> tuple[Fea
     for vocabulary, group in INDEXED.items():
         if vocabulary == USERS and not use_user_id:
             continue
-        features += [
-            raw[n].model_copy(update={"name": index, "dtype": "int64"}) for n, index in group.items()
-        ]
-    return tuple(features) + tuple(
-        raw[n] for n in (HISTORY_LENGTH, ITEM_TRAIN_COUNT, IS_TAIL, IS_COLD, LABEL)
-    )
+        features += [raw[n].model_copy(update={"name": index, "dtype": "int64"}) for n, index in group.items()]
+    return tuple(features) + tuple(raw[n] for n in (HISTORY_LENGTH, ITEM_TRAIN_COUNT, IS_TAIL, IS_COLD, LABEL))
 
 
 def served_features(features: Iterable[Feature], *, use_user_id: bool) -> tuple[Feature, ...]:

@@ -45,9 +45,7 @@ class PaperGate(FrozenGate):
     def __init__(self, config: GateConfig):
         super().__init__(config)
         self.w = self.add_weight(name="w", shape=(len(config.signals),), initializer="zeros")
-        self.b = self.add_weight(
-            name="b", shape=(), initializer=keras.initializers.Constant(config.initial_bias)
-        )
+        self.b = self.add_weight(name="b", shape=(), initializer=keras.initializers.Constant(config.initial_bias))
 
     def side_alpha(self, side: PairSide) -> tf.Tensor:
         """alpha(u, i), float32 [pairs]."""

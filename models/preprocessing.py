@@ -12,9 +12,7 @@ USE_USER_ID = "use_user_id"
 """Key of the bool in custom_config: whether the users get a vocabulary."""
 
 
-def preprocessing_fn(
-    inputs: Mapping[str, tf.Tensor], custom_config: Mapping[str, Any]
-) -> dict[str, tf.Tensor]:
+def preprocessing_fn(inputs: Mapping[str, tf.Tensor], custom_config: Mapping[str, Any]) -> dict[str, tf.Tensor]:
     """Writes models.features.transformed_features.
 
     Each vocabulary is the set of values of its group of features in the analysed splits, which must be the
@@ -50,9 +48,7 @@ def _index(values: tf.Tensor, vocabulary_file: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.equal(values, ""), tf.zeros_like(known), known + 1)
 
 
-def vocabulary_sizes(
-    transform_output: tft.TFTransformOutput, *, use_user_id: bool
-) -> features.VocabularySizes:
+def vocabulary_sizes(transform_output: tft.TFTransformOutput, *, use_user_id: bool) -> features.VocabularySizes:
     """V of each vocabulary in a transform graph."""
     names = [name for name in features.INDEXED if use_user_id or name != features.USERS]
     return features.VocabularySizes(**{n: transform_output.vocabulary_size_by_name(n) for n in names})

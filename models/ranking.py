@@ -32,9 +32,7 @@ class RankingModel(tfrs.Model):
         loss: lambda and margin.
     """
 
-    def __init__(
-        self, vocabulary: features.VocabularySizes, model: ModelConfig, gate: GateConfig, loss: LossConfig
-    ):
+    def __init__(self, vocabulary: features.VocabularySizes, model: ModelConfig, gate: GateConfig, loss: LossConfig):
         super().__init__(name="ranking_model")
         backbone = BACKBONES[model.backbone]
         self.embedding = FeatureEmbedding(
@@ -67,9 +65,7 @@ class RankingModel(tfrs.Model):
         served = {name: inputs[name] for name in self._input_names}
         return self.backbone(self.embedding(served, training=training), training=training)
 
-    def compute_loss(
-        self, inputs: Mapping[str, Mapping[str, tf.Tensor]], training: bool = False
-    ) -> tf.Tensor:
+    def compute_loss(self, inputs: Mapping[str, Mapping[str, tf.Tensor]], training: bool = False) -> tf.Tensor:
         """The loss without embedding L2, which is in `losses`; one forward pass for rows and pairs.
 
         Args:

@@ -50,10 +50,7 @@ def export(
 
     @tf.function(
         input_signature=[
-            {
-                f.name: tf.TensorSpec([None, *f.shape], tf.dtypes.as_dtype(f.dtype), name=f.name)
-                for f in served
-            }
+            {f.name: tf.TensorSpec([None, *f.shape], tf.dtypes.as_dtype(f.dtype), name=f.name) for f in served}
         ]
     )
     def score_columns(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -17,6 +17,7 @@ from models.inputs import pair_batches, training_batches
 from models.optimizers import LazyAdam
 from models.ranking import RankingModel
 
+_LOGGER = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 4096
 _CLOSED, _OPEN = 0.05, 0.95
 
@@ -153,7 +154,7 @@ def train(
             weights = {name: float(value) for name, value in zip(names, values, strict=True)}
             collapse = alpha_collapse(alpha)
     if collapse is not None:
-        logging.getLogger(__name__).warning(
+        _LOGGER.warning(
             "The gate has collapsed: alpha is %s %.2f on 95%% of the pairs (mode %s), so the LLM %s. "
             "Compare with llm_accuracy by cell; gate.mode supervised fits alpha to it.",
             "below" if collapse == "closed" else "above",
@@ -189,9 +190,7 @@ def predict(model: RankingModel, rows: tf.data.Dataset) -> tuple[np.ndarray, np.
 def gate_cells(alpha: np.ndarray, pairs: Mapping[str, tf.Tensor], *, cold_max_history: int) -> list[GateCell]:
     """Mean alpha and the LLM's accuracy on probes: over all pairs, then by cold x tail."""
     is_cold = np.asarray(pairs[features.HISTORY_LENGTH]) <= cold_max_history
-    is_tail = (
-        np.asarray(pairs[PREFERRED + features.IS_TAIL]) + np.asarray(pairs[OTHER + features.IS_TAIL]) > 0
-    )
+    is_tail = np.asarray(pairs[PREFERRED + features.IS_TAIL]) + np.asarray(pairs[OTHER + features.IS_TAIL]) > 0
     probe_label = np.asarray(pairs[features.PROBE_LABEL])
 
     def cell(cold: bool | None, tail: bool | None) -> GateCell:
@@ -227,7 +226,7 @@ def _pair_alpha(model: RankingModel, pairs: Mapping[str, tf.Tensor]) -> np.ndarr
 
 
 class _Monitor(keras.callbacks.Callback):
-    """Validation AUC into `logs`, for EarlyStopping and TensorBoard; times and prints each epoch."""
+    """Validation AUC into `logs`, for EarlyStopping and TensorBoard; times and logs each epoch."""
 
     def __init__(self, valid: tf.data.Dataset):
         super().__init__()
@@ -255,7 +254,6 @@ class _Monitor(keras.callbacks.Callback):
                 rows_per_second=self.train_rows / seconds,
             )
         )
-        parts = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
-        print(
-            f"epoch {epoch + 1}: validation AUC {logs['valid_auc']:.4f}, {parts}, {seconds:.1f} s", flush=True
-        )
+        shown = ("rec_loss", "llm_loss", "gate_loss", "alpha")
+        parts = ", ".join(f"{name} {losses[name]:.4f}" for name in shown if name in losses)
+        _LOGGER.info("epoch %d: validation AUC %.4f, %s, %.1f s", epoch + 1, logs["valid_auc"], parts, seconds)

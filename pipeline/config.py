@@ -61,7 +61,7 @@ class BeamConfig(BaseModel):
 class Config(BaseModel):
     """A run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: str = Field(
         default="",
@@ -140,6 +140,8 @@ def _explain(file: pathlib.Path, error: ValidationError) -> str:
         elif problem["type"] == "value_error":
             # Our own rules say themselves what they got, as far as it may be shown.
             lines.append(f"  {key}: {problem['msg'].removeprefix('Value error, ')}")
+        elif key.startswith("llm.") and isinstance(problem["input"], str):
+            lines.append(f"  {key}: {problem['msg']}")  # without the value: it may be a key that was put there
         else:
             lines.append(f"  {key}: {problem['msg']}, got {problem['input']!r}")
     return "\n".join(lines)

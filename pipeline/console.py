@@ -79,7 +79,7 @@ def run_log(file: pathlib.Path, console: Console, steps: int) -> Iterator[None]:
 
 def metrics_table(summary: dict) -> Table:
     """AUC by slice beside the popularity baseline, with counts."""
-    table = Table(title=f"Test AUC, {summary['backbone']}, gate {summary['gate']}")
+    table = Table(title=f"Test AUC, {summary['backbone']}, gate {summary['gate'] or 'none'}")
     for column in ("slice", "AUC", "95% interval", "popularity", "examples", "positives"):
         table.add_column(column, justify="left" if column == "slice" else "right")
     for name, m in summary["metrics"].items():

@@ -6,6 +6,7 @@ import pathlib
 
 from google.protobuf import text_format
 from tfx import v1 as tfx
+from tfx.dsl.components.base import base_component
 from tfx.dsl.components.common import resolver
 from tfx.dsl.experimental import latest_blessed_model_resolver
 from tfx.orchestration import metadata, pipeline
@@ -30,7 +31,7 @@ SERVING_DIRECTORY = "serving"
 
 
 def build_pipeline(config: Config, output: pathlib.Path) -> pipeline.Pipeline:
-    """The eleven steps for one configuration.
+    """The eleven steps for one configuration; nine where loss.llm_weight is 0.
 
     Args:
         config: checked, with absolute paths.
@@ -39,7 +40,7 @@ def build_pipeline(config: Config, output: pathlib.Path) -> pipeline.Pipeline:
     code = code_version()
     sizes = config.data.sizes
 
-    example_gen = InteractionsExampleGen(config=config.data)
+    example_gen = InteractionsExampleGen(config=config.data, code_fingerprint=code)
     statistics_gen = tfx.components.StatisticsGen(examples=example_gen.outputs["examples"])
     schema_gen = tfx.components.ImportSchemaGen(schema_file=str(_write_schema(config, output)))
     example_validator = StrictExampleValidator(
@@ -53,24 +54,29 @@ def build_pipeline(config: Config, output: pathlib.Path) -> pipeline.Pipeline:
         splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=["train", "valid"]),
         custom_config={preprocessing.USE_USER_ID: config.model.use_user_id, "code_fingerprint": code},
     )
-    llm_scorer = LlmScorer(
-        examples=example_gen.outputs["examples"],
-        catalog=example_gen.outputs["catalog"],
-        config=config.llm,
-        cache_directory=config.cache_dir,
-        code=code,
-    )
-    pair_builder = PairBuilder(
-        scores=llm_scorer.outputs["scores"],
-        catalog=example_gen.outputs["catalog"],
-        config=config.pairs,
-        sizes=sizes,
-        code_fingerprint=code,
-    )
+    asked: list[base_component.BaseComponent] = []
+    pairs = None
+    if config.loss.llm_weight > 0:  # at 0 nothing reads the answers, so nothing is asked
+        llm_scorer = LlmScorer(
+            examples=example_gen.outputs["examples"],
+            catalog=example_gen.outputs["catalog"],
+            config=config.llm,
+            cache_directory=config.cache_dir,
+            code_fingerprint=code,
+        )
+        pair_builder = PairBuilder(
+            scores=llm_scorer.outputs["scores"],
+            catalog=example_gen.outputs["catalog"],
+            config=config.pairs,
+            sizes=sizes,
+            code_fingerprint=code,
+        )
+        asked = [llm_scorer, pair_builder]
+        pairs = pair_builder.outputs["pairs"]
     trainer = Trainer(
         examples=transform.outputs["transformed_examples"],
         transform_graph=transform.outputs["transform_graph"],
-        pairs=pair_builder.outputs["pairs"],
+        pairs=pairs,
         config=TrainerConfig(sizes=sizes, model=config.model, gate=config.gate, loss=config.loss, train=config.train),
         code_fingerprint=code,
     )
@@ -102,8 +108,7 @@ def build_pipeline(config: Config, output: pathlib.Path) -> pipeline.Pipeline:
         schema_gen,
         example_validator,
         transform,
-        llm_scorer,
-        pair_builder,
+        *asked,
         trainer,
         model_resolver,
         evaluator,

@@ -25,7 +25,7 @@ def write(summary: Mapping[str, Any], file: pathlib.Path) -> None:
     environment.filters["number"] = lambda value: f"{value:,}"
     plots = {
         "slices": _svg(lambda axes: _plot_slices(axes, summary), 5.2, 2.6),
-        "gate": _svg(lambda axes: _plot_gate(axes, summary["training"]["gate"]), 7.2, 3.0),
+        "gate": _svg(lambda axes: _plot_gate(axes, summary["training"]["gate"]), 7.2, 3.0) if summary["llm"] else "",
         "training": _svg(lambda axes: _plot_training(axes, summary["training"]), 4.4, 2.8),
         "steps": _svg(lambda axes: _plot_steps(axes, summary["steps"]), 4.8, 2.8),
     }

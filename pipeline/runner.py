@@ -48,7 +48,8 @@ def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path)
     if config.fetch == "movielens-100k" and not pathlib.Path(config.data.interactions).exists():
         console.print("Fetching MovieLens-100K (2 MB)")
         movielens.prepare_movielens_100k(pathlib.Path(config.data.interactions).parent, config.cache_dir)
-    config.llm.check_needs()
+    if config.loss.llm_weight > 0:
+        config.llm.check_needs()
     pipeline = build_pipeline(config, output)
     dag_runner = _DagRunner()
     start = time.monotonic()

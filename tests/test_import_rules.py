@@ -39,9 +39,7 @@ def violations(path: str, source: str) -> list[str]:
                 result.append(f"{path} imports {module}: components do not import each other")
         tfx_allowed = layer == "pipeline" or path in MAY_IMPORT_TFX or rest[-1] in ("component", "executor")
         if top == "tfx" and not tfx_allowed:
-            result.append(
-                f"{path} imports {module}: tfx belongs in component.py, executor.py, the run_fn, pipeline/"
-            )
+            result.append(f"{path} imports {module}: tfx belongs in component.py, executor.py, the run_fn, pipeline/")
         if top == "openai" and path != "components/llm_scorer/client.py":
             result.append(f"{path} imports {module}: only the scorer's client module may")
     return result

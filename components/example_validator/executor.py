@@ -27,9 +27,7 @@ class Executor(tfx_executor.Executor):
         anomalies = output_dict[standard_component_specs.ANOMALIES_KEY]
         lines = []
         for split in artifact_utils.decode_split_names(anomalies[0].split_names):
-            path = os.path.join(
-                artifact_utils.get_split_uri(anomalies, split), tfx_executor.DEFAULT_FILE_NAME
-            )
+            path = os.path.join(artifact_utils.get_split_uri(anomalies, split), tfx_executor.DEFAULT_FILE_NAME)
             with open(path, "rb") as file:
                 found = anomalies_pb2.Anomalies.FromString(file.read())
             lines += describe(split, found)

@@ -17,6 +17,7 @@ class InteractionsExampleGenSpec(component_spec.ComponentSpec):
     PARAMETERS = {  # noqa: RUF012
         executor.CONFIG: component_spec.ExecutionParameter(type=str),
         executor.INPUT_FINGERPRINT: component_spec.ExecutionParameter(type=str),
+        executor.CODE_FINGERPRINT: component_spec.ExecutionParameter(type=str),
     }
     INPUTS: dict[str, component_spec.ChannelParameter] = {}  # noqa: RUF012
     OUTPUTS = {  # noqa: RUF012
@@ -38,8 +39,12 @@ class InteractionsExampleGen(base_beam_component.BaseBeamComponent):
     SPEC_CLASS = InteractionsExampleGenSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, *, config: DataConfig, code_fingerprint: str) -> None:
         """Checks the files and their columns at once.
+
+        Args:
+            config: the tables and how they are split.
+            code_fingerprint: of the sources; part of TFX's cache key and of nothing else.
 
         Raises:
             DataError: a file or a column is missing.
@@ -48,6 +53,7 @@ class InteractionsExampleGen(base_beam_component.BaseBeamComponent):
         spec = InteractionsExampleGenSpec(
             config=config.model_dump_json(),
             input_fingerprint=input_fingerprint(config),
+            code_fingerprint=code_fingerprint,
             examples=channel.Channel(type=standard_artifacts.Examples),
             catalog=channel.Channel(type=ItemCatalog),
             report=channel.Channel(type=DataReport),

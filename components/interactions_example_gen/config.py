@@ -73,9 +73,7 @@ class ItemColumns(BaseModel):
     model_config = FROZEN
 
     item_id: str = Field(default="item_id", min_length=1, description="unique")
-    title: str = Field(
-        default="title", min_length=1, description="what a prompt calls the item; cells may be empty"
-    )
+    title: str = Field(default="title", min_length=1, description="what a prompt calls the item; cells may be empty")
     categories: str | None = Field(
         default=None,
         description="a path (`Beauty > Makeup > Face`, the root first), a list (`Comedy|Drama`), or a Parquet"
@@ -83,9 +81,7 @@ class ItemColumns(BaseModel):
     )
     brand: str | None = Field(default=None, description="by default `brand` if it exists")
     text: tuple[str, ...] = Field(default=(), description="further columns for prompts, joined by `. `")
-    path_separator: str = Field(
-        default=" > ", min_length=1, description="between the levels of a category path"
-    )
+    path_separator: str = Field(default=" > ", min_length=1, description="between the levels of a category path")
     list_separator: str = Field(default="|", min_length=1, description="between the categories of a list")
 
 
@@ -99,21 +95,11 @@ class SplitConfig(BaseModel):
 
     model_config = FROZEN
 
-    strategy: Literal["leave_last_two", "global_date"] = Field(
-        default="leave_last_two", description="see above"
-    )
-    valid_fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="global_date: share of positives to validate"
-    )
-    test_fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="global_date: share of positives to test"
-    )
-    valid_from: IsoTime | None = Field(
-        default=None, description="global_date: start of valid, instead of fractions"
-    )
-    test_from: IsoTime | None = Field(
-        default=None, description="global_date: start of test, instead of fractions"
-    )
+    strategy: Literal["leave_last_two", "global_date"] = Field(default="leave_last_two", description="see above")
+    valid_fraction: float = Field(default=0.1, gt=0, lt=1, description="global_date: share of positives to validate")
+    test_fraction: float = Field(default=0.1, gt=0, lt=1, description="global_date: share of positives to test")
+    valid_from: IsoTime | None = Field(default=None, description="global_date: start of valid, instead of fractions")
+    test_from: IsoTime | None = Field(default=None, description="global_date: start of test, instead of fractions")
 
     @model_validator(mode="after")
     def _check(self) -> "SplitConfig":
@@ -136,8 +122,7 @@ class SplitConfig(BaseModel):
             )
         if iso_to_milliseconds(self.valid_from) >= iso_to_milliseconds(self.test_from):
             raise ValueError(
-                f"valid_from must lie before test_from, got {self.valid_from!r} and {self.test_from!r};"
-                " swap them"
+                f"valid_from must lie before test_from, got {self.valid_from!r} and {self.test_from!r}; swap them"
             )
         return self
 
@@ -174,13 +159,9 @@ class DataConfig(BaseModel):
 
     model_config = FROZEN
 
-    interactions: str = Field(
-        min_length=1, description="file or glob: .csv, .csv.gz, .parquet or .parquet.gz"
-    )
+    interactions: str = Field(min_length=1, description="file or glob: .csv, .csv.gz, .parquet or .parquet.gz")
     items: str = Field(min_length=1, description="file or glob, as above")
-    columns: InteractionColumns = Field(
-        default=InteractionColumns(), description="columns of the interactions"
-    )
+    columns: InteractionColumns = Field(default=InteractionColumns(), description="columns of the interactions")
     item_columns: ItemColumns = Field(default=ItemColumns(), description="columns of the items")
     min_rating: float | None = Field(
         default=None,

@@ -15,6 +15,7 @@ from components.interactions_example_gen.config import DataConfig
 
 CONFIG = "config"
 INPUT_FINGERPRINT = "input_fingerprint"
+CODE_FINGERPRINT = "code_fingerprint"
 EXAMPLES, CATALOG, REPORT = "examples", "catalog", "report"
 
 

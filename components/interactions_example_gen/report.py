@@ -101,9 +101,7 @@ def tally_user(timeline: rows.Timeline, user_rows: Sequence[rows.Row], plan: row
     return tally
 
 
-def build_report(
-    tally: Tally, items: Sequence[Item], config: DataConfig, plan: rows.SplitPlan
-) -> dict[str, Any]:
+def build_report(tally: Tally, items: Sequence[Item], config: DataConfig, plan: rows.SplitPlan) -> dict[str, Any]:
     """The content of data_report.json."""
     counts = tally.counts
     tables = {
@@ -151,9 +149,7 @@ def check_report(report: dict[str, Any], config: DataConfig) -> None:
     for name in ("interactions", "items"):
         table = report[f"{name}_table"]
         if table["read"] == 0:
-            raise DataError(
-                f"data.{name} must hold rows, got none in {getattr(config, name)}; name the right file"
-            )
+            raise DataError(f"data.{name} must hold rows, got none in {getattr(config, name)}; name the right file")
         malformed = {reason: n for reason, n in table["dropped"].items() if reason not in DROPPED_ALWAYS}
         if malformed and config.on_bad_row == "fail":
             raise DataError(

@@ -213,9 +213,7 @@ def make_rows(
             yield row
             if not plan.observed_negatives:
                 avoided = known_in_training if split == TRAIN else known
-                negative = sample_negative(
-                    item_ids, avoided, config.seed, "negative", user_id, len(chosen) + 1
-                )
+                negative = sample_negative(item_ids, avoided, config.seed, "negative", user_id, len(chosen) + 1)
                 if negative is not None:
                     yield row._replace(item_id=negative, label=0)
         if is_positive:

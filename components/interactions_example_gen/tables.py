@@ -88,14 +88,10 @@ def table_paths(pattern: str, key: str) -> list[str]:
     paths = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
     paths = [path for path in paths if os.path.isfile(path)]
     if not paths:
-        raise DataError(
-            f"{key} must name at least one file, got {pattern!r}, which matches none; correct the path"
-        )
+        raise DataError(f"{key} must name at least one file, got {pattern!r}, which matches none; correct the path")
     for path in paths:
         if not path.lower().endswith(SUFFIXES):
-            raise DataError(
-                f"{key} must end in one of {', '.join(SUFFIXES)}, got {path!r}; convert or rename it"
-            )
+            raise DataError(f"{key} must end in one of {', '.join(SUFFIXES)}, got {path!r}; convert or rename it")
     return paths
 
 
@@ -258,9 +254,7 @@ def _number(value: Any, reason: str, what: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise _RowError(
-            reason, f"{what} must be a number, got {value!r}; correct the cell or map no column to it"
-        )
+        raise _RowError(reason, f"{what} must be a number, got {value!r}; correct the cell or map no column to it")
     return number
 
 
@@ -270,17 +264,13 @@ _LABELS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "tr
 def _label(value: Any) -> bool:
     text = str(value).strip().lower()
     if text not in _LABELS:
-        raise _RowError(
-            "bad_label", f"label must be 0 or 1, got {value!r}; correct the cell or map no column to it"
-        )
+        raise _RowError("bad_label", f"label must be 0 or 1, got {value!r}; correct the cell or map no column to it")
     return _LABELS[text]
 
 
 def _interaction_columns(table: "_CsvTable | _ParquetTable", config: DataConfig) -> list[str | None]:
     columns = config.columns
-    if config.min_rating is not None and not _optional(
-        table, columns.rating, "data.columns.rating", ("rating",)
-    ):
+    if config.min_rating is not None and not _optional(table, columns.rating, "data.columns.rating", ("rating",)):
         raise DataError(
             f"{table.path}: data.min_rating = {config.min_rating} needs a rating column; the columns are"
             f" {', '.join(table.columns)}; set data.columns.rating or remove data.min_rating"
@@ -315,9 +305,7 @@ def _required(table: "_CsvTable | _ParquetTable", name: str, key: str) -> str:
     return name
 
 
-def _optional(
-    table: "_CsvTable | _ParquetTable", name: str | None, key: str, defaults: Sequence[str]
-) -> str | None:
+def _optional(table: "_CsvTable | _ParquetTable", name: str | None, key: str, defaults: Sequence[str]) -> str | None:
     if name:
         return _required(table, name, key)
     if name == "":
@@ -353,9 +341,7 @@ class _CsvTable:
         if problem is not None or repeated is not None:
             self._file.close()
         if problem is not None:
-            raise DataError(
-                f"{path}:1: the header must be UTF-8 text, got {problem!r}; save the file as UTF-8 CSV"
-            )
+            raise DataError(f"{path}:1: the header must be UTF-8 text, got {problem!r}; save the file as UTF-8 CSV")
         if repeated is not None:
             raise DataError(f"{path}:1: column names must be unique, got {repeated!r} twice; rename one")
 
@@ -370,13 +356,9 @@ class _CsvTable:
         try:
             return next(self._reader, None)
         except gzip.BadGzipFile:
-            raise DataError(
-                f"{self.path} must be gzip as its name says, but is not; remove the suffix .gz"
-            ) from None
+            raise DataError(f"{self.path} must be gzip as its name says, but is not; remove the suffix .gz") from None
         except (EOFError, zlib.error) as error:
-            raise DataError(
-                f"{self.path} must be a whole gzip file, but: {error}; write or fetch it again"
-            ) from None
+            raise DataError(f"{self.path} must be a whole gzip file, but: {error}; write or fetch it again") from None
         except csv.Error as error:
             raise DataError(f"{self.path}:{start}: must be CSV, but: {error}; check its quotes") from None
 
@@ -392,9 +374,7 @@ class _CsvTable:
             if not cells:  # a blank line
                 continue
             if len(cells) != width:
-                problem = (
-                    f"a row must have {width} fields as the header has, got {len(cells)}; check its quotes"
-                )
+                problem = f"a row must have {width} fields as the header has, got {len(cells)}; check its quotes"
                 yield number, _RowError("wrong_number_of_fields", problem)
                 continue
             yield (
@@ -428,9 +408,7 @@ class _ParquetTable:
         try:
             self._file = _plain_file(path)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{path} must be gzip as its name says, but: {error}; remove the suffix .gz"
-            ) from None
+            raise DataError(f"{path} must be gzip as its name says, but: {error}; remove the suffix .gz") from None
         try:
             self._table = pq.ParquetFile(self._file)
         except pa.ArrowInvalid as error:

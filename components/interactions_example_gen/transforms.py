@@ -105,9 +105,7 @@ class PrepareInteractions(beam.PTransform):
             | "AllTallies" >> beam.Flatten()
             | "MergeTallies" >> beam.CombineGlobally(MergeTallies())
         )
-        report_ = tally | "Report" >> beam.Map(
-            report.build_report, AsSingleton(catalog), config, AsSingleton(plan)
-        )
+        report_ = tally | "Report" >> beam.Map(report.build_report, AsSingleton(catalog), config, AsSingleton(plan))
         return {**{split: written[split] for split in rows.SPLITS}, "catalog": catalog, "report": report_}
 
     def _plan(self, users: beam.PCollection, read_tally: beam.PCollection) -> beam.PCollection:
@@ -121,9 +119,7 @@ class PrepareInteractions(beam.PTransform):
             | "CountByBin" >> beam.CombinePerKey(sum)
             | "Histogram" >> beam.combiners.ToList()
         )
-        return read_tally | "Plan" >> beam.Map(
-            make_plan, AsSingleton(bins), AsSingleton(first_and_width), config
-        )
+        return read_tally | "Plan" >> beam.Map(make_plan, AsSingleton(bins), AsSingleton(first_and_width), config)
 
 
 def item_ids(items: Iterable[Item]) -> tuple[str, ...]:
@@ -142,9 +138,7 @@ def first_and_bin_width(tally: Tally) -> tuple[int, int]:
     return first, rows.bin_width(first, last)
 
 
-def time_bins(
-    user: tuple[str, list[rows.Event]], first_and_width: tuple[int, int]
-) -> Iterable[tuple[int, int]]:
+def time_bins(user: tuple[str, list[rows.Event]], first_and_width: tuple[int, int]) -> Iterable[tuple[int, int]]:
     """One user's positives by bin of time."""
     first, width = first_and_width
     events = user[1]
@@ -202,9 +196,7 @@ class ReadInteractions(beam.DoFn):
                 tally.drop("interactions", row)
             elif row.item_id not in known_items:
                 column = self._config.columns.item_id
-                problem = (
-                    f"{column} must be in the items table, got {row.item_id!r}; add it or remove the row"
-                )
+                problem = f"{column} must be in the items table, got {row.item_id!r}; add it or remove the row"
                 tally.drop("interactions", BadRow(row.file, row.row, report.UNKNOWN_ITEM, problem))
             else:
                 tally.counts["interactions.observed_negatives"] += row.kind == OBSERVED_NEGATIVE
@@ -236,9 +228,7 @@ class MakeTimeline(beam.DoFn):
     def __init__(self, config: DataConfig) -> None:
         self._config = config
 
-    def process(
-        self, user: tuple[str, list[rows.Event]], plan: rows.SplitPlan
-    ) -> Iterator[tuple[str, rows.Timeline]]:
+    def process(self, user: tuple[str, list[rows.Event]], plan: rows.SplitPlan) -> Iterator[tuple[str, rows.Timeline]]:
         """Splits one user's events."""
         yield user[0], rows.make_timeline(user[1], self._config, plan)
 
@@ -256,9 +246,7 @@ class MakeRows(beam.DoFn):
         user_id, timeline = user
         user_rows = list(rows.make_rows(user_id, timeline, item_ids, self._config, plan))
         for row in user_rows:
-            order = rows.seeded_hash(
-                self._config.seed, "order", user_id, row.history_length, row.item_id, row.label
-            )
+            order = rows.seeded_hash(self._config.seed, "order", user_id, row.history_length, row.item_id, row.label)
             yield order % plan.buckets, (order, tuple(row))
         yield TaggedOutput(TALLY, report.tally_user(timeline, user_rows, plan))
 

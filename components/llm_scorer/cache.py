@@ -106,8 +106,7 @@ class _CorruptFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
             raise LlmError(
-                f"the response cache {self._path} is damaged ({error}); move it away (its answers will be "
-                "asked again)"
+                f"the response cache {self._path} is damaged ({error}); move it away (its answers will be asked again)"
             ) from None
 
 

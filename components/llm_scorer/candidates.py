@@ -61,9 +61,7 @@ def seeded_fraction(*parts: object) -> float:
 
 def context_id(moment: Moment, seed: int) -> str:
     """Name of a context that does not tell the user id."""
-    return hashlib.sha256(f"context\x1f{seed}\x1f{moment.user_id}\x1f{moment.position}".encode()).hexdigest()[
-        :24
-    ]
+    return hashlib.sha256(f"context\x1f{seed}\x1f{moment.user_id}\x1f{moment.position}".encode()).hexdigest()[:24]
 
 
 def number_of_contexts(pairs: int, per_context: int) -> int:
@@ -123,9 +121,7 @@ def choose_probes(
     moments = list(moments)
     wanted = round(config.probe_fraction * len(moments))
     able = [(m, name) for m, name in moments if m.item_id in catalog and catalog[m.item_id].title]
-    able.sort(
-        key=lambda pair: (pair[1] != TAIL, seeded_fraction(seed, "probe", pair[0].user_id, pair[0].position))
-    )
+    able.sort(key=lambda pair: (pair[1] != TAIL, seeded_fraction(seed, "probe", pair[0].user_id, pair[0].position)))
     return {(m.user_id, m.position) for m, _ in able[:wanted]}
 
 
@@ -169,9 +165,7 @@ class CandidatePools:
             user_id: stored with the context; empty to store none.
         """
         identifier = context_id(moment, seed)
-        rng = random.Random(
-            int.from_bytes(hashlib.sha256(f"draw\x1f{seed}\x1f{identifier}".encode()).digest())
-        )
+        rng = random.Random(int.from_bytes(hashlib.sha256(f"draw\x1f{seed}\x1f{identifier}".encode()).digest()))
         taken = set(chosen_anywhere) | set(moment.history_item_ids) | {moment.item_id}
         drawn: list[Candidate] = []
 

@@ -89,9 +89,7 @@ class LlmClient:
 
     def _chat(self, request: LlmRequest) -> dict[str, Any]:
         limit = "max_completion_tokens" if "api.openai.com" in self._base_url else "max_tokens"
-        response = self._post(
-            "/chat/completions", {"model": request.model, limit: request.max_tokens, **request.body}
-        )
+        response = self._post("/chat/completions", {"model": request.model, limit: request.max_tokens, **request.body})
         try:
             message = response["choices"][0]["message"]
             valid = isinstance(message, dict)
@@ -130,14 +128,10 @@ class LlmClient:
         return {"token_logprobs": logprobs, "usage": response.get("usage")}
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
-        response = self._post(
-            self._base_url.removesuffix("/v1") + "/tokenize", {"content": text, "add_special": False}
-        )
+        response = self._post(self._base_url.removesuffix("/v1") + "/tokenize", {"content": text, "add_special": False})
         ids = response.get("tokens")
         if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
-            raise CallFailed(
-                exchange.INVALID_RESPONSE, "/tokenize returned no list of token ids; is this llama.cpp?"
-            )
+            raise CallFailed(exchange.INVALID_RESPONSE, "/tokenize returned no list of token ids; is this llama.cpp?")
         return tuple(ids)
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -159,9 +153,7 @@ class LlmClient:
             raise failure
         try:
             # Written out anew before redaction, so that escapes cannot hide the key.
-            response = json.loads(
-                redact_secret(json.dumps(json.loads(text), ensure_ascii=False), self._secret)
-            )
+            response = json.loads(redact_secret(json.dumps(json.loads(text), ensure_ascii=False), self._secret))
         except (ValueError, RecursionError):
             response = None
         if not isinstance(response, dict):

@@ -17,7 +17,7 @@ class LlmScorerSpec(types.ComponentSpec):
         "config": component_spec.ExecutionParameter(type=str),
         "cache_directory": component_spec.ExecutionParameter(type=str),
         "prompt_version": component_spec.ExecutionParameter(type=str),
-        "code": component_spec.ExecutionParameter(type=str),
+        "code_fingerprint": component_spec.ExecutionParameter(type=str),
     }
     INPUTS = {  # noqa: RUF012
         "examples": component_spec.ChannelParameter(type=standard_artifacts.Examples),
@@ -41,7 +41,7 @@ class LlmScorer(base_beam_component.BaseBeamComponent):
         catalog: channel.BaseChannel,
         config: LlmConfig,
         cache_directory: str,
-        code: str,
+        code_fingerprint: str,
     ):
         """
         Args:
@@ -49,7 +49,7 @@ class LlmScorer(base_beam_component.BaseBeamComponent):
             catalog: ItemCatalog.
             config: the LLM, how it is asked, and the budget.
             cache_directory: absolute; keeps answers between runs, so it lies outside the pipeline's root.
-            code: fingerprint of the sources; part of TFX's cache key and of nothing else.
+            code_fingerprint: fingerprint of the sources; part of TFX's cache key and of nothing else.
 
         Raises:
             ValueError: the prompt file does not fit the strategy.
@@ -62,7 +62,7 @@ class LlmScorer(base_beam_component.BaseBeamComponent):
                 cache_directory=cache_directory,
                 # Part of TFX's cache key: an edited prompt is asked anew.
                 prompt_version=create_strategy(config.resolve()).prompt_version,
-                code=code,
+                code_fingerprint=code_fingerprint,
                 scores=types.Channel(type=LlmScores),
             )
         )

@@ -1,6 +1,7 @@
 """What a person decides about the LLM: which one, how it is asked, about whom, and what it may cost."""
 
 import os
+import re
 import urllib.parse
 from typing import Self
 
@@ -130,7 +131,6 @@ class LlmConfig(BaseModel):
     )
     api_key_env: str = Field(
         default="OPENAI_API_KEY",
-        min_length=1,
         description="NAME of the environment variable that holds the key",
     )
     strategy: str | None = Field(
@@ -143,23 +143,16 @@ class LlmConfig(BaseModel):
         default=None,
         ge=1,
         le=100,
-        description="latest items of the history that a prompt tells; empty: the paper's 10, for "
-        f"{TITLE_LIKELIHOOD} 6",
+        description=f"latest items of the history that a prompt tells; empty: the paper's 10, for {TITLE_LIKELIHOOD} 6",
     )
-    temperature: float | None = Field(
-        default=0, ge=0, le=2, description="empty where a model refuses the parameter"
-    )
+    temperature: float | None = Field(default=0, ge=0, le=2, description="empty where a model refuses the parameter")
     max_output_tokens: int | None = Field(
         default=None,
         ge=1,
         description="cut of one answer; empty: by the strategy, from the number of candidates",
     )
-    seed: int = Field(
-        default=0, description="of the choice and order of candidates, and of the endpoint's sampling"
-    )
-    timeout_s: float = Field(
-        default=120, gt=0, description="seconds until a silent endpoint counts as failed"
-    )
+    seed: int = Field(default=0, description="of the choice and order of candidates, and of the endpoint's sampling")
+    timeout_s: float = Field(default=120, gt=0, description="seconds until a silent endpoint counts as failed")
     max_retries: int = Field(
         default=5,
         ge=0,
@@ -176,12 +169,21 @@ class LlmConfig(BaseModel):
         default=0.1, ge=0, le=1, description="above this share of failed pairs the component fails"
     )
     store_user_ids: bool = Field(default=False, description="write user ids into the score table")
-    price_per_million_tokens: Price | None = Field(
-        default=None, description="empty: the list price where it is known"
-    )
+    price_per_million_tokens: Price | None = Field(default=None, description="empty: the list price where it is known")
     budget: Budget = Budget()
     candidates: CandidateConfig = CandidateConfig()
     local_server: LocalServerConfig = LocalServerConfig()
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _name_of_a_variable(cls, value: str) -> str:
+        # The value itself stays out of the message: it may be the key.
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise ValueError(
+                "api_key_env must be the NAME of an environment variable, like OPENAI_API_KEY, got something else; "
+                "put the key into that variable"
+            )
+        return value
 
     @field_validator("base_url")
     @classmethod
@@ -203,8 +205,7 @@ class LlmConfig(BaseModel):
     def _consistent(self) -> Self:
         if self.strategy not in (None, LISTWISE, TITLE_LIKELIHOOD):
             raise ValueError(
-                f"strategy must be one of {LISTWISE}, {TITLE_LIKELIHOOD}, got {self.strategy!r}; set "
-                "llm.strategy"
+                f"strategy must be one of {LISTWISE}, {TITLE_LIKELIHOOD}, got {self.strategy!r}; set llm.strategy"
             )
         if self.strategy == TITLE_LIKELIHOOD and not self.uses_local_server and self.base_url is None:
             raise ValueError(
@@ -213,8 +214,7 @@ class LlmConfig(BaseModel):
             )
         if self.budget.max_cost_usd is not None and self.price is None:
             raise ValueError(
-                f"max_cost_usd needs the price of {self.model!r}, which is not known; set "
-                "llm.price_per_million_tokens"
+                f"max_cost_usd needs the price of {self.model!r}, which is not known; set llm.price_per_million_tokens"
             )
         return self
 

@@ -7,7 +7,6 @@ import gzip
 import json
 import logging
 import os
-import sys
 import time
 import uuid
 from collections import Counter
@@ -82,7 +81,7 @@ class ScoringJob:
                 "there is nothing to ask the LLM about: no positive row of the train split has an item with "
                 "a title in its history and two candidates; check the titles of data.items"
             )
-        print(f"llm: {config.model} by {config.strategy}, {expected}", file=sys.stderr)
+        _logger.info("llm: %s by %s, %s", config.model, config.strategy, expected)
         run = RunLedger(self.cache_directory, uuid.uuid4().hex)
         run.add({ledger.PRIOR_NANO_USD: expected.prior_nano_usd})
         try:
@@ -245,7 +244,6 @@ def _check_failures(book: dict[str, Any], config: LlmConfig) -> None:
         if not book["scored"]:
             raise LlmError(go_on)
         _logger.warning("%s", go_on)
-        print(f"llm: {go_on}", file=sys.stderr)
     asked = book["requested"] - unasked
     failed = book["failed"] - unasked
     if asked and failed / asked > config.max_failure_rate:

@@ -100,9 +100,7 @@ class RunLedger:
 
     def is_ended(self) -> bool:
         """Whether `end` was called, by whichever process."""
-        row = self._connection().execute(
-            "SELECT 1 FROM counters WHERE run_id = ? AND name = ?", (self.run_id, _ENDED)
-        )
+        row = self._connection().execute("SELECT 1 FROM counters WHERE run_id = ? AND name = ?", (self.run_id, _ENDED))
         return row.fetchone() is not None
 
     def forget(self) -> None:
@@ -127,9 +125,7 @@ def latency_counter(seconds: float) -> str:
     return f"{_LATENCY}{max(0, round(math.log(max(seconds, 1e-3) * 1000) / _BUCKET))}"
 
 
-def latency_percentiles_s(
-    totals: Mapping[str, int], percents: tuple[int, ...] = (50, 90, 99)
-) -> dict[str, float]:
+def latency_percentiles_s(totals: Mapping[str, int], percents: tuple[int, ...] = (50, 90, 99)) -> dict[str, float]:
     """Latency percentiles in seconds, as `p50`; empty where no call was sent."""
     buckets = sorted((int(n.removeprefix(_LATENCY)), c) for n, c in totals.items() if n.startswith(_LATENCY))
     total = sum(count for _, count in buckets)

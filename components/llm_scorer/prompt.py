@@ -37,13 +37,11 @@ class Prompt:
         self.version = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         parts = _HEADING.split(text)
         self.sections = {
-            heading: string.Template(body.strip("\n"))
-            for heading, body in zip(parts[1::2], parts[2::2], strict=True)
+            heading: string.Template(body.strip("\n")) for heading, body in zip(parts[1::2], parts[2::2], strict=True)
         }
         if set(self.sections) != set(sections):
             raise ValueError(
-                f"prompt {name} must have the sections {sorted(sections)}, got {sorted(self.sections)}; edit "
-                "the file"
+                f"prompt {name} must have the sections {sorted(sections)}, got {sorted(self.sections)}; edit the file"
             )
         for section, placeholders in sections.items():
             found = self.sections[section].get_identifiers()

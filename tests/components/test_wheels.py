@@ -39,9 +39,7 @@ def test_a_pinned_wheel_is_fetched_once_and_then_comes_from_the_cache(index, tmp
 def test_a_damaged_cache_entry_is_fetched_again(index, tmp_path):
     wheel = fetch_wheel("planted-data==1.0", index, tmp_path)
     wheel.write_bytes(b"damaged")
-    assert (
-        read_member(fetch_wheel("planted-data==1.0", index, tmp_path), "planted_data/table.txt") == b"content"
-    )
+    assert read_member(fetch_wheel("planted-data==1.0", index, tmp_path), "planted_data/table.txt") == b"content"
 
 
 def test_a_wheel_with_another_hash_is_refused_and_not_kept(index, tmp_path):

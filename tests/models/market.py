@@ -36,8 +36,7 @@ def context_values(user: str, history: list[str]) -> dict:
     return {
         features.USER_ID: user,
         features.HISTORY_ITEM_IDS: history + [""] * padding,
-        features.HISTORY_CATEGORIES: [i[features.ITEM_CATEGORIES] for i in items]
-        + [[""] * SIZES.categories] * padding,
+        features.HISTORY_CATEGORIES: [i[features.ITEM_CATEGORIES] for i in items] + [[""] * SIZES.categories] * padding,
         features.HISTORY_BRANDS: [i[features.ITEM_BRAND] for i in items] + [""] * padding,
         features.HISTORY_LENGTH: len(history),
     }

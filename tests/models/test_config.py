@@ -18,7 +18,10 @@ def test_every_field_is_described(config):
     ("config", "values", "message"),
     [
         (ModelConfig, {"backbone": "dcnv3"}, "must be one of .*dcnv2.*got 'dcnv3'"),
-        (ModelConfig, {"mlp": (200, 0)}, "widths of at least 1, got"),
+        (ModelConfig, {"mlp": (200, 0)}, "model.mlp must hold widths of at least 1, got"),
+        (ModelConfig, {"cin_widths": (0,)}, "model.cin_widths must hold widths of at least 1, got"),
+        (ModelConfig, {"activation_unit": (36, -1)}, "model.activation_unit must hold widths of at least 1, got"),
+        (ModelConfig, {"attention_heads": 0}, "greater than or equal to 1"),
         (ModelConfig, {"mlp": ()}, "at least 1 item"),
         (ModelConfig, {"dropout": 1.0}, "less than 1"),
         (ModelConfig, {"embeding_dim": 8}, "Extra inputs"),

@@ -84,9 +84,7 @@ def test_each_side_of_a_pair_is_what_the_transform_makes_of_it_as_a_row(tmp_path
         expected = layer(market.parse(rows, features.row_features(market.SIZES)))
         for name in (features.ITEM_INDEX, features.ITEM_CATEGORY_INDICES, features.IS_TAIL):
             np.testing.assert_array_equal(pairs[prefix + name], expected[name])
-        np.testing.assert_array_equal(
-            pairs[features.HISTORY_ITEM_INDICES], expected[features.HISTORY_ITEM_INDICES]
-        )
+        np.testing.assert_array_equal(pairs[features.HISTORY_ITEM_INDICES], expected[features.HISTORY_ITEM_INDICES])
     assert pairs[features.PROBE_LABEL].numpy().tolist() == [-1, 1] * 5
     assert not any(name.endswith(features.LABEL) and name != features.PROBE_LABEL for name in pairs)
 

@@ -31,15 +31,12 @@ def test_the_outputs_are_those_of_the_feature_table(transform_output):
 def test_candidate_and_history_share_one_numbering_without_gaps(layer, transform_output):
     sizes = vocabulary_sizes(transform_output, use_user_id=False)
     values = [
-        market.row_values("u", [other], item, 1)
-        for item, other in zip(market.ITEMS, market.ITEMS[::-1], strict=True)
+        market.row_values("u", [other], item, 1) for item, other in zip(market.ITEMS, market.ITEMS[::-1], strict=True)
     ]
     indices = transform(layer, values)
 
     as_candidate = dict(zip(market.ITEMS, indices[features.ITEM_INDEX].tolist(), strict=True))
-    as_history = dict(
-        zip(market.ITEMS[::-1], indices[features.HISTORY_ITEM_INDICES][:, 0].tolist(), strict=True)
-    )
+    as_history = dict(zip(market.ITEMS[::-1], indices[features.HISTORY_ITEM_INDICES][:, 0].tolist(), strict=True))
     assert as_candidate == as_history
     assert sorted(as_candidate.values()) == list(range(1, len(market.ITEMS) + 1))
     assert sizes == features.VocabularySizes(items=12, categories=3, brands=2)

@@ -130,9 +130,7 @@ def test_a_collapsed_paper_gate_is_named_in_log_and_report(caplog):
 
 
 def test_a_frozen_gate_at_one_is_no_collapse(caplog):
-    _, report = train(
-        gate_config=GateConfig(mode="frozen"), loss_config=LossConfig(llm_weight=0.1), pairs=pairs()
-    )
+    _, report = train(gate_config=GateConfig(mode="frozen"), loss_config=LossConfig(llm_weight=0.1), pairs=pairs())
 
     assert report.alpha_collapse is None
     assert report.gate[0].mean_alpha == 1.0

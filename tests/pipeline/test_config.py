@@ -84,6 +84,12 @@ def test_a_password_in_the_base_url_is_refused_and_not_repeated(tmp_path):
     assert "base_url" in str(caught.value)
 
 
+def test_a_key_put_in_the_place_of_its_variables_name_is_refused_and_not_repeated(tmp_path):
+    with pytest.raises(ConfigError, match="must be the NAME of an environment variable") as caught:
+        load_config(write(tmp_path, "data: {interactions: a, items: b}\nllm: {api_key_env: sk-secret-1}"))
+    assert "sk-secret" not in str(caught.value)
+
+
 def test_a_key_put_into_the_file_is_refused_and_not_repeated(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, "data: {interactions: a, items: b}\nllm: {api_key: sk-secret}"))

@@ -42,7 +42,5 @@ def create_strategy(config: LlmConfig) -> Strategy:
         ValueError: unknown strategy, or a prompt file that does not fit it.
     """
     if config.strategy not in STRATEGIES:
-        raise ValueError(
-            f"strategy must be one of {sorted(STRATEGIES)}, got {config.strategy!r}; set llm.strategy"
-        )
+        raise ValueError(f"strategy must be one of {sorted(STRATEGIES)}, got {config.strategy!r}; set llm.strategy")
     return STRATEGIES[config.strategy](config)

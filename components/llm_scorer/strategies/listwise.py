@@ -71,9 +71,7 @@ class Listwise:
             "user",
             history="\n".join(f"- {describe(item)}" for item in history[: self._config.history_items]),
             count=str(len(candidates)),
-            candidates="\n".join(
-                f"{n}. {describe(catalog[c.item_id])}" for n, c in enumerate(candidates, start=1)
-            ),
+            candidates="\n".join(f"{n}. {describe(catalog[c.item_id])}" for n, c in enumerate(candidates, start=1)),
         )
         body: dict = {
             "messages": [
@@ -110,10 +108,7 @@ class Listwise:
 
     def _read(self, candidates: Sequence[Candidate], answer: Answer) -> dict[str, CandidateResult]:
         def all_failed(reason: str, detail: str) -> dict[str, CandidateResult]:
-            return {
-                c.item_id: CandidateResult(item_id=c.item_id, reason=reason, detail=detail)
-                for c in candidates
-            }
+            return {c.item_id: CandidateResult(item_id=c.item_id, reason=reason, detail=detail) for c in candidates}
 
         if answer.response is None:
             return all_failed(answer.reason, answer.detail)
@@ -147,7 +142,7 @@ def _result(item_id: str, scores: list) -> CandidateResult:
     if len(scores) > 1:
         return failed(exchange.REPEATED_ITEM, f"the answer names the candidate {len(scores)} times")
     (score,) = scores
-    if type(score) not in (int, float) or math.isnan(score):
+    if type(score) not in (int, float) or (type(score) is float and math.isnan(score)):
         return failed(exchange.NOT_A_NUMBER, "the candidate's score is no number")
     if not 0 <= score <= 1:
         return failed(exchange.OUT_OF_RANGE, f"the candidate's score is {score!r:.20}, not in [0, 1]")

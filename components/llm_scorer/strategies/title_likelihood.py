@@ -11,22 +11,28 @@ from components.llm_scorer.item_text import describe
 from components.llm_scorer.prompt import load_prompt
 
 _PLACEHOLDERS: dict[str, tuple[str, ...]] = {"with_history": ("history",), "without_history": ()}
-_EXPECTED_CHARACTERS_PER_TOKEN = 2.6
+_EXPECTED_CHARACTERS_PER_TOKEN = 3.0
 
-SCALE_NATS = 4.0
-"""Width of the map from nats to [0, 1]."""
+SCALE_NATS = 5.0
+"""Width of the map from nats to [0, 1]: about the spread of raw scores within a context (5.7 on MovieLens)."""
 
 
 class TitleLikelihood:
     """Pointwise mutual information of candidate text and history.
 
     raw_score = log p(text | history) - log p(text | no history), in nats, summed over the text's tokens.
-    llm_score = 1 / (1 + exp(-raw_score / SCALE_NATS)), which keeps the order and maps "the history tells
-    nothing" to 0.5.
+    llm_score = 1 / (1 + exp(-(raw_score - mean) / SCALE_NATS)), mean over the context's candidates: it keeps the
+    order within a context, where pairs are made, and takes out what a history adds to every text (about 25 nats,
+    mostly its form). Scores of different contexts do not compare.
 
-    The second term takes away what makes a text likely anyway: a short or famous title. Two requests a
-    candidate; those without a history recur between contexts and then come from the cache. Needs a server
-    that can force given tokens and tell their log-probabilities: llama.cpp's.
+    The second term takes away what makes a text likely anyway: a short or famous title. Two requests a candidate;
+    those without a history recur between contexts and then come from the cache. Needs a server that can force
+    given tokens and tell their log-probabilities: llama.cpp's.
+
+    Measured with the bundled model (ours: MovieLens-100K, train side of a split by date, 150 users, history of
+    six; how often the next liked item gets more than a negative, half-width .08): uniform negatives .69,
+    popularity-matched ones .57. Mean instead of sum .63 and .59; without genres .62 and .59; genres alone .61 and
+    .53; a history of ten without genres .66 and .59. A weak content signal, nowhere near a large model's.
     """
 
     def __init__(self, config: LlmConfig):
@@ -37,9 +43,7 @@ class TitleLikelihood:
     def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
         history = [catalog[i] for i in context.history_item_ids if i in catalog and catalog[i].title]
         latest_last = reversed(history[: self._config.history_items])
-        after = self._prompt.fill(
-            "with_history", history=";".join(f" {describe(item)}" for item in latest_last)
-        )
+        after = self._prompt.fill("with_history", history=";".join(f" {describe(item)}" for item in latest_last))
         alone = self._prompt.fill("without_history")
         texts = [f" {describe(catalog[c.item_id])}" for c in context.candidates]
         # All of one prompt, then all of the other: each change costs the server a prompt.
@@ -47,9 +51,14 @@ class TitleLikelihood:
 
     def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
         count = len(context.candidates)
+        gains = [_gain(answers[n], answers[count + n]) for n in range(count)]
+        known = [gain for gain in gains if isinstance(gain, float)]
+        mean = math.fsum(known) / max(len(known), 1)
         return [
-            _result(candidate.item_id, answers[n], answers[count + n])
-            for n, candidate in enumerate(context.candidates)
+            CandidateResult(item_id=candidate.item_id, llm_score=_squash(gain - mean), raw_score=gain)
+            if isinstance(gain, float)
+            else CandidateResult(item_id=candidate.item_id, reason=gain.reason, detail=gain.detail)
+            for candidate, gain in zip(context.candidates, gains, strict=True)
         ]
 
     def _request(self, prompt: str, text: str) -> LlmRequest:
@@ -64,16 +73,14 @@ class TitleLikelihood:
         )
 
 
-def _result(item_id: str, after: Answer, alone: Answer) -> CandidateResult:
+def _gain(after: Answer, alone: Answer) -> float | Answer:
+    """Nats that the history adds; or the answer that failed."""
     if after.response is None or alone.response is None:
-        failed = after if after.response is None else alone
-        return CandidateResult(item_id=item_id, reason=failed.reason, detail=failed.detail)
+        return after if after.response is None else alone
     nats = math.fsum(after.response["token_logprobs"]) - math.fsum(alone.response["token_logprobs"])
     if not math.isfinite(nats):
-        return CandidateResult(
-            item_id=item_id, reason=exchange.NOT_A_NUMBER, detail="a token has probability 0"
-        )
-    return CandidateResult(item_id=item_id, llm_score=_squash(nats), raw_score=nats)
+        return Answer(reason=exchange.NOT_A_NUMBER, detail="a token's log-probability is not finite")
+    return nats
 
 
 def _squash(nats: float) -> float:

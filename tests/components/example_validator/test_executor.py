@@ -18,9 +18,7 @@ FEATURES = row_features(FeatureSizes(history=2, categories=1))
 
 
 def row(**changes) -> dict:
-    values = {
-        f.name: [""] * (2 if f.shape[:1] == (2,) else 1) if f.dtype == "string" else 0 for f in FEATURES
-    }
+    values = {f.name: [""] * (2 if f.shape[:1] == (2,) else 1) if f.dtype == "string" else 0 for f in FEATURES}
     return {**values, features.ITEM_ID: "i", features.USER_ID: "u", **changes}
 
 
@@ -30,9 +28,7 @@ def statistics(rows, path: pathlib.Path) -> None:
         _ = (
             pipeline
             | beam.Create(serialized)
-            | tf_example_record.TFExampleBeamRecord(
-                physical_format="memory", schema=schema(FEATURES)
-            ).BeamSource()
+            | tf_example_record.TFExampleBeamRecord(physical_format="memory", schema=schema(FEATURES)).BeamSource()
             | tfdv.GenerateStatistics(tfdv.StatsOptions(schema=schema(FEATURES)))
             | tfdv.WriteStatisticsToBinaryFile(str(path))
         )

@@ -28,9 +28,7 @@ def write_tables(directory, chosen, extra_rows=()):
         for user, items in chosen.items()
         for position, item in enumerate(items)
     ]
-    (directory / "interactions.csv").write_text(
-        "\n".join(["user_id,item_id,timestamp", *rows, *extra_rows]) + "\n"
-    )
+    (directory / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows, *extra_rows]) + "\n")
     items = [f"i{n:02},Title {n},Root > Branch {n % 5} > Leaf {n},Brand {n % 3}" for n in range(ITEMS)]
     (directory / "items.csv").write_text("\n".join(["item_id,title,categories,brand", *items]) + "\n")
     return {"interactions": str(directory / "interactions.csv"), "items": str(directory / "items.csv")}

@@ -30,7 +30,7 @@ def outputs(directory):
 
 
 def execute(config, output):
-    properties = InteractionsExampleGen(config).spec.exec_properties
+    properties = InteractionsExampleGen(config=config, code_fingerprint="1").spec.exec_properties
     arguments = ["--runner=DirectRunner", "--direct_num_workers=1"]
     executor.Executor(BaseBeamExecutor.Context(beam_pipeline_args=arguments)).Do({}, output, properties)
 
@@ -55,7 +55,7 @@ def test_malformed_rows_fail_the_execution_by_name(tmp_path):
 def test_a_missing_column_is_noticed_when_the_component_is_made(tmp_path):
     settings = market.write_tables(tmp_path, market.interactions())
     with pytest.raises(DataError, match=r"set data.columns.user_id"):
-        InteractionsExampleGen(DataConfig(**settings, columns={"user_id": "customer"}))
+        InteractionsExampleGen(config=DataConfig(**settings, columns={"user_id": "customer"}), code_fingerprint="1")
 
 
 def test_a_changed_file_changes_the_fingerprint_that_the_cache_compares(tmp_path):
@@ -65,6 +65,6 @@ def test_a_changed_file_changes_the_fingerprint_that_the_cache_compares(tmp_path
     with open(config.interactions, "a") as file:
         file.write("u01,i01,5\n")
     assert input_fingerprint(config) != before
-    assert InteractionsExampleGen(config).spec.exec_properties[
+    assert InteractionsExampleGen(config=config, code_fingerprint="1").spec.exec_properties[
         executor.INPUT_FINGERPRINT
     ] == input_fingerprint(config)

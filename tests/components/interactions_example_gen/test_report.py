@@ -57,9 +57,7 @@ def test_a_malformed_row_may_be_dropped_when_asked_for():
 
 def test_unknown_items_are_dropped_up_to_the_configured_fraction():
     check_report(report_with(dropped("unknown_item", 5)), configure())
-    with pytest.raises(
-        DataError, match=r"at most 5.0% of the rows of data.interactions may be dropped.*got 6 of 100"
-    ):
+    with pytest.raises(DataError, match=r"at most 5.0% of the rows of data.interactions may be dropped.*got 6 of 100"):
         check_report(report_with(dropped("unknown_item", 6)), configure())
     check_report(report_with(dropped("unknown_item", 6)), configure(max_dropped_fraction=0.06))
 
@@ -98,6 +96,4 @@ def test_the_first_dropped_rows_are_kept_as_examples():
     for number in (9, 3, 7, 1, 8, 2, 6):
         tally.drop("items", BadRow("a.csv", number, "empty_id", "rule"))
     assert tally.dropped_counts("items") == {"empty_id": 7}
-    assert [bad.row for bad in tally.dropped["items.empty_id"]] == sorted([9, 3, 7, 1, 8, 2, 6])[
-        :EXAMPLES_PER_REASON
-    ]
+    assert [bad.row for bad in tally.dropped["items.empty_id"]] == sorted([9, 3, 7, 1, 8, 2, 6])[:EXAMPLES_PER_REASON]

@@ -193,9 +193,7 @@ def test_ties_at_the_edge_of_the_tail_do_not_depend_on_the_order_of_the_items():
     tail = {item.item_id for item in rows.with_popularity(items, counts, 0.2) if item.is_tail}
     backwards = dict.fromkeys(reversed(CATALOG), 3)
     assert len(tail) == 8
-    assert tail == {
-        item.item_id for item in rows.with_popularity(items[::-1], backwards, 0.2) if item.is_tail
-    }
+    assert tail == {item.item_id for item in rows.with_popularity(items[::-1], backwards, 0.2) if item.is_tail}
 
 
 def test_row_values_fit_the_table_of_features():

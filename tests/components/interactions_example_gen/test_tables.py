@@ -160,9 +160,7 @@ def test_an_empty_name_switches_an_optional_column_off(write):
 
 
 def test_categories_come_most_specific_first_and_are_cut(write):
-    table = (
-        b"item_id,title,categories\np,,Beauty > Hair > Styling > Gels > Strong\nl,,Comedy|Drama|Comedy\nn,,\n"
-    )
+    table = b"item_id,title,categories\np,,Beauty > Hair > Styling > Gels > Strong\nl,,Comedy|Drama|Comedy\nn,,\n"
     config = write(items=table)
     assert [item.categories for item in items_of(config)] == [
         ("Strong", "Gels", "Styling", "Hair"),
@@ -241,9 +239,7 @@ def test_a_table_that_cannot_be_used_is_refused_before_the_run(write, interactio
 
 def test_a_missing_file_names_the_key(write):
     config = write().model_copy(update={"interactions": "/nowhere/*.csv"})
-    with pytest.raises(
-        DataError, match=r"data.interactions must name at least one file, got '/nowhere/\*.csv'"
-    ):
+    with pytest.raises(DataError, match=r"data.interactions must name at least one file, got '/nowhere/\*.csv'"):
         check_tables(config)
 
 

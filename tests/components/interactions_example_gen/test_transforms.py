@@ -118,14 +118,8 @@ def test_global_date_holds_back_the_latest_interactions(tmp_path):
     split = {"strategy": "global_date", "valid_fraction": 0.2, "test_fraction": 0.2}
     prepared = prepare_market(tmp_path / "run", market.interactions(), split=split)
     report = prepared.report
-    assert (
-        report["splits"]["train"]["last"]
-        < report["split"]["valid_from"]
-        <= report["splits"]["valid"]["first"]
-    )
-    assert (
-        report["splits"]["valid"]["last"] < report["split"]["test_from"] <= report["splits"]["test"]["first"]
-    )
+    assert report["splits"]["train"]["last"] < report["split"]["valid_from"] <= report["splits"]["valid"]["first"]
+    assert report["splits"]["valid"]["last"] < report["split"]["test_from"] <= report["splits"]["test"]["first"]
     times = sorted(position for items in market.interactions().values() for position in range(len(items)))
     valid_day = next(day for day in range(10) if sum(time < day for time in times) >= round(0.6 * len(times)))
     train = parsed(prepared.splits["train"])

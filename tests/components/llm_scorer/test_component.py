@@ -22,7 +22,7 @@ def component(**values) -> LlmScorer:
         catalog=channel_utils.as_channel([ItemCatalog()]),
         config=LlmConfig.model_validate(values),
         cache_directory="/somewhere",
-        code="fingerprint",
+        code_fingerprint="fingerprint",
     )
 
 

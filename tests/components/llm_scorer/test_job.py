@@ -128,14 +128,14 @@ def test_too_many_failures_fail_the_job_with_a_summary_and_keep_the_answers(stub
     assert (book["calls"]["sent"], book["calls"]["cached"], book["failed"]) == (3, 7, 0)
 
 
-def test_the_cap_counts_earlier_runs_and_a_higher_one_goes_on_from_there(stub, tmp_path, capsys):
+def test_the_cap_counts_earlier_runs_and_a_higher_one_goes_on_from_there(stub, tmp_path, caplog):
     # About four of the ten calls, as each may cost 0.0011 and does cost 0.000195.
     capped = stub_settings(stub, budget={"pairs": 60, "max_cost_usd": 0.0016})
     first = job(tmp_path, "one", capped).run(beam.Create(market_rows()))
     assert 0 < first["scored"] < 60
     assert first["failures"] == {exchange.BUDGET_EXHAUSTED: 60 - first["scored"]}
     assert first["cost_usd"] <= 0.0016
-    assert "raise llm.budget.max_cost_usd and run again" in capsys.readouterr().err
+    assert "raise llm.budget.max_cost_usd and run again" in caplog.text
 
     sent = len(stub.received)
     second = job(tmp_path, "two", capped).run(beam.Create(market_rows()))

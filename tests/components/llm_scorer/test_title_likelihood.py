@@ -34,18 +34,33 @@ def test_each_candidate_is_asked_once_after_the_history_and_once_without():
     assert CATALOG["i40"].title not in prompts[2]
 
 
-def test_the_score_is_the_gain_in_log_probability_and_its_logistic():
+def test_the_score_is_the_gain_in_log_probability_and_its_logistic_around_the_contexts_mean():
     answers = [forced_answer(-1.0, -2.0), forced_answer(-9.0), forced_answer(-2.5, -3.0), forced_answer(-4.0)]
     first, second = strategy().results(CONTEXT, answers)
     assert first.raw_score == pytest.approx((-1.0 - 2.0) - (-2.5 - 3.0))
-    assert first.llm_score == pytest.approx(1 / (1 + math.exp(-2.5 / SCALE_NATS)))
-    assert second.raw_score == pytest.approx(-5.0)
-    assert second.llm_score == pytest.approx(1 / (1 + math.exp(5.0 / SCALE_NATS)))
+    assert second.raw_score == pytest.approx(-9.0 + 4.0)
+    mean = (2.5 - 5.0) / 2
+    assert first.llm_score == pytest.approx(1 / (1 + math.exp(-(2.5 - mean) / SCALE_NATS)))
+    assert second.llm_score == pytest.approx(1 / (1 + math.exp(-(-5.0 - mean) / SCALE_NATS)))
+
+
+def test_what_a_history_adds_to_every_candidate_does_not_change_the_scores():
+    answers = [forced_answer(-1.0), forced_answer(-9.0), forced_answer(-2.5), forced_answer(-4.0)]
+    shifted = [forced_answer(20.0, -1.0), forced_answer(20.0, -9.0), *answers[2:]]
+    scores = [r.llm_score for r in strategy().results(CONTEXT, answers)]
+    assert [r.llm_score for r in strategy().results(CONTEXT, shifted)] == pytest.approx(scores)
 
 
 def test_an_extreme_gain_stays_in_range():
     answers = [forced_answer(-1e5), forced_answer(0.0), forced_answer(0.0), forced_answer(-1e5)]
     assert [r.llm_score for r in strategy().results(CONTEXT, answers)] == [0.0, 1.0]
+
+
+def test_a_log_probability_that_is_no_number_is_no_score():
+    answers = [forced_answer(float("-inf")), forced_answer(-1.0), forced_answer(-1.0), forced_answer(-1.0)]
+    first, second = strategy().results(CONTEXT, answers)
+    assert (first.reason, first.llm_score) == (exchange.NOT_A_NUMBER, None)
+    assert second.llm_score == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("failed", [0, 2])

@@ -94,9 +94,7 @@ def test_build_pairs_writes_examples_that_the_parsing_spec_reads(tmp_path):
     with TestPipeline() as pipeline:
         pairs = (
             pipeline
-            | beam.Create(
-                [record({"a": 0.25, "b": 0.75}).serialize(), record({"a": 0.5, "b": 0.5}).serialize()]
-            )
+            | beam.Create([record({"a": 0.25, "b": 0.75}).serialize(), record({"a": 0.5, "b": 0.5}).serialize()])
             | beam.ParDo(BuildPairs(PairConfig(), SIZES, str(tmp_path)))
             | beam.Map(preferred_and_margin)
         )

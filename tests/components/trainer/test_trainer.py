@@ -47,9 +47,7 @@ def channels(directory, transform_output) -> dict:
     graph.uri = str(transform_output.transform_savedmodel_dir).rsplit("/", 1)[0]
     pairs = market.serialize(market.pairs(20), features.pair_features(market.SIZES))
     return {
-        "examples": [
-            examples(directory / "rows", {"train": transformed(96, 1), "valid": transformed(48, 2)})
-        ],
+        "examples": [examples(directory / "rows", {"train": transformed(96, 1), "valid": transformed(48, 2)})],
         "transform_graph": [graph],
         "pairs": [examples(directory / "pairs", {"train": pairs})],
     }
