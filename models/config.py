@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class ModelConfig(BaseModel):
@@ -11,19 +11,44 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str = Field(default="dcnv2", description="a name of models.backbones.BACKBONES")
-    use_user_id: bool = Field(
-        default=False, description="whether the user id is an input; it overfits short histories"
-    )
+    use_user_id: bool = Field(default=False, description="whether the user id is an input; it overfits short histories")
     embedding_dim: int = Field(default=64, ge=1, le=1024, description="width of every embedding vector")
     embedding_l2: float = Field(
         default=0.05,
         ge=0,
         description="weight of the squared norm of the distinct rows that a batch looks up, per example",
     )
-    mlp: tuple[int, ...] = Field(default=(200, 80), min_length=1, description="widths of the hidden layers")
-    dropout: float = Field(default=0.2, ge=0, lt=1, description="share of hidden units dropped in training")
+    mlp: tuple[int, ...] = Field(
+        default=(200, 80), min_length=1, description="widths of the hidden layers (all but autoint, which has none)"
+    )
+    dropout: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="share of hidden units (autoint: of attention weights) dropped in training",
+    )
     cross_layers: int = Field(
-        default=3, ge=1, le=16, description="depth of the cross network (dcn, dcnv2, xdeepfm)"
+        default=3, ge=1, le=16, description="depth of the cross network (dcn, dcnv2); the paper of dcn tries 1 to 11"
+    )
+    cin_widths: tuple[int, ...] = Field(
+        default=(100, 100, 100),
+        min_length=1,
+        max_length=4,
+        description="vectors in each layer of the compressed interaction network (xdeepfm); the paper takes 200 a "
+        "layer on Criteo and 100 elsewhere, in up to 3 layers; at most 4, since its cost grows with the fields "
+        "to the power of the layers plus 1",
+    )
+    attention_layers: int = Field(default=3, ge=1, le=16, description="interacting layers (autoint); 3 in the paper")
+    attention_heads: int = Field(
+        default=2, ge=1, le=64, description="attention heads in each interacting layer (autoint); 2 in the paper"
+    )
+    attention_head_dim: int = Field(
+        default=32, ge=1, le=1024, description="width of one attention head (autoint); 32 in the paper"
+    )
+    activation_unit: tuple[int, ...] = Field(
+        default=(36,),
+        min_length=1,
+        description="widths of the hidden layers that weigh a history position (din); one of 36 in the paper",
     )
 
     @field_validator("backbone")
@@ -35,11 +60,11 @@ class ModelConfig(BaseModel):
             raise ValueError(f"model.backbone must be one of {sorted(BACKBONES)}, got {name!r}")
         return name
 
-    @field_validator("mlp")
+    @field_validator("mlp", "cin_widths", "activation_unit")
     @classmethod
-    def _positive_widths(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+    def _positive_widths(cls, widths: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
         if min(widths) < 1:
-            raise ValueError(f"model.mlp must hold widths of at least 1, got {widths}; drop the others")
+            raise ValueError(f"model.{info.field_name} must hold widths of at least 1, got {widths}; drop the others")
         return widths
 
 
@@ -51,9 +76,7 @@ class GateConfig(BaseModel):
     mode: Literal["frozen", "paper", "supervised"] = Field(
         default="supervised", description="which loss fits alpha; see models/gate.py"
     )
-    frozen_alpha: float = Field(
-        default=1.0, ge=0, le=1, description="alpha of mode frozen; 1 is global regularisation"
-    )
+    frozen_alpha: float = Field(default=1.0, ge=0, le=1, description="alpha of mode frozen; 1 is global regularisation")
     signals: tuple[str, ...] = Field(
         default=("short_history", "long_tail", "entropy"),
         min_length=1,
@@ -80,9 +103,7 @@ class GateConfig(BaseModel):
         if unknown:
             raise ValueError(f"gate.signals must be among {sorted(SIGNALS)}, got {unknown}")
         if len(set(names)) < len(names):
-            raise ValueError(
-                f"gate.signals must differ from each other, got {list(names)}; drop the repeated one"
-            )
+            raise ValueError(f"gate.signals must differ from each other, got {list(names)}; drop the repeated one")
         return names
 
 
@@ -91,9 +112,7 @@ class LossConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    llm_weight: float = Field(
-        default=0.1, ge=0, description="lambda; 0 trains without pairs (the arm `none`)"
-    )
+    llm_weight: float = Field(default=0.1, ge=0, description="lambda; 0 trains without pairs (the arm `none`)")
     margin: float = Field(default=1.0, gt=0, description="m of the hinge, in logits")
 
 
@@ -103,15 +122,9 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_size: int = Field(default=512, ge=1, description="rows a step")
-    pairs_per_batch: int = Field(
-        default=128, ge=1, description="preference pairs a step; each is two forward rows"
-    )
+    pairs_per_batch: int = Field(default=128, ge=1, description="preference pairs a step; each is two forward rows")
     epochs: int = Field(default=20, ge=1, description="most passes over the train rows")
-    patience: int = Field(
-        default=2, ge=1, description="epochs without a better validation AUC before training stops"
-    )
+    patience: int = Field(default=2, ge=1, description="epochs without a better validation AUC before training stops")
     learning_rate: float = Field(default=1e-3, gt=0, description="of Adam")
     shuffle_buffer: int = Field(default=100_000, ge=1, description="rows held to shuffle from")
-    seed: int = Field(
-        default=17, ge=0, description="of initial weights, dropout and the order of rows and pairs"
-    )
+    seed: int = Field(default=17, ge=0, description="of initial weights, dropout and the order of rows and pairs")

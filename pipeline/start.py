@@ -14,6 +14,7 @@ def start(config: pathlib.Path, output: pathlib.Path) -> dict[str, Any] | None:
     output = output.expanduser().resolve()
     log_file = output / "logs" / time.strftime("run-%Y%m%d-%H%M%S.log")
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{config} -> {output}", flush=True)
     with diverted_stderr(log_file):
         # Imported here: TensorFlow's C++ side writes to stderr while it is being imported.
         from pipeline import runner

@@ -1,5 +1,6 @@
 """What every backbone is."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
@@ -28,9 +29,15 @@ class Backbone(keras.layers.Layer):
         raise NotImplementedError
 
 
-def mlp(config: "ModelConfig") -> keras.Sequential:
-    """The hidden layers: for each width Dense, ReLU, Dropout."""
+def mlp(config: "ModelConfig", activation: Callable[[], keras.layers.Layer] = keras.layers.ReLU) -> keras.Sequential:
+    """The hidden layers: for each width Dense, activation, Dropout."""
     layers: list[keras.layers.Layer] = []
     for width in config.mlp:
-        layers += [keras.layers.Dense(width, activation="relu"), keras.layers.Dropout(config.dropout)]
+        layers += [keras.layers.Dense(width), activation(), keras.layers.Dropout(config.dropout)]
     return keras.Sequential(layers, name="mlp")
+
+
+def side_by_side(vectors: tf.Tensor) -> tf.Tensor:
+    """[batch, number, dim] -> [batch, number * dim]."""
+    _, number, dim = vectors.shape
+    return tf.reshape(vectors, [-1, number * dim])

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 from tensorflow_recommenders.layers.feature_interaction import Cross
 
-from models.backbones.backbone import Backbone, mlp
+from models.backbones.backbone import Backbone, mlp, side_by_side
 
 if TYPE_CHECKING:
     from models.config import ModelConfig
@@ -28,8 +28,7 @@ class DCNv2(Backbone):
         self._logit = keras.layers.Dense(1)
 
     def call(self, embedded: "EmbeddedFeatures", training: bool = False) -> tf.Tensor:
-        _, fields, dim = embedded.fields.shape
-        x0 = tf.reshape(embedded.fields, [-1, fields * dim])
+        x0 = side_by_side(embedded.fields)
         crossed = x0
         for layer in self._cross:
             crossed = layer(x0, crossed)

@@ -64,7 +64,7 @@ def directory(tmp_path_factory) -> pathlib.Path:
         writer = csv.DictWriter(target, reader.fieldnames or [])
         writer.writeheader()
         writer.writerows(row for row in reader if int(row["user_id"]) % 8 == 0)
-    pathlib.Path(items).rename(directory / "items.csv.gz")
+    tables.items.rename(directory / "items.csv.gz")
     (directory / "small.yaml").write_text(CONFIG.replace("MIN_AUC", "0.5"))
     (directory / "demanding.yaml").write_text(CONFIG.replace("MIN_AUC", "0.999"))
     return directory

@@ -54,7 +54,8 @@ def test_fields_are_the_means_of_a_plain_loop_over_shared_tables(use_user_id):
     embedding = FeatureEmbedding(VOCABULARY, CONFIG.model_copy(update={"use_user_id": use_user_id}))
     randomize(embedding)
     inputs = batch()
-    fields = embedding(inputs).fields.numpy()
+    embedded = embedding(inputs)
+    fields = embedded.fields.numpy()
     table = tables(embedding)
 
     order = [
@@ -70,6 +71,8 @@ def test_fields_are_the_means_of_a_plain_loop_over_shared_tables(use_user_id):
         for number, (name, feature) in enumerate(order):
             expected = loop_mean(table[name], inputs[feature].numpy()[row])
             np.testing.assert_allclose(fields[row, number], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(embedded.candidate, fields[:, :3])
+    np.testing.assert_array_equal(embedded.user, fields[:, 6:])
 
 
 def test_the_history_by_position_and_its_mask_are_those_of_a_plain_loop():
