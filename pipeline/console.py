@@ -47,7 +47,7 @@ class _OwnLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
-        self._console.print(f"        {record.getMessage()}", style=style, markup=False, highlight=False)
+        self._console.print(f"        {record.getMessage()}", style=style, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

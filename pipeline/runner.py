@@ -58,7 +58,7 @@ def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path)
             dag_runner.run(pipeline)
         except BaseException:
             logging.exception("the run stopped")
-            console.print(f"Stopped. What was done and paid for is kept; the log is {log_file}", style="red")
+            console.print(f"Stopped. What was done and paid for is kept; the log is {log_file}", style="red", soft_wrap=True)
             raise
         if not dag_runner.ran:
             return None
@@ -72,11 +72,11 @@ def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path)
 def _print_end(console: Console, result: dict[str, Any], output: pathlib.Path) -> None:
     console.print(metrics_table(result))
     if result["blessed"]:
-        console.print(f"Blessed; pushed to {result['pushed_path']}", style="green")
+        console.print(f"Blessed; pushed to {result['pushed_path']}", style="green", soft_wrap=True)
     else:
         console.print("Not blessed; nothing was pushed:", style="yellow")
         for reason in result["not_blessed_because"]:
             console.print(f"  {reason}", markup=False)
-    console.print(f"Summary    {output / SUMMARY_FILE}")
-    console.print(f"Report     {output / REPORT_FILE}")
+    console.print(f"Summary    {output / SUMMARY_FILE}", soft_wrap=True)
+    console.print(f"Report     {output / REPORT_FILE}", soft_wrap=True)
     console.print(f"{result['seconds']:.0f} s in all")

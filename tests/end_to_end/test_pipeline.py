@@ -55,9 +55,9 @@ def sllmr(config: pathlib.Path, output: pathlib.Path) -> subprocess.CompletedPro
 def directory(tmp_path_factory) -> pathlib.Path:
     """MovieLens-100K, 120 of its users, and two configurations that differ in what they demand."""
     directory = tmp_path_factory.mktemp("run")
-    interactions, items = prepare_movielens_100k(directory / "full", "~/.cache/sllmr")
+    tables = prepare_movielens_100k(directory / "full", pathlib.Path("~/.cache/sllmr").expanduser())
     with (
-        gzip.open(interactions, "rt") as source,
+        gzip.open(tables.interactions, "rt") as source,
         gzip.open(directory / "interactions.csv.gz", "wt") as target,
     ):
         reader = csv.DictReader(source)
