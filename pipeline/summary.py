@@ -82,12 +82,33 @@ def collect(config: Config, output: pathlib.Path, seconds: float) -> dict[str, A
         "not_blessed_because": [] if blessed else evaluation.validation_failures(evaluation_uri),
         "pushed_path": _latest_version(output / SERVING_DIRECTORY / config.name) if blessed else None,
         "llm": _read_json(steps["LlmScorer"].outputs["scores"], LEDGER_FILE) if "LlmScorer" in steps else None,
+        "gate_means": gate_means(training["gate"]),
         "training": training,
         "data": _read_json(steps["InteractionsExampleGen"].outputs["report"], DATA_REPORT_FILE),
         "seconds": round(seconds, 1),
         "steps": {name: {"seconds": round(step.seconds, 2), "cached": step.cached} for name, step in steps.items()},
         "config": config.model_dump(mode="json"),
     }
+
+
+def gate_means(cells: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean alpha over the training pairs by slice; a slice without pairs is absent.
+
+    A pair is cold by gate.cold_max_history and tail where either item is; see models.training.GateCell.
+    """
+    slices: dict[str, list[dict[str, Any]]] = {
+        "overall": [c for c in cells if c["cold"] is not None],
+        "cold": [c for c in cells if c["cold"] is True],
+        "warm": [c for c in cells if c["cold"] is False],
+        "tail": [c for c in cells if c["tail"] is True],
+        "head": [c for c in cells if c["tail"] is False],
+    }
+    means = {}
+    for name, part in slices.items():
+        pairs = sum(c["pairs"] for c in part)
+        if pairs:
+            means[name] = sum(c["mean_alpha"] * c["pairs"] for c in part if c["pairs"]) / pairs
+    return means
 
 
 def _latest_version(directory: pathlib.Path) -> str | None:
