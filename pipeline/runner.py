@@ -58,7 +58,9 @@ def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path)
             dag_runner.run(pipeline)
         except BaseException:
             logging.exception("the run stopped")
-            console.print(f"Stopped. What was done and paid for is kept; the log is {log_file}", style="red", soft_wrap=True)
+            console.print(
+                f"Stopped. What was done and paid for is kept; the log is {log_file}", style="red", soft_wrap=True
+            )
             raise
         if not dag_runner.ran:
             return None
@@ -71,6 +73,11 @@ def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path)
 
 def _print_end(console: Console, result: dict[str, Any], output: pathlib.Path) -> None:
     console.print(metrics_table(result))
+    weak = [
+        name for name, m in result["metrics"].items() if (result["popularity_baseline"][name]["auc"] or 0.0) > m["auc"]
+    ]
+    if weak:
+        console.print(f"Below the popularity baseline on: {', '.join(weak)}", style="yellow")
     if result["blessed"]:
         console.print(f"Blessed; pushed to {result['pushed_path']}", style="green", soft_wrap=True)
     else:
