@@ -1,5 +1,7 @@
 """The graph itself: order, and that nothing of the LLM reaches evaluation or serving."""
 
+import itertools
+
 import pytest
 
 from pipeline.config import Config
@@ -31,7 +33,7 @@ def test_evaluation_and_serving_never_read_the_scorers_output(tables, tmp_path):
 
 def test_each_step_waits_for_the_one_before(tables, tmp_path):
     steps = list(graph(tables, tmp_path).values())
-    for earlier, later in zip(steps[:-1], steps[1:], strict=True):
+    for earlier, later in itertools.pairwise(steps):
         assert earlier in later.upstream_nodes
 
 
