@@ -3,6 +3,8 @@
 import argparse
 import pathlib
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,33 @@ def _run(arguments: argparse.Namespace) -> int:
     config = pathlib.Path(arguments.config)
     output = pathlib.Path(arguments.output) if arguments.output else pathlib.Path("runs") / config.stem
     return 0 if start(config, output) else 1
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from pipeline.start import diverted_stderr
+
+    contexts = pathlib.Path(arguments.contexts).expanduser().resolve() if arguments.contexts else None
+    with tempfile.TemporaryDirectory(prefix="sllmr-log-") as directory:
+        log_file = pathlib.Path(directory) / "plan.log"
+        with diverted_stderr(log_file):
+            from pipeline import scoring
+
+            scoring.plan(pathlib.Path(arguments.config), contexts, log_file)
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from pipeline.start import diverted_stderr
+
+    output = pathlib.Path(arguments.output).expanduser().resolve()
+    log_file = output / "logs" / time.strftime("score-%Y%m%d-%H%M%S.log")
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{arguments.config} -> {output}", flush=True)
+    with diverted_stderr(log_file):
+        from pipeline import scoring
+
+        scoring.score(pathlib.Path(arguments.config), output, log_file)
+    return 0
 
 
 def _movielens(arguments: argparse.Namespace) -> int:
@@ -66,6 +95,27 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/<name of FILE>)")
     run.set_defaults(execute=_run)
 
+    plan = commands.add_parser(
+        "plan",
+        help="say what asking the LLM would cost, take and reach, without one call",
+        description="Chooses users and candidates as a run would, and prints requests, tokens, cost, time at the "
+        "configured limits, coverage by slice, and coverage against cost.",
+    )
+    plan.add_argument("--contexts", metavar="FILE", help="write the planned users and candidates, JSON lines")
+    plan.set_defaults(execute=_plan)
+
+    score = commands.add_parser(
+        "score",
+        help="ask the LLM alone, without the rest of the pipeline",
+        description="Writes the score table, the failures and ledger.json. Stop it at any time: every answer is kept, "
+        "and the same command goes on. A run with the same configuration asks nothing again.",
+    )
+    score.add_argument("--output", required=True, metavar="DIR", help="where the table is written")
+    score.set_defaults(execute=_score)
+
+    for command in (plan, score):
+        command.add_argument("--config", required=True, metavar="FILE", help="YAML, as for run")
+
     data = commands.add_parser(
         "data",
         help="prepare a public data set as the two tables that a run reads",
@@ -96,6 +146,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _is_interruption(error: BaseException | None) -> bool:
+    # Beam reports a Ctrl-C within a step as an error of that step.
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `sllmr`. Returns the exit status: 0 done, 1 failed (the reason stands on the last lines)."""
     parser = _parser()
@@ -107,10 +164,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     execute: Callable[[argparse.Namespace], int] = arguments.execute
     try:
         return execute(arguments)
-    except KeyboardInterrupt:
-        print("sllmr: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if _is_interruption(error):
+            print("sllmr: interrupted", file=sys.stderr)
+            return 130
         # The traceback is in the run's log; here a person needs the rule, the value and the fix.
         print(f"sllmr: {error}", file=sys.stderr)
         return 1

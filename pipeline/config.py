@@ -57,6 +57,16 @@ class BeamConfig(BaseModel):
         description="passed through to Beam: --runner, --direct_running_mode=multi_processing, ...",
     )
 
+    @property
+    def pipeline_args(self) -> tuple[str, ...]:
+        """`args`, with Beam's local Python runner where none is named.
+
+        Beam's own default would first download another runner's binary, unpinned, and use that.
+        """
+        if any(arg.split("=")[0] == "--runner" for arg in self.args):
+            return self.args
+        return ("--runner=FnApiRunner", *self.args)
+
 
 class Config(BaseModel):
     """A run."""
@@ -118,7 +128,8 @@ def _with_absolute_paths(config: Config, file: pathlib.Path) -> Config:
     data = config.data.model_copy(
         update={"interactions": absolute(config.data.interactions), "items": absolute(config.data.items)}
     )
-    llm = config.llm.model_copy(update={"prompt_file": config.llm.prompt_file and absolute(config.llm.prompt_file)})
+    paths = {key: getattr(config.llm, key) for key in ("prompt_file", "embedding_file", "replay_table")}
+    llm = config.llm.model_copy(update={key: path and absolute(path) for key, path in paths.items()})
     return config.model_copy(
         update={
             "name": config.name or file.stem,

@@ -126,7 +126,7 @@ def build_pipeline(config: Config, output: pathlib.Path) -> pipeline.Pipeline:
         components=steps,
         enable_cache=True,
         metadata_connection_config=metadata.sqlite_metadata_connection_config(str(output / METADATA_FILE)),
-        beam_pipeline_args=list(config.beam.args),
+        beam_pipeline_args=list(config.beam.pipeline_args),
     )
 
 

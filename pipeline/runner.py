@@ -12,7 +12,7 @@ from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 from pipeline import report, summary
 from pipeline.config import load_config
 from pipeline.console import metrics_table, run_log
-from pipeline.datasets import movielens
+from pipeline.datasets.fetch import fetch_missing
 from pipeline.graph import build_pipeline
 
 SUMMARY_FILE = "summary.json"
@@ -45,9 +45,7 @@ def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path)
     """
     console = Console(highlight=False)
     config = load_config(config_file)
-    if config.fetch == "movielens-100k" and not pathlib.Path(config.data.interactions).exists():
-        console.print("Fetching MovieLens-100K (2 MB)")
-        movielens.prepare_movielens_100k(pathlib.Path(config.data.interactions).parent, config.cache_dir)
+    fetch_missing(config, console)
     if config.loss.llm_weight > 0:
         config.llm.check_needs()
     pipeline = build_pipeline(config, output)

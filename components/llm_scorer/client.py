@@ -6,10 +6,12 @@ after `max_retries`. What is left is either an answer, a reason from exchange.RE
 or the end of the job: a key that is refused, or a quota that is used up, will not get better by asking again.
 """
 
+import base64
 import functools
 import json
 import logging
 import os
+import struct
 import threading
 import urllib.parse
 from typing import Any
@@ -82,7 +84,11 @@ class LlmClient:
             return self._chat(request)
         if request.kind == exchange.FORCED:
             return self._forced(request)
-        raise ValueError(f"kind must be {exchange.CHAT} or {exchange.FORCED}, got {request.kind!r}")
+        if request.kind == exchange.EMBEDDING:
+            return self._embedding(request)
+        raise ValueError(
+            f"kind must be {exchange.CHAT}, {exchange.FORCED} or {exchange.EMBEDDING}, got {request.kind!r}"
+        )
 
     def close(self) -> None:
         self._client.close()
@@ -98,6 +104,17 @@ class LlmClient:
         if not valid:
             raise CallFailed(exchange.INVALID_RESPONSE, "the answer holds no choices[0].message")
         return response
+
+    def _embedding(self, request: LlmRequest) -> dict[str, Any]:
+        body = {"model": request.model, "encoding_format": "float", **request.body}
+        response = self._post("/embeddings", body)
+        try:
+            values = [float(value) for value in response["data"][0]["embedding"]]
+            # A tenth of the size of JSON's numbers, in the cache and between the steps.
+            vector = base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode()
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError, struct.error):
+            raise CallFailed(exchange.INVALID_RESPONSE, "the answer holds no data[0].embedding of floats") from None
+        return {"vector": vector, "usage": response.get("usage")}
 
     def _forced(self, request: LlmRequest) -> dict[str, Any]:
         ids = self._token_ids(request.body["text"])

@@ -14,6 +14,10 @@ OPENAI_BASE_URL = "https://api.openai.com/v1"
 
 LISTWISE = "listwise"
 TITLE_LIKELIHOOD = "title_likelihood"
+YES_NO = "yes_no"
+EMBEDDING = "embedding"
+REPLAY = "replay"
+STRATEGY_NAMES = (LISTWISE, TITLE_LIKELIHOOD, YES_NO, EMBEDDING, REPLAY)
 
 
 class LlmError(RuntimeError):
@@ -51,6 +55,19 @@ class Budget(BaseModel):
         gt=0,
         description="no call is sent that could bring the cost of all answers, those of earlier runs "
         "included, above this; needs a known price",
+    )
+
+
+class Limits(BaseModel):
+    """How fast may be asked; endpoints tell an account's limits. Held by all workers of a machine together, with
+    calls spread evenly over the minute. Repeats of a failed call are not counted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests_per_minute: int | None = Field(default=None, ge=1, description="calls; empty: no limit")
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1, description="tokens of prompts and answers together; empty: no limit"
     )
 
 
@@ -135,8 +152,17 @@ class LlmConfig(BaseModel):
     )
     strategy: str | None = Field(
         default=None,
-        description=f"how it is asked: {LISTWISE} or {TITLE_LIKELIHOOD} (llama.cpp servers only); "
-        f"empty: {TITLE_LIKELIHOOD} for the bundled model, {LISTWISE} for any other",
+        description=f"how it is asked: {LISTWISE}; {YES_NO} (endpoints that tell log-probabilities); "
+        f"{TITLE_LIKELIHOOD} (llama.cpp servers only); {EMBEDDING} (an embedding model, or embedding_file); {REPLAY} "
+        f"(replay_table); empty: {TITLE_LIKELIHOOD} for the bundled model, {LISTWISE} for any other",
+    )
+    embedding_file: str | None = Field(
+        default=None,
+        description=f"{EMBEDDING}: an .npz with item_id [items] and vector [items, dimensions]; then nothing is asked",
+    )
+    replay_table: str | None = Field(
+        default=None,
+        description=f"{REPLAY}: an LlmScores folder, or a CSV with context_id, item_id and score in [0, 1]",
     )
     prompt_file: str | None = Field(default=None, description="a prompt file in place of the strategy's own")
     history_items: int | None = Field(
@@ -171,6 +197,7 @@ class LlmConfig(BaseModel):
     store_user_ids: bool = Field(default=False, description="write user ids into the score table")
     price_per_million_tokens: Price | None = Field(default=None, description="empty: the list price where it is known")
     budget: Budget = Budget()
+    limits: Limits = Limits()
     candidates: CandidateConfig = CandidateConfig()
     local_server: LocalServerConfig = LocalServerConfig()
 
@@ -203,10 +230,18 @@ class LlmConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.strategy not in (None, LISTWISE, TITLE_LIKELIHOOD):
+        if self.strategy not in (None, *STRATEGY_NAMES):
             raise ValueError(
-                f"strategy must be one of {LISTWISE}, {TITLE_LIKELIHOOD}, got {self.strategy!r}; set llm.strategy"
+                f"strategy must be one of {', '.join(STRATEGY_NAMES)}, got {self.strategy!r}; set llm.strategy"
             )
+        for key, strategy in (("embedding_file", EMBEDDING), ("replay_table", REPLAY)):
+            if getattr(self, key) is not None and self.strategy != strategy:
+                raise ValueError(
+                    f"{key} needs strategy {strategy}, got {self.strategy or 'none'}; set llm.strategy: {strategy} or "
+                    f"remove llm.{key}"
+                )
+        if self.strategy == REPLAY and self.replay_table is None:
+            raise ValueError(f"strategy {REPLAY} needs a table, got none; set llm.replay_table")
         if self.strategy == TITLE_LIKELIHOOD and not self.uses_local_server and self.base_url is None:
             raise ValueError(
                 f"strategy {TITLE_LIKELIHOOD} needs a llama.cpp server, got OpenAI's API for model "
@@ -221,23 +256,34 @@ class LlmConfig(BaseModel):
     @property
     def uses_local_server(self) -> bool:
         """Whether the scorer starts the bundled model itself."""
-        return self.model == BUNDLED_MODEL and self.base_url is None
+        return self.model == BUNDLED_MODEL and self.base_url is None and not self.asks_nobody
+
+    @property
+    def asks_nobody(self) -> bool:
+        """Whether the scores come from a file."""
+        return self.embedding_file is not None or self.replay_table is not None
 
     @property
     def price(self) -> Price | None:
         """The price that counts; None where it is unknown."""
+        if self.asks_nobody:
+            return Price(prompt=0, cached_prompt=0, completion=0)
         return self.price_per_million_tokens or KNOWN_PRICES.get(self.model)
 
     def resolve(self) -> "LlmConfig":
         """The same choices with nothing left to defaults that depend on each other.
 
         After it, `strategy`, `history_items` and `concurrency` are set, and `base_url` is None only where the
-        scorer starts the server.
+        scorer starts the server or asks nobody. Scores from a file have its name as their model, unless another
+        one is named.
         """
-        local = self.uses_local_server
+        local = self.uses_local_server or self.asks_nobody
+        source = self.embedding_file or self.replay_table
+        model = os.path.basename(os.path.normpath(source)) if source and self.model == BUNDLED_MODEL else self.model
         strategy = self.strategy or (TITLE_LIKELIHOOD if self.model == BUNDLED_MODEL else LISTWISE)
         return self.model_copy(
             update={
+                "model": model,
                 "base_url": self.base_url or (None if local else OPENAI_BASE_URL),
                 "strategy": strategy,
                 "history_items": self.history_items or (6 if strategy == TITLE_LIKELIHOOD else 10),
@@ -250,6 +296,12 @@ class LlmConfig(BaseModel):
         """Raises LlmError where something that only this machine can tell is missing, before anything is
         spent.
         """
+        for key in ("prompt_file", "embedding_file"):
+            path = getattr(self, key)
+            if path is not None and not os.path.isfile(path):
+                raise LlmError(f"llm.{key} must be a file, got {path}")
+        if self.replay_table is not None and not os.path.exists(self.replay_table):
+            raise LlmError(f"llm.replay_table must be a folder or a file, got {self.replay_table}")
         resolved = self.resolve()
         if resolved.base_url == OPENAI_BASE_URL and not os.environ.get(self.api_key_env):
             raise LlmError(
@@ -261,5 +313,3 @@ class LlmConfig(BaseModel):
             from components.llm_scorer import local_server
 
             local_server.check_runtime()
-        if self.prompt_file is not None and not os.path.isfile(self.prompt_file):
-            raise LlmError(f"llm.prompt_file must be a file, got {self.prompt_file}")

@@ -7,8 +7,10 @@ from typing import Any
 
 CHAT = "chat"
 FORCED = "forced_completion"
+EMBEDDING = "embedding"
 """Kinds of request. CHAT: `body` goes to /chat/completions. FORCED: `body` is {prompt, text}; the answer
-tells the log-probability of each token of `text` after `prompt` (llama.cpp servers)."""
+tells the log-probability of each token of `text` after `prompt` (llama.cpp servers). EMBEDDING: `body` is
+{input}; the answer is the text's vector."""
 
 TIMEOUT = "timeout"
 CONNECTION = "connection"
@@ -24,6 +26,9 @@ MISSING_ITEM = "missing_item"
 REPEATED_ITEM = "repeated_item"
 NOT_A_NUMBER = "not_a_number"
 OUT_OF_RANGE = "out_of_range"
+NO_VERDICT = "no_verdict"
+NO_VECTOR = "no_vector"
+NOT_IN_TABLE = "not_in_table"
 REASONS = (
     TIMEOUT,
     CONNECTION,
@@ -39,8 +44,12 @@ REASONS = (
     REPEATED_ITEM,
     NOT_A_NUMBER,
     OUT_OF_RANGE,
+    NO_VERDICT,
+    NO_VECTOR,
+    NOT_IN_TABLE,
 )
-"""Why a (context, item) got no score: the endpoint's failures, the budget's end, then the answer's own."""
+"""Why a (context, item) got no score: the endpoint's failures, the budget's end, the answer's own, and what a
+file of vectors or scores does not hold."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +96,7 @@ class LlmRequest:
     """One call.
 
     Attributes:
-        kind: CHAT or FORCED.
+        kind: CHAT, FORCED or EMBEDDING.
         body: what is asked, JSON types only; with `model` and `prompt_version` it decides the answer.
         max_tokens: upper bound of the answer's length.
         expected_tokens: the answer's likely length, for estimates.
@@ -130,6 +139,7 @@ class Answer:
 
     Attributes:
         response: CHAT: the endpoint's JSON. FORCED: {token_logprobs: [float], usage: {...}}.
+            EMBEDDING: {vector: base64 of little-endian float32, usage: {...}}.
         answered_at: Unix seconds; for a cached answer the moment of the call.
     """
 
@@ -155,6 +165,7 @@ class CandidateResult:
     Attributes:
         llm_score: in [0, 1].
         raw_score: in the strategy's own unit.
+        scored_at: Unix seconds, where the score rests on a file and not on answers.
     """
 
     item_id: str
@@ -162,6 +173,7 @@ class CandidateResult:
     raw_score: float | None = None
     reason: str = ""
     detail: str = ""
+    scored_at: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,10 @@ from components.llm_scorer import exchange, ledger
 from components.llm_scorer.cache import ResponseCache
 from components.llm_scorer.client import CallFailed, LlmClient
 from components.llm_scorer.config import LlmConfig, LlmError, Price
+from components.llm_scorer.estimate import expected_usage
 from components.llm_scorer.exchange import Answer, AnsweredGroup, LlmRequest, RequestGroup, Usage
 from components.llm_scorer.ledger import RunLedger, cost_nano_usd
+from components.llm_scorer.rate_limit import RateLimiter
 
 BATCHES_AHEAD = 16
 """Groups in a batch for each call that may be under way: a batch waits for its slowest group, and long
@@ -79,6 +81,7 @@ class Session:
         self._client = LlmClient(config, base_url)
         self._cache = ResponseCache(cache_directory)
         self._ledger = RunLedger(cache_directory, run_id)
+        self._limiter = RateLimiter(config.limits, self._ledger)
         self._key_locks = _KeyLocks()
         cap = config.budget.max_cost_usd
         self._cap_nano_usd = None if cap is None else round(cap * 1e9)
@@ -89,15 +92,24 @@ class Session:
         Raises:
             LlmError: the job must end; what was answered is in the cache.
         """
+        # What needs no call is counted at once: a transaction for each of millions of pairs would take longest.
+        free = sum(len(group.context.candidates) for group in groups if not group.requests)
+        self._ledger.add({ledger.PAIRS_DONE: free})
         threads = min(self._config.concurrency or 1, len(groups))
         stop = threading.Event()
         with ThreadPoolExecutor(threads, thread_name_prefix="llm") as pool:
-            futures = [pool.submit(self._answer_or_stop, group, stop) for group in groups]
-            errors = [error for error in (future.exception() for future in futures) if error is not None]
+            futures = [pool.submit(self._answer_or_stop, group, stop) for group in groups if group.requests]
+            try:
+                errors = [error for error in (future.exception() for future in futures) if error is not None]
+            except BaseException:
+                # Ctrl-C: the pool waits for its threads, which would else go on to the end of the batch.
+                stop.set()
+                raise
         # The threads after the first error only report that they were stopped.
         if errors:
             raise min(errors, key=lambda error: isinstance(error, RunEnded))
-        return [future.result() for future in futures]
+        answered = iter(future.result() for future in futures)
+        return [next(answered) if g.requests else AnsweredGroup(context=g.context, answers=()) for g in groups]
 
     def _answer_or_stop(self, group: RequestGroup, stop: threading.Event) -> AnsweredGroup:
         try:
@@ -115,7 +127,7 @@ class Session:
         for request in group.requests:
             if stop.is_set():
                 raise RunEnded
-            answers.append(self._ask(request, counts))
+            answers.append(self._ask(request, counts, stop))
         pairs = len(group.context.candidates)
         counts[ledger.PAIRS_DONE] = pairs
         if all(answer.cached for answer in answers):
@@ -124,12 +136,12 @@ class Session:
         self._ledger.add(counts)
         return AnsweredGroup(context=group.context, answers=tuple(answers))
 
-    def _ask(self, request: LlmRequest, counts: Counter[str]) -> Answer:
+    def _ask(self, request: LlmRequest, counts: Counter[str], stop: threading.Event) -> Answer:
         # A request that recurs between groups may be under way already: then this one waits for its answer.
         with self._key_locks.hold(request.key):
-            return self._look_up_or_send(request, counts)
+            return self._look_up_or_send(request, counts, stop)
 
-    def _look_up_or_send(self, request: LlmRequest, counts: Counter[str]) -> Answer:
+    def _look_up_or_send(self, request: LlmRequest, counts: Counter[str], stop: threading.Event) -> Answer:
         key = request.key
         known = self._cache.get(key)
         if known is not None:
@@ -145,6 +157,9 @@ class Session:
                 reason=exchange.BUDGET_EXHAUSTED,
                 detail="the next call could pass max_cost_usd; raise llm.budget.max_cost_usd and run again",
             )
+        expected = expected_usage(request)
+        if not self._limiter.acquire(expected.prompt + expected.completion, stop):
+            raise RunEnded
         started = time.monotonic()
         try:
             response = self._client.send(request)
@@ -155,6 +170,7 @@ class Session:
         answered_at = self._cache.put(key, response)
         usage = Usage.of(response)
         price = self._config.price
+        self._limiter.correct(expected.prompt + expected.completion, usage.prompt + usage.completion)
         self._ledger.add(
             {
                 ledger.RESERVED_NANO_USD: -reserved,

@@ -20,18 +20,25 @@ from components import scores
 from components.catalog import read_catalog
 from components.llm_scorer import exchange, ledger
 from components.llm_scorer.cache import ResponseCache
-from components.llm_scorer.config import LlmConfig, LlmError
+from components.llm_scorer.config import EMBEDDING, LlmConfig, LlmError
 from components.llm_scorer.estimate import Estimate, estimate
 from components.llm_scorer.exchange import Context
+from components.llm_scorer.forecast import Askable, Forecast, forecast
 from components.llm_scorer.handler import LlmHandler
 from components.llm_scorer.ledger import RunLedger, latency_percentiles_s
 from components.llm_scorer.local_model import fetch_local_model
 from components.llm_scorer.local_server import local_server
 from components.llm_scorer.progress import ProgressReporter
 from components.llm_scorer.strategies import create_strategy
-from components.llm_scorer.transforms import FAILURES, SCORES, AskLlm, ContextsToAsk
+from components.llm_scorer.transforms import FAILURES, SCORES, AskLlm, ContextsToAsk, CountAskable
 
 _PLAN = "contexts"
+_PLAN_SHARDS = "-*.tfrecord.gz"
+_ASKABLE = "askable.json"
+_NOTHING_TO_ASK = (
+    "there is nothing to ask the LLM about: no positive row of the train split has an item with a title in its history "
+    "and two candidates; check the titles of data.items"
+)
 _NOTHING_TO_SEND = "http://127.0.0.1:9/v1"
 _logger = logging.getLogger(__name__)
 
@@ -77,10 +84,7 @@ class ScoringJob:
         cache = ResponseCache(self.cache_directory)
         expected = estimate(_read_plan(plan), read_catalog(self.catalog_directory), strategy, config, cache)
         if not expected.pairs:
-            raise LlmError(
-                "there is nothing to ask the LLM about: no positive row of the train split has an item with "
-                "a title in its history and two candidates; check the titles of data.items"
-            )
+            raise LlmError(_NOTHING_TO_ASK)
         _logger.info("llm: %s by %s, %s", config.model, config.strategy, expected)
         run = RunLedger(self.cache_directory, uuid.uuid4().hex)
         run.add({ledger.PRIOR_NANO_USD: expected.prior_nano_usd})
@@ -105,17 +109,54 @@ class ScoringJob:
         _check_failures(book, config)
         return book
 
-    def _plan(self, train_rows: beam.PTransform, config: LlmConfig) -> str:
+    def forecast(self, train_rows: beam.PTransform) -> list[Forecast]:
+        """What `run` would ask, cost and reach, without a call; the last one is the whole plan.
+
+        The plan in `work_directory` holds user ids, without which users cannot be counted.
+
+        Args:
+            train_rows: as for `run`.
+
+        Raises:
+            LlmError: as `run` where there is nothing to ask about.
+        """
+        config = self.config.resolve()
+        strategy = create_strategy(config)
+        plan = self._plan(train_rows, config.model_copy(update={"store_user_ids": True}), count_askable=True)
+        contexts = list(_read_plan(plan))
+        if not contexts:
+            raise LlmError(_NOTHING_TO_ASK)
+        with open(os.path.join(self.work_directory, _ASKABLE), encoding="utf-8") as file:
+            askable = Askable(**json.load(file))
+        cache = ResponseCache(self.cache_directory)
+        try:
+            return forecast(contexts, read_catalog(self.catalog_directory), askable, strategy, config, cache)
+        finally:
+            cache.close()
+
+    def planned_contexts(self) -> Iterator[Context]:
+        """The contexts that the last `run` or `forecast` in `work_directory` planned."""
+        return _read_plan(os.path.join(self.work_directory, _PLAN) + _PLAN_SHARDS)
+
+    def _plan(self, train_rows: beam.PTransform, config: LlmConfig, *, count_askable: bool = False) -> str:
         prefix = os.path.join(self.work_directory, _PLAN)
         with self.make_pipeline() as pipeline:
+            rows = pipeline | "ReadTrainRows" >> train_rows
             _ = (
-                pipeline
-                | "ReadTrainRows" >> train_rows
+                rows
                 | "ContextsToAsk" >> ContextsToAsk(self.catalog_directory, config)
                 | "Encode" >> beam.Map(_encode_context)
                 | "WritePlan" >> beam.io.WriteToTFRecord(prefix, file_name_suffix=".tfrecord.gz")
             )
-        return prefix + "-*.tfrecord.gz"
+            if count_askable:
+                _ = (
+                    rows
+                    | "CountAskable" >> CountAskable(self.catalog_directory, config)
+                    | "EncodeAskable" >> beam.Map(_encode_askable)
+                    | "WriteAskable"
+                    >> beam.io.WriteToText(os.path.join(self.work_directory, _ASKABLE), shard_name_template="")
+                )
+        return prefix + _PLAN_SHARDS
 
     @contextlib.contextmanager
     def _endpoint(self, config: LlmConfig, expected: Estimate) -> Iterator[str]:
@@ -131,6 +172,7 @@ class ScoringJob:
             threads=config.local_server.threads,
             slots=config.local_server.slots,
             context=config.local_server.context,
+            embeddings=config.strategy == EMBEDDING,
             log_path=os.path.join(self.work_directory, "local_server.log"),
         ) as base_url:
             yield base_url
@@ -216,6 +258,10 @@ class ScoringJob:
 
 def _encode_context(context: Context) -> bytes:
     return context.to_json().encode()
+
+
+def _encode_askable(askable: Askable) -> str:
+    return json.dumps(dataclasses.asdict(askable))
 
 
 def _read_plan(pattern: str) -> Iterator[Context]:

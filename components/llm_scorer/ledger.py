@@ -89,6 +89,21 @@ class RunLedger:
             )
         return True
 
+    def take_turn(self, durations_us: Mapping[str, int], now_us: int) -> int:
+        """When all the named queues are free, at `now_us` or later; each is then taken for its duration."""
+        connection = self._connection()
+        connection.execute("BEGIN IMMEDIATE")
+        with connection:
+            free = dict(
+                connection.execute("SELECT name, value FROM counters WHERE run_id = ?", (self.run_id,)).fetchall()
+            )
+            start = max(now_us, *(free.get(name, 0) for name in durations_us))
+            connection.executemany(
+                "INSERT OR REPLACE INTO counters VALUES (?, ?, ?)",
+                [(self.run_id, name, start + duration) for name, duration in durations_us.items()],
+            )
+        return start
+
     def totals(self) -> dict[str, int]:
         """All counters; a name that was never added to is absent."""
         rows = self._connection().execute("SELECT name, value FROM counters WHERE run_id = ?", (self.run_id,))

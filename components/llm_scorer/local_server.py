@@ -40,6 +40,7 @@ def local_server(
     slots: int,
     context: int,
     log_path: str,
+    embeddings: bool = False,
     start_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[str]:
     """Runs the server around a block and stops it whatever happens.
@@ -50,6 +51,7 @@ def local_server(
         slots: requests that are decoded side by side.
         context: tokens a slot holds, prompt and answer.
         log_path: receives the server's own log.
+        embeddings: whether it also answers /v1/embeddings, by the mean over a text's tokens.
         start_timeout_s: seconds until /health must answer.
 
     Yields:
@@ -60,6 +62,7 @@ def local_server(
     """
     command = [sys.executable, "-m", __name__, "--model-path", model_path]
     command += ["--threads", str(threads), "--slots", str(slots), "--context", str(context)]
+    command += ["--embeddings"] if embeddings else []
     environment = {
         **os.environ,
         # Spinning OpenMP threads make the server several times slower on busy cores.
@@ -122,6 +125,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--embeddings", action="store_true", help="also answer /v1/embeddings")
     parser.add_argument("--port", type=int, default=0, help="0 picks a free one")
     args = parser.parse_args()
 
@@ -150,6 +154,9 @@ def main() -> None:
     params.n_gpu_layers = 0
     params.ui = False
     params.warmup = False
+    if args.embeddings:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     # Saved prompt states would grow to gigabytes; the slots themselves hold the prefixes that are in use.
     params.cache_ram_mib = 0
     server = xllamacpp.Server(params)

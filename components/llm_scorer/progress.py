@@ -51,6 +51,8 @@ def progress_line(totals: dict[str, int], *, pairs: int, to_send: int, seconds: 
 
     Rate and time left count calls that were sent; pairs are counted when their whole context is done.
     """
+    if not to_send:
+        return f"llm: {totals.get(ledger.PAIRS_DONE, 0)}/{pairs} pairs, no calls to send"
     failed = totals.get(ledger.CALLS_FAILED, 0)
     done = totals.get(ledger.CALLS_SENT, 0) + failed
     rate = done / max(seconds, 1e-3)

@@ -20,6 +20,7 @@ from components.llm_scorer.candidates import (
 )
 from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.exchange import AnsweredGroup, CandidateResult, Context, RequestGroup
+from components.llm_scorer.forecast import Askable
 from components.llm_scorer.handler import LlmHandler
 from components.llm_scorer.strategies import create_strategy
 from components.scores import ScoreRecord
@@ -67,6 +68,25 @@ class ContextsToAsk(beam.PTransform):
             {"moments": chosen, "items": chosen_anywhere}
             | "JoinItems" >> beam.CoGroupByKey()
             | "DrawCandidates" >> beam.ParDo(_DrawCandidates(self._catalog_directory, config))
+        )
+
+
+class CountAskable(beam.PTransform):
+    """Serialized train rows -> one Askable: what ContextsToAsk could choose from without a budget."""
+
+    def __init__(self, catalog_directory: str, config: LlmConfig):
+        super().__init__()
+        self._catalog_directory = catalog_directory
+        self._config = config
+
+    def expand(self, rows: beam.PCollection) -> beam.PCollection:
+        return (
+            rows
+            | "ParseMoments" >> beam.ParDo(_ParseMoments())
+            | "CountMoments" >> beam.ParDo(_CountMoment(self._catalog_directory, self._config))
+            | "OfUser" >> beam.CombinePerKey(_sum_pairs)
+            | "AddUser" >> beam.MapTuple(_with_user)
+            | "OfAllUsers" >> beam.CombineGlobally(_sum_askable)
         )
 
 
@@ -127,6 +147,33 @@ class _AssignStratum(_WithCatalog):
             fraction = seeded_fraction(self._config.seed, "context", moment.user_id, moment.position)
             # The position breaks ties, so that equal hashes cannot let the order of rows decide.
             yield (name, moment.user_id), ((0, fraction, moment.position), moment)
+
+
+class _CountMoment(_WithCatalog):
+    """Moment -> (user, (1, 0)) where it is cold, (user, (0, 1)) where it is warm; none where it cannot be asked."""
+
+    def process(self, moment: Moment) -> Iterator[tuple[str, tuple[int, int]]]:
+        if can_be_asked(moment, self._catalog):
+            cold = moment.history_length <= self._config.candidates.cold_max_history
+            yield moment.user_id, (int(cold), int(not cold))
+
+
+def _sum_pairs(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    cold = warm = 0
+    for first, second in pairs:
+        cold, warm = cold + first, warm + second
+    return cold, warm
+
+
+def _with_user(_: str, contexts: tuple[int, int]) -> Askable:
+    return Askable(users=1, cold_contexts=contexts[0], warm_contexts=contexts[1])
+
+
+def _sum_askable(parts: Iterable[Askable]) -> Askable:
+    users = cold = warm = 0
+    for part in parts:
+        users, cold, warm = users + part.users, cold + part.cold_contexts, warm + part.warm_contexts
+    return Askable(users=users, cold_contexts=cold, warm_contexts=warm)
 
 
 def _priority(prioritised: tuple[tuple, Moment]) -> tuple:
@@ -219,6 +266,8 @@ class _ReadAnswers(beam.DoFn):
             for candidate, result in zip(context.candidates, results, strict=True)
             if result.llm_score is not None and result.raw_score is not None
         ]
+        times = [answer.answered_at for answer in group.answers if answer.response is not None]
+        times += [result.scored_at for result in results if result.scored_at is not None]
         if scored:
             yield beam.pvalue.TaggedOutput(
                 SCORES,
@@ -236,7 +285,7 @@ class _ReadAnswers(beam.DoFn):
                     strategy=str(self._config.strategy),
                     prompt_version=self._strategy.prompt_version,
                     # The oldest answer that the scores rest on: a table is as stale as its stalest part.
-                    scored_at=min(a.answered_at for a in group.answers if a.response is not None),
+                    scored_at=min(times),
                 ),
             )
 

@@ -76,6 +76,14 @@ def test_a_missing_file_is_named(tmp_path):
         load_config(tmp_path / "none.yaml")
 
 
+def test_beam_runs_locally_in_python_unless_another_runner_is_named(tmp_path):
+    text = "data: {interactions: a, items: b}\n"
+    modes = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
+    assert load_config(write(tmp_path, text)).beam.pipeline_args == ("--runner=FnApiRunner", *modes)
+    flink = load_config(write(tmp_path, text + "beam: {args: ['--runner=FlinkRunner']}"))
+    assert flink.beam.pipeline_args == ("--runner=FlinkRunner",)
+
+
 def test_a_password_in_the_base_url_is_refused_and_not_repeated(tmp_path):
     text = "data: {interactions: a, items: b}\nllm: {base_url: 'https://me:hunter2@host/v1'}"
     with pytest.raises(ConfigError) as caught:

@@ -1,17 +1,21 @@
 """How an LLM is asked about a context's candidates, and how its answer is read. One module a strategy.
 
 A strategy turns a context into requests and answers into one result for each candidate, in the context's
-order. It does no input or output of its own, so it can be planned, tested and replayed without an LLM.
+order. It sends nothing itself, so it can be planned, tested and replayed without an LLM; one that scores by a file has
+no requests.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from components.catalog import Item
-from components.llm_scorer.config import LISTWISE, TITLE_LIKELIHOOD, LlmConfig
+from components.llm_scorer.config import EMBEDDING, LISTWISE, REPLAY, TITLE_LIKELIHOOD, YES_NO, LlmConfig
 from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
+from components.llm_scorer.strategies.embedding import create_embedding
 from components.llm_scorer.strategies.listwise import Listwise
+from components.llm_scorer.strategies.replay import Replay
 from components.llm_scorer.strategies.title_likelihood import TitleLikelihood
+from components.llm_scorer.strategies.yes_no import YesNo
 
 
 class Strategy(Protocol):
@@ -29,6 +33,9 @@ class Strategy(Protocol):
 STRATEGIES: dict[str, Callable[[LlmConfig], Strategy]] = {
     LISTWISE: Listwise,
     TITLE_LIKELIHOOD: TitleLikelihood,
+    YES_NO: YesNo,
+    EMBEDDING: create_embedding,
+    REPLAY: Replay,
 }
 
 
@@ -40,6 +47,7 @@ def create_strategy(config: LlmConfig) -> Strategy:
 
     Raises:
         ValueError: unknown strategy, or a prompt file that does not fit it.
+        LlmError: a file of vectors or scores that cannot be used.
     """
     if config.strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {sorted(STRATEGIES)}, got {config.strategy!r}; set llm.strategy")

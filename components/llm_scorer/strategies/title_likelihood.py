@@ -11,7 +11,7 @@ from components.llm_scorer.item_text import describe
 from components.llm_scorer.prompt import load_prompt
 
 _PLACEHOLDERS: dict[str, tuple[str, ...]] = {"with_history": ("history",), "without_history": ()}
-_EXPECTED_CHARACTERS_PER_TOKEN = 3.0
+_EXPECTED_CHARACTERS_PER_TOKEN = 3.4
 
 SCALE_NATS = 5.0
 """Width of the map from nats to [0, 1]: about the spread of raw scores within a context (5.7 on MovieLens)."""

@@ -34,7 +34,10 @@ def test_a_configuration_survives_its_journey_as_json():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"strategy": "magic"}, "strategy must be one of listwise, title_likelihood, got 'magic'"),
+        ({"strategy": "magic"}, "strategy must be one of listwise, .*, replay, got 'magic'"),
+        ({"strategy": "replay"}, r"strategy replay needs a table, got none; set llm\.replay_table"),
+        ({"embedding_file": "v.npz"}, "embedding_file needs strategy embedding, got none"),
+        ({"strategy": "listwise", "replay_table": "t.csv"}, "replay_table needs strategy replay, got listwise"),
         ({"model": "gpt-4o", "strategy": "title_likelihood"}, "needs a llama.cpp server"),
         (
             {"model": "new-model", "budget": {"max_cost_usd": 1}},
@@ -49,6 +52,20 @@ def test_a_configuration_survives_its_journey_as_json():
 def test_what_cannot_work_is_refused_when_the_configuration_is_built(values, message):
     with pytest.raises(pydantic.ValidationError, match=message):
         LlmConfig.model_validate(values)
+
+
+@pytest.mark.parametrize(("strategy", "key"), [("embedding", "embedding_file"), ("replay", "replay_table")])
+def test_scores_from_a_file_need_neither_key_nor_price_but_the_file(monkeypatch, tmp_path, strategy, key):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    file = tmp_path / "file.npz"
+    config = LlmConfig.model_validate({"strategy": strategy, key: str(file), "budget": {"max_cost_usd": 1}})
+    with pytest.raises(LlmError, match=rf"llm\.{key} must be a .*, got .*file\.npz"):
+        config.check_needs()
+    file.touch()
+    config.check_needs()
+    resolved = config.resolve()
+    assert (resolved.model, resolved.base_url, resolved.uses_local_server) == ("file.npz", None, False)
+    assert resolved.resolve() == resolved
 
 
 def test_a_password_in_the_url_is_refused_without_repeating_it():

@@ -1,0 +1,93 @@
+"""One question a candidate, answered by one token: the probability of yes against no."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from components.catalog import Item
+from components.llm_scorer import exchange
+from components.llm_scorer.config import LlmConfig
+from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
+from components.llm_scorer.item_text import describe
+from components.llm_scorer.prompt import load_prompt
+
+_PLACEHOLDERS: dict[str, tuple[str, ...]] = {"system": (), "user": ("history", "candidate")}
+_TOP_LOGPROBS = 20  # the most that OpenAI gives; vLLM's and llama.cpp's defaults give as many
+
+
+class YesNo:
+    """How much likelier the model says Yes than No.
+
+    raw_score = log P(yes) - log P(no), in nats; P sums over the spellings among the likeliest tokens (` Yes`, `yes`).
+    llm_score = P(yes) / (P(yes) + P(no)) = 1 / (1 + exp(-raw_score)).
+
+    Where only one of the two is among the likeliest tokens, the other counts as likely as the least likely of them,
+    its upper bound: a score is never surer than the answer shows. Where neither is, the candidate fails.
+
+    Needs an endpoint that tells log-probabilities, and a model that can judge: the bundled one is at chance (.51 of
+    pairs right on MovieLens-100K).
+    """
+
+    def __init__(self, config: LlmConfig):
+        self._config = config
+        self._prompt = load_prompt("yes_no.v1.txt", config.prompt_file, _PLACEHOLDERS)
+        self.prompt_version = self._prompt.version
+
+    def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
+        known = [catalog[i] for i in context.history_item_ids if i in catalog and catalog[i].title]
+        history = "\n".join(f"- {describe(item)}" for item in known[: self._config.history_items])
+        return tuple(self._request(history, describe(catalog[c.item_id])) for c in context.candidates)
+
+    def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
+        return [_result(c.item_id, answer) for c, answer in zip(context.candidates, answers, strict=True)]
+
+    def _request(self, history: str, candidate: str) -> LlmRequest:
+        body: dict[str, Any] = {
+            "messages": [
+                {"role": "system", "content": self._prompt.fill("system")},
+                {"role": "user", "content": self._prompt.fill("user", history=history, candidate=candidate)},
+            ],
+            "logprobs": True,
+            "top_logprobs": _TOP_LOGPROBS,
+            "seed": self._config.seed,
+        }
+        if self._config.temperature is not None:
+            body["temperature"] = self._config.temperature
+        return LlmRequest(
+            kind=exchange.CHAT,
+            model=self._config.model,
+            prompt_version=self.prompt_version,
+            body=body,
+            max_tokens=self._config.max_output_tokens or 1,
+            expected_tokens=1,
+        )
+
+
+def _result(item_id: str, answer: Answer) -> CandidateResult:
+    def failed(reason: str, detail: str) -> CandidateResult:
+        return CandidateResult(item_id=item_id, reason=reason, detail=detail)
+
+    if answer.response is None:
+        return failed(answer.reason, answer.detail)
+    choice = answer.response["choices"][0]
+    if choice["message"].get("refusal") or choice.get("finish_reason") == "content_filter":
+        return failed(exchange.REFUSED, "the model refused to answer")
+    try:
+        shown = choice["logprobs"]["content"][0]["top_logprobs"]
+        tokens = [(str(token["token"]), float(token["logprob"])) for token in shown]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return failed(exchange.INVALID_RESPONSE, "the answer holds no top_logprobs; does the endpoint tell them?")
+    # Endpoints write tokens that were cut by their sampler as -inf or -9999: those say nothing.
+    tokens = [(text.strip().lower(), logprob) for text, logprob in tokens if -1000 < logprob <= 1e-6]
+    found = {word: [logprob for text, logprob in tokens if text == word] for word in ("yes", "no")}
+    if not found["yes"] and not found["no"]:
+        return failed(exchange.NO_VERDICT, f"neither yes nor no is among the {_TOP_LOGPROBS} likeliest tokens")
+    least = min(logprob for _, logprob in tokens)
+    raw_score = _log_sum(found["yes"] or [least]) - _log_sum(found["no"] or [least])
+    # The logistic function, written so that it cannot overflow.
+    return CandidateResult(item_id=item_id, llm_score=0.5 * (1 + math.tanh(raw_score / 2)), raw_score=raw_score)
+
+
+def _log_sum(logprobs: Sequence[float]) -> float:
+    highest = max(logprobs)
+    return highest + math.log(math.fsum(math.exp(logprob - highest) for logprob in logprobs))
