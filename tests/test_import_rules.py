@@ -1,4 +1,4 @@
-"""The direction of imports, and who may import TFX and the LLM's client (design.md)."""
+"""The direction of imports, and who may import TFX and the LLM's client."""
 
 import ast
 import pathlib
