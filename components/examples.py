@@ -1,11 +1,9 @@
 """Reading and writing the TFRecords of an Examples artifact, the same way for every component."""
 
-import glob
 import os
 from collections.abc import Sequence
 
 import apache_beam as beam
-import tensorflow as tf
 from tfx.components.util import examples_utils
 from tfx.proto import example_gen_pb2
 from tfx.types import artifact, artifact_utils
@@ -31,9 +29,3 @@ def read_split(examples: artifact.Artifact, split: str) -> beam.PTransform:
     """Reads one split as PCollection[bytes]."""
     pattern = os.path.join(artifact_utils.get_split_uri([examples], split), "*")
     return beam.io.ReadFromTFRecord(pattern)
-
-
-def split_dataset(examples: artifact.Artifact, split: str) -> tf.data.Dataset:
-    """One split as a dataset of serialized tf.Examples, outside Beam."""
-    files = sorted(glob.glob(os.path.join(artifact_utils.get_split_uri([examples], split), "*")))
-    return tf.data.TFRecordDataset(files, compression_type="GZIP")

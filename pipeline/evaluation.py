@@ -8,12 +8,11 @@ from google.protobuf import wrappers_pb2
 from tensorflow_model_analysis.proto import config_pb2
 from tensorflow_model_analysis.view import view_types
 
-from models import features
+from models import features, signatures
 from pipeline.config import EvaluationConfig
 from pipeline.slices import SLICES, slice_of, slice_rule
 
 AUC = "auc"
-SERVING_SIGNATURE = "serving_default"
 
 
 def slicing_spec(name: str) -> config_pb2.SlicingSpec:
@@ -50,7 +49,7 @@ def eval_config(config: EvaluationConfig) -> config_pb2.EvalConfig:
             )
         )
     result = config_pb2.EvalConfig(
-        model_specs=[config_pb2.ModelSpec(signature_name=SERVING_SIGNATURE, label_key=features.LABEL)],
+        model_specs=[config_pb2.ModelSpec(signature_name=signatures.SERVING_DEFAULT, label_key=features.LABEL)],
         slicing_specs=[slicing_spec(name) for name in SLICES],
         metrics_specs=[
             config_pb2.MetricsSpec(

@@ -8,15 +8,14 @@ from typing import Any
 
 from ml_metadata import proto
 from ml_metadata.metadata_store import MetadataStore
+from tfx.components.evaluator.constants import BLESSED_FILE_NAME
 
+from components.interactions_example_gen import report
 from components.scores import LEDGER_FILE
+from components.trainer import run_fn
 from pipeline import baseline, evaluation
 from pipeline.config import Config
 from pipeline.graph import METADATA_FILE, SERVING_DIRECTORY
-
-TRAINING_FILE = "training.json"
-DATA_REPORT_FILE = "data_report.json"
-BLESSED_FILE = "BLESSED"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +68,9 @@ def collect(config: Config, output: pathlib.Path, seconds: float) -> dict[str, A
     """
     steps = read_steps(output)
     evaluation_uri = steps["Evaluator"].outputs["evaluation"]
-    blessed = os.path.exists(os.path.join(steps["Evaluator"].outputs["blessing"], BLESSED_FILE))
+    blessed = os.path.exists(os.path.join(steps["Evaluator"].outputs["blessing"], BLESSED_FILE_NAME))
     test_rows = os.path.join(steps["InteractionsExampleGen"].outputs["examples"], "Split-test")
-    training = _read_json(steps["Trainer"].outputs["model_run"], TRAINING_FILE)
+    training = _read_json(steps["Trainer"].outputs["model_run"], run_fn.REPORT_FILE)
     return {
         "name": config.name,
         "backbone": config.model.backbone,
@@ -84,7 +83,7 @@ def collect(config: Config, output: pathlib.Path, seconds: float) -> dict[str, A
         "llm": _read_json(steps["LlmScorer"].outputs["scores"], LEDGER_FILE) if "LlmScorer" in steps else None,
         "gate_means": gate_means(training["gate"]),
         "training": training,
-        "data": _read_json(steps["InteractionsExampleGen"].outputs["report"], DATA_REPORT_FILE),
+        "data": _read_json(steps["InteractionsExampleGen"].outputs["report"], report.FILE_NAME),
         "seconds": round(seconds, 1),
         "steps": {name: {"seconds": round(step.seconds, 2), "cached": step.cached} for name, step in steps.items()},
         "config": config.model_dump(mode="json"),

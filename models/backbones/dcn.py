@@ -40,10 +40,13 @@ class DCN(Backbone):
     """
 
     def __init__(self, config: "ModelConfig"):
-        super().__init__(name="dcn")
-        self._cross = [VectorCross() for _ in range(config.cross_layers)]
+        super().__init__(name=type(self).__name__.lower())
+        self._cross = [self._cross_layer() for _ in range(config.cross_layers)]
         self._mlp = mlp(config)
         self._logit = keras.layers.Dense(1)
+
+    def _cross_layer(self) -> keras.layers.Layer:
+        return VectorCross()
 
     def call(self, embedded: "EmbeddedFeatures", training: bool = False) -> tf.Tensor:
         x0 = side_by_side(embedded.fields)
