@@ -51,6 +51,12 @@ class ModelConfig(BaseModel):
         description="widths of the hidden layers that weigh a history position (din); one of 36 in the paper",
     )
 
+    item_vectors_file: str | None = Field(
+        default=None,
+        description="an .npz of `item_id` and `vector`, say of the items' texts: the vectors join the inputs, "
+        "projected to embedding_dim; None: no such input",
+    )
+
     @field_validator("backbone")
     @classmethod
     def _known_backbone(cls, name: str) -> str:
@@ -108,11 +114,20 @@ class GateConfig(BaseModel):
 
 
 class LossConfig(BaseModel):
-    """L = L_rec + llm_weight * L_LLM."""
+    """L = L_rec + llm_weight * L_LLM.
+
+    L_LLM by `form`, s the logit, y the LLM's score:
+        pairwise: alpha * max(0, margin - (s_i - s_j)) where the LLM prefers i to j
+        pointwise: (sigmoid(s) - y)^2 for both items of a pair
+        distillation: cross-entropy of sigmoid(s) and sigmoid(a y + b), with a and b fitted on the labelled probes
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     llm_weight: float = Field(default=0.1, ge=0, description="lambda; 0 trains without pairs (the arm `none`)")
+    form: Literal["pairwise", "pointwise", "distillation"] = Field(
+        default="pairwise", description="L_LLM, see above; the gate takes part in pairwise alone"
+    )
     margin: float = Field(default=1.0, gt=0, description="m of the hinge, in logits")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
@@ -14,11 +15,11 @@ class EmbeddedFeatures(NamedTuple):
     """The input of a backbone.
 
     Attributes:
-        fields: float32 [batch, fields, dim]: item, its categories, its brand; the history's items, categories
-            and brands; with `use_user_id` the user. Several values are averaged, none give zeros.
-        candidate: float32 [batch, 3, dim]: the first three fields.
-        history: float32 [batch, L, 3, dim]: item, categories and brand at each position, latest first; None
-            unless the backbone sets `uses_history`.
+        fields: float32 [batch, fields, dim]: item, its categories, its brand, with item vectors its vector; the
+            same of the history; with `use_user_id` the user. Several values are averaged, none give zeros.
+        candidate: float32 [batch, 3 or 4, dim]: the candidate's fields.
+        history: float32 [batch, L, 3 or 4, dim]: the same at each position, latest first; None unless the backbone
+            sets `uses_history`.
         history_mask: bool [batch, L]: True where the history holds an item; None as above.
         first_order: float32 [batch]: sum over the fields of the mean of one weight for each value; None unless the
             backbone sets `uses_first_order`.
@@ -72,7 +73,7 @@ class EmbeddingTable(keras.layers.Layer):
         masks = [tf.not_equal(ids, features.PADDING) for ids in groups]
         present = [tf.boolean_mask(ids, mask) for ids, mask in zip(groups, masks, strict=True)]
         distinct, inverse = tf.unique(tf.concat(present, axis=0))
-        rows = tf.gather(self.table, distinct)
+        rows = self.vectors(distinct)
         if training and self._l2:
             batch = tf.cast(tf.shape(groups[0])[0], tf.float32)
             self.add_loss(self._l2 * tf.reduce_sum(tf.square(rows)) / batch)
@@ -87,6 +88,30 @@ class EmbeddingTable(keras.layers.Layer):
             means.append(tf.ensure_shape(mean, [*ids.shape[:-1], rows.shape[-1]]))
         return means
 
+    def vectors(self, indices: tf.Tensor) -> tf.Tensor:
+        """[rows] -> float32 [rows, dim]."""
+        return tf.gather(self.table, indices)
+
+
+class ProjectedVectors(EmbeddingTable):
+    """Given vectors in place of learnt ones, through a learnt projection: W v.
+
+    Args:
+        vectors: float32 [rows, any], fixed.
+        dim: width after the projection.
+    """
+
+    def __init__(self, vectors: np.ndarray, dim: int, name: str):
+        keras.layers.Layer.__init__(self, name=name)
+        self._l2 = 0.0
+        self.table = self.add_weight(
+            name=name, shape=vectors.shape, initializer=keras.initializers.Constant(vectors), trainable=False
+        )
+        self._projection = keras.layers.Dense(dim, use_bias=False)
+
+    def vectors(self, indices: tf.Tensor) -> tf.Tensor:
+        return self._projection(super().vectors(indices))
+
 
 class FeatureEmbedding(keras.layers.Layer):
     """Embeds a row. Candidate and history read the same tables.
@@ -98,6 +123,7 @@ class FeatureEmbedding(keras.layers.Layer):
         config: widths and penalty.
         uses_history: also give the history position by position.
         uses_first_order: also give the first-order term.
+        item_vectors: float32 [items + 2, any] by item index; None unless config.item_vectors_file.
     """
 
     def __init__(
@@ -107,10 +133,20 @@ class FeatureEmbedding(keras.layers.Layer):
         *,
         uses_history: bool = False,
         uses_first_order: bool = False,
+        item_vectors: np.ndarray | None = None,
     ):
         super().__init__(name="embedding")
         if config.use_user_id and vocabulary.users is None:
             raise ValueError("model.use_user_id needs a vocabulary of users; run Transform with use_user_id too")
+        if (item_vectors is None) != (config.item_vectors_file is None):
+            raise ValueError(
+                "item vectors must be given exactly with model.item_vectors_file, got "
+                f"{config.item_vectors_file} {'without' if item_vectors is None else 'with'} vectors; read them with "
+                "models.item_vectors"
+            )
+        self._item_vectors = (
+            None if item_vectors is None else ProjectedVectors(item_vectors, config.embedding_dim, "item_vectors")
+        )
         self._use_user_id = config.use_user_id
         self._uses_history = uses_history
         counts = vocabulary.model_dump(include=set(_table_names(config.use_user_id)))
@@ -132,11 +168,15 @@ class FeatureEmbedding(keras.layers.Layer):
         batch_groups = _groups(inputs, self._use_user_id)
         history_ids = inputs[features.HISTORY_ITEM_INDICES]
         candidate, history, user, positions = [], [], [], []
-        for name, groups in batch_groups.items():
-            asked = list(groups)
+        tables = [(name, self._tables[name]) for name in batch_groups]
+        if self._item_vectors is not None:
+            after_the_item_fields = 3
+            tables.insert(after_the_item_fields, (features.ITEMS, self._item_vectors))
+        for name, table in tables:
+            asked = list(batch_groups[name])
             if self._uses_history and name != features.USERS:
                 asked.append(_by_position(inputs, name))
-            vectors = self._tables[name](asked, training=training)
+            vectors = table(asked, training=training)
             if name == features.USERS:
                 user = vectors
                 continue

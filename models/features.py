@@ -30,7 +30,7 @@ IS_COLD = "is_cold"
 IS_TAIL = "is_tail"
 LABEL = "label"
 
-LLM_MARGIN = "llm_margin"
+LLM_SCORE = "llm_score"
 PROBE_LABEL = "probe_label"
 
 PREFERRED = "preferred_"
@@ -134,25 +134,16 @@ def row_features(sizes: FeatureSizes) -> tuple[Feature, ...]:
 def pair_features(sizes: FeatureSizes) -> tuple[Feature, ...]:
     """Every feature of a preference pair as PairBuilder writes it: one context, two items, the LLM's verdict.
 
-    `llm_margin` is llm_score(preferred) - llm_score(other), in (0, 1]. `probe_label` is 1 where the user
+    `llm_score` of each item is in [0, 1], the preferred one's above the other's. `probe_label` is 1 where the user
     chose `preferred`, 0 where the user chose `other`, NOT_A_PROBE where neither choice is known.
     """
     features = [f for f in row_features(sizes) if f.role is Role.CONTEXT]
     items = [f for f in row_features(sizes) if f.role is Role.ITEM]
+    score = Feature(name=LLM_SCORE, dtype="float32", shape=(), role=Role.ITEM, served=False, meaning="by the LLM")
     for prefix in (PREFERRED, OTHER):
-        features += [f.model_copy(update={"name": prefix + f.name}) for f in items]
-    features += [
-        Feature(name=LLM_MARGIN, dtype="float32", shape=(), role=Role.ROW, served=False, meaning="score gap"),
-        Feature(
-            name=PROBE_LABEL,
-            dtype="int64",
-            shape=(),
-            role=Role.ROW,
-            served=False,
-            meaning="LLM agrees with user",
-        ),
-    ]
-    return tuple(features)
+        features += [f.model_copy(update={"name": prefix + f.name}) for f in (*items, score)]
+    label = Feature(name=PROBE_LABEL, dtype="int64", shape=(), role=Role.ROW, served=False, meaning="LLM is right")
+    return (*features, label)
 
 
 class VocabularySizes(BaseModel):

@@ -36,6 +36,34 @@ def gated_pairwise_hinge(
     return tf.reduce_mean(alpha * hinge)
 
 
+def pointwise_mse(logits: tf.Tensor, llm_scores: tf.Tensor) -> tf.Tensor:
+    """Mean over items of (sigmoid(s) - y)^2.
+
+    Args:
+        logits: float32 [items].
+        llm_scores: float32 [items] in [0, 1].
+
+    Source: S-LLMR, arXiv 2512.21526v1, the ablation "pointwise".
+    """
+    return tf.reduce_mean(tf.square(tf.sigmoid(logits) - llm_scores))
+
+
+def distillation(logits: tf.Tensor, soft_labels: tf.Tensor) -> tf.Tensor:
+    """Mean over items of the cross-entropy -(y ln p + (1 - y) ln(1 - p)), p = sigmoid(s).
+
+    Args:
+        logits: float32 [items].
+        soft_labels: float32 [items] in [0, 1], the teacher's probabilities.
+
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, at temperature 1.
+    """
+    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft_labels, logits=logits))
+
+
+POINTWISE = {"pointwise": pointwise_mse, "distillation": distillation}
+"""By LossConfig.form: losses of one item's logit against the LLM's score of it."""
+
+
 class GatedPairwiseLoss(keras.layers.Layer):
     """`gated_pairwise_hinge` as a layer.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras as keras
@@ -10,8 +11,8 @@ from models import features
 from models.backbones import BACKBONES
 from models.config import GateConfig, LossConfig, ModelConfig
 from models.embeddings import FeatureEmbedding
-from models.gate import GATES
-from models.losses import GatedPairwiseLoss, recommendation_loss
+from models.gate import GATES, FrozenGate
+from models.losses import POINTWISE, GatedPairwiseLoss, recommendation_loss
 from models.signals import PairSide
 
 ROWS = "rows"
@@ -22,17 +23,25 @@ PAIRS = "pairs"
 class RankingModel(tfrs.Model):
     """Scores (user, candidate) rows; trained by L_rec + lambda * L_LLM + the gate's loss + embedding L2.
 
-    The gate and the pairwise loss exist only with `loss.llm_weight` above 0, and never in `call`: what is
-    served is `embedding` and `backbone`.
+    The gate and the pairwise loss exist only with `loss.llm_weight` above 0 and `loss.form` pairwise, and never in
+    `call`: what is served is `embedding` and `backbone`.
 
     Args:
         vocabulary: sizes of the embedding tables.
         model: backbone and widths.
         gate: mode and signals.
-        loss: lambda and margin.
+        loss: form, lambda and margin.
+        item_vectors: float32 [items + 2, any] by item index, exactly with model.item_vectors_file.
     """
 
-    def __init__(self, vocabulary: features.VocabularySizes, model: ModelConfig, gate: GateConfig, loss: LossConfig):
+    def __init__(
+        self,
+        vocabulary: features.VocabularySizes,
+        model: ModelConfig,
+        gate: GateConfig,
+        loss: LossConfig,
+        item_vectors: np.ndarray | None = None,
+    ):
         super().__init__(name="ranking_model")
         backbone = BACKBONES[model.backbone]
         self.embedding = FeatureEmbedding(
@@ -40,15 +49,20 @@ class RankingModel(tfrs.Model):
             model,
             uses_history=backbone.uses_history,
             uses_first_order=backbone.uses_first_order,
+            item_vectors=item_vectors,
         )
         self.backbone = backbone(model)
         self.llm_weight = loss.llm_weight
+        self._form = loss.form
+        self.gate: FrozenGate | None = None
         self._input_names = input_names(use_user_id=model.use_user_id)
         parts = ["loss", "rec_loss", "embedding_l2"]
         if self.llm_weight > 0:
-            self.gate = GATES[gate.mode](gate)
-            self.pairwise_loss = GatedPairwiseLoss(loss.margin)
-            parts += ["llm_loss", "gate_loss", "alpha"]
+            parts.append("llm_loss")
+            if self._form == "pairwise":
+                self.gate = GATES[gate.mode](gate)
+                self.pairwise_loss = GatedPairwiseLoss(loss.margin)
+                parts += ["gate_loss", "alpha"]
         self._parts = {name: keras.metrics.Mean(name) for name in parts}
         self._rows = keras.metrics.Sum("rows")
         self._gate_optimizer: keras.optimizers.Optimizer | None = None
@@ -83,12 +97,17 @@ class RankingModel(tfrs.Model):
         number = tf.shape(pairs[features.PROBE_LABEL])[0]
         row_logits, *side_logits = tf.split(logits, [tf.shape(logits)[0] - 2 * number, number, number])
 
-        alpha = self.gate.alpha(*map(gate_input, sides, side_logits))
-        llm_loss = self.pairwise_loss(*side_logits, self.gate.hinge_weight(alpha))
-        gate_loss = self.gate.loss(alpha, pairs[features.PROBE_LABEL])
+        gate_loss = tf.constant(0.0)
+        if self.gate is None:
+            llm_scores = tf.concat([side[features.LLM_SCORE] for side in sides], axis=0)
+            llm_loss = POINTWISE[self._form](tf.concat(side_logits, axis=0), llm_scores)
+        else:
+            alpha = self.gate.alpha(*map(gate_input, sides, side_logits))
+            llm_loss = self.pairwise_loss(*side_logits, self.gate.hinge_weight(alpha))
+            gate_loss = self.gate.loss(alpha, pairs[features.PROBE_LABEL])
+            self._parts["gate_loss"].update_state(gate_loss)
+            self._parts["alpha"].update_state(alpha)
         self._parts["llm_loss"].update_state(llm_loss)
-        self._parts["gate_loss"].update_state(gate_loss)
-        self._parts["alpha"].update_state(alpha)
         return self._rec_loss(rows, row_logits) + self.llm_weight * llm_loss + gate_loss
 
     def train_step(self, inputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
@@ -99,7 +118,7 @@ class RankingModel(tfrs.Model):
             total = loss + penalty
         variables = self.trainable_variables
         gradients = tape.gradient(total, variables)
-        own = self.gate.trainable_variables if self._gate_optimizer is not None else []
+        own = self.gate.trainable_variables if self.gate and self._gate_optimizer is not None else []
         is_own = [any(variable is o for o in own) for variable in variables]
         steps = list(zip(gradients, variables, is_own, strict=True))
         self.optimizer.apply_gradients([(g, v) for g, v, is_gate in steps if not is_gate])
@@ -116,7 +135,8 @@ class RankingModel(tfrs.Model):
         return loss
 
     def pair_alpha(self, pairs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """alpha of each pair, float32 [pairs], without dropout."""
+        """alpha of each pair, float32 [pairs], without dropout; needs a gate."""
+        assert self.gate is not None
         sides = [pair_side(pairs, prefix) for prefix in (features.PREFERRED, features.OTHER)]
         return self.gate.alpha(*(gate_input(side, self(side)) for side in sides))
 

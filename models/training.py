@@ -8,11 +8,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from pydantic import BaseModel, ConfigDict
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from models import features
 from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
+from models.gate import PaperGate
 from models.inputs import pair_batches, training_batches
 from models.optimizers import LazyAdam
 from models.ranking import RankingModel
@@ -20,6 +22,7 @@ from models.ranking import RankingModel
 _LOGGER = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 4096
 _CLOSED, _OPEN = 0.05, 0.95
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class Epoch(BaseModel):
@@ -73,6 +76,7 @@ class TrainingReport(BaseModel):
         seconds: of everything.
         gate: all pairs, then the four cells; empty without pairs.
         gate_weights: w by signal and `bias`; empty for a gate without parameters.
+        alpha_quantiles: of alpha over all pairs, by share; empty without a gate.
         alpha_collapse: `closed` where 95% of the pairs have alpha below .05, `open` where above .95; None
             otherwise and for a frozen gate.
     """
@@ -86,6 +90,7 @@ class TrainingReport(BaseModel):
     seconds: float
     gate: list[GateCell] = []
     gate_weights: dict[str, float] = {}
+    alpha_quantiles: dict[str, float] = {}
     alpha_collapse: str | None = None
 
 
@@ -99,6 +104,7 @@ def train(
     rows: tf.data.Dataset,
     valid: tf.data.Dataset,
     pairs: Mapping[str, tf.Tensor] | None,
+    item_vectors: np.ndarray | None = None,
     log_dir: str | None = None,
 ) -> tuple[RankingModel, TrainingReport]:
     """Trains until the validation AUC has not risen for `patience` epochs; returns the best epoch's weights.
@@ -109,6 +115,7 @@ def train(
         rows: shuffled batches of transformed train rows.
         valid: batches of transformed validation rows.
         pairs: all of models.inputs.load_pairs; None if and only if loss_config.llm_weight is 0.
+        item_vectors: float32 [items + 2, any] by item index, exactly with model_config.item_vectors_file.
         log_dir: for TensorBoard; None writes nothing.
 
     Raises:
@@ -122,8 +129,10 @@ def train(
         )
     start = time.monotonic()
     keras.utils.set_random_seed(train_config.seed)
-    model = RankingModel(vocabulary, model_config, gate_config, loss_config)
-    has_own_rate = pairs is not None and gate_config.mode == "supervised"
+    model = RankingModel(vocabulary, model_config, gate_config, loss_config, item_vectors)
+    has_own_rate = model.gate is not None and gate_config.mode == "supervised"
+    if pairs is not None and loss_config.form == "distillation":
+        pairs = with_soft_labels(pairs)
     model.compile(
         optimizer=LazyAdam(train_config.learning_rate),
         gate_optimizer=keras.optimizers.Adam(gate_config.learning_rate) if has_own_rate else None,
@@ -144,11 +153,13 @@ def train(
 
     cells: list[GateCell] = []
     weights: dict[str, float] = {}
+    quantiles: dict[str, float] = {}
     collapse = None
-    if pairs is not None:
+    if pairs is not None and model.gate is not None:
         alpha = _pair_alpha(model, pairs)
         cells = gate_cells(alpha, pairs, cold_max_history=gate_config.cold_max_history)
-        if gate_config.mode != "frozen":
+        quantiles = {f"{share:g}": float(np.quantile(alpha, share)) for share in _QUANTILES}
+        if isinstance(model.gate, PaperGate):
             names = (*gate_config.signals, "bias")
             values = [*model.gate.w.numpy(), model.gate.b.numpy()]
             weights = {name: float(value) for name, value in zip(names, values, strict=True)}
@@ -170,9 +181,36 @@ def train(
         seconds=time.monotonic() - start,
         gate=cells,
         gate_weights=weights,
+        alpha_quantiles=quantiles,
         alpha_collapse=collapse,
     )
     return model, report
+
+
+def with_soft_labels(pairs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """The pairs with each LLM score y replaced by the probability sigmoid(a y + b) that the user chooses the item.
+
+    a and b are fitted by maximum likelihood on the labelled probes, one chosen and one other item a pair.
+
+    Raises:
+        ValueError: no pair is a probe.
+
+    Source: Platt, "Probabilistic Outputs for Support Vector Machines", 1999.
+    """
+    labels = np.asarray(pairs[features.PROBE_LABEL])
+    names = [prefix + features.LLM_SCORE for prefix in (PREFERRED, OTHER)]
+    preferred, other = (np.asarray(pairs[name]) for name in names)
+    probes = labels != NOT_A_PROBE
+    if not probes.any():
+        raise ValueError(
+            "distillation needs labelled probes to turn scores into probabilities, got none; raise "
+            "llm.candidates.probe_fraction"
+        )
+    scores = np.concatenate([preferred[probes], other[probes]])
+    chosen = np.concatenate([labels[probes], 1 - labels[probes]])
+    fit = LogisticRegression(C=np.inf).fit(scores[:, np.newaxis], chosen)
+    soft = {n: fit.predict_proba(np.asarray(pairs[n])[:, np.newaxis])[:, 1].astype(np.float32) for n in names}
+    return {**pairs, **{name: tf.constant(values) for name, values in soft.items()}}
 
 
 def predict(model: RankingModel, rows: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:

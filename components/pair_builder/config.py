@@ -19,3 +19,8 @@ class PairConfig(BaseModel):
         le=1.0,
         description="smallest score gap that says anything; ties never make a pair",
     )
+    drop_inconsistent: bool = Field(
+        default=False,
+        description="leave out pairs that the LLM orders differently when the candidates are told in reverse; "
+        "llm.audit.share says how many contexts are asked so",
+    )

@@ -8,7 +8,7 @@ from tfx.types import artifact, artifact_utils
 
 from components import examples, scores
 from components.pair_builder.config import PairConfig
-from components.pair_builder.transforms import BuildPairs
+from components.pair_builder.transforms import COUNTS, BuildPairs, WriteCounts
 from models.features import FeatureSizes
 
 
@@ -31,9 +31,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         )
         pattern = scores.scores_pattern(artifact_utils.get_single_uri(input_dict["scores"]))
         with self._make_beam_pipeline() as pipeline:
-            _ = (
+            built = (
                 pipeline
                 | "ReadScores" >> beam.io.ReadFromTFRecord(pattern)
-                | "BuildPairs" >> beam.ParDo(build)
-                | "WritePairs" >> examples.write_split(pairs, "train")
+                | "BuildPairs" >> beam.ParDo(build).with_outputs(COUNTS, main="pairs")
             )
+            _ = built["pairs"] | "WritePairs" >> examples.write_split(pairs, "train")
+            _ = built[COUNTS] | "WriteCounts" >> WriteCounts(pairs.uri)

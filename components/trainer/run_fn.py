@@ -10,6 +10,7 @@ from tfx.components.trainer.fn_args_utils import FnArgs
 from components.trainer.config import TrainerConfig
 from components.trainer.executor import CONFIG, PAIRS_PATTERNS
 from models import features, inputs, preprocessing, signatures, training
+from models.item_vectors import read_item_vectors
 
 REPORT_FILE = "training.json"
 """In the model_run artifact: a models.training.TrainingReport."""
@@ -29,6 +30,10 @@ def run_fn(fn_args: FnArgs) -> None:
     pairs = None
     if config.loss.llm_weight > 0:
         pairs = inputs.load_pairs(fn_args.custom_config[PAIRS_PATTERNS], config.sizes, transform)
+    item_vectors = None
+    if config.model.item_vectors_file is not None:
+        item_ids = [i.decode() for i in transform_output.vocabulary_by_name(features.ITEMS)]
+        item_vectors = read_item_vectors(config.model.item_vectors_file).by_index(item_ids)
     model, report = training.train(
         vocabulary=preprocessing.vocabulary_sizes(transform_output, use_user_id=config.model.use_user_id),
         model_config=config.model,
@@ -44,6 +49,7 @@ def run_fn(fn_args: FnArgs) -> None:
         ),
         valid=inputs.read_rows(fn_args.eval_files, columns, batch_size=_VALID_BATCH),
         pairs=pairs,
+        item_vectors=item_vectors,
         log_dir=fn_args.model_run_dir,
     )
     signatures.export(model, transform, config.sizes, fn_args.serving_model_dir, use_user_id=config.model.use_user_id)

@@ -73,7 +73,14 @@ def pairs(number: int, seed: int = 0) -> list[dict]:
         pair = {f.name: row[f.name] for f in features.row_features(SIZES) if f.role is Role.CONTEXT}
         for prefix, item in ((PREFERRED, ITEMS[parity]), (OTHER, ITEMS[1 - parity])):
             pair |= {prefix + name: value for name, value in item_values(item).items()}
-        made.append(pair | {features.LLM_MARGIN: 0.5, features.PROBE_LABEL: 1 if n % 2 else -1})
+        made.append(
+            pair
+            | {
+                PREFERRED + features.LLM_SCORE: 0.9,
+                OTHER + features.LLM_SCORE: 0.4,
+                features.PROBE_LABEL: 1 if n % 2 else -1,
+            }
+        )
     return made
 
 

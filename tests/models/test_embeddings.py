@@ -148,3 +148,32 @@ def test_a_user_id_without_a_vocabulary_is_refused():
     vocabulary = VOCABULARY.model_copy(update={"users": None})
     with pytest.raises(ValueError, match=r"use_user_id needs a vocabulary of users"):
         FeatureEmbedding(vocabulary, ModelConfig(use_user_id=True))
+
+
+@pytest.mark.parametrize("uses_history", [False, True])
+def test_item_vectors_add_their_projection_as_a_fourth_field_of_candidate_and_history(uses_history):
+    vectors = np.random.default_rng(5).normal(size=(11, 7)).astype(np.float32)
+    vectors[0] = 0.0
+    config = CONFIG.model_copy(update={"item_vectors_file": "v.npz"})
+    embedding = FeatureEmbedding(VOCABULARY, config, uses_history=uses_history, item_vectors=vectors)
+    embedded = embedding(batch())
+    projection = next(v for v in embedding.trainable_variables if v.shape == (7, 3)).numpy()
+    history = batch()[features.HISTORY_ITEM_INDICES].numpy()
+
+    for row in range(6):
+        candidate = vectors[batch()[features.ITEM_INDEX].numpy()[row]] @ projection
+        np.testing.assert_allclose(embedded.candidate[row, 3], candidate, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(embedded.fields[row, 3], candidate, rtol=1e-4, atol=1e-6)
+        mean = loop_mean(vectors, history[row]) @ projection
+        np.testing.assert_allclose(embedded.fields[row, 7], mean, rtol=1e-4, atol=1e-6)
+        if uses_history:
+            assert embedded.history is not None
+            expected = [loop_mean(vectors, index) @ projection for index in history[row][:, np.newaxis]]
+            np.testing.assert_allclose(embedded.history[row, :, 3], expected, rtol=1e-4, atol=1e-6)
+    assert embedded.fields.shape == (6, 8, 3)
+    assert all(v.shape != (11, 7) for v in embedding.trainable_variables)
+
+
+def test_item_vectors_must_go_with_their_file():
+    with pytest.raises(ValueError, match=r"item vectors must be given exactly with model.item_vectors_file, got None"):
+        FeatureEmbedding(VOCABULARY, CONFIG, item_vectors=np.zeros((11, 2), np.float32))

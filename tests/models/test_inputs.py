@@ -71,6 +71,42 @@ def test_shuffling_changes_the_order_with_the_seed_and_with_the_pass_but_not_the
     assert sorted(passes[0]) == sorted(passes[1]) == sorted(other)
 
 
+def test_rows_in_memory_are_the_rows_of_the_files_raw_or_transformed(tmp_path, layer):
+    written = write_rows(tmp_path, layer, 20)
+    raw = features.row_features(market.SIZES)
+    market.write_records(tmp_path / "raw.gz", market.serialize(market.rows(20, seed=4), raw))
+
+    loaded = inputs.load_rows([str(tmp_path / "rows-*")], COLUMNS)
+    transformed = inputs.load_rows([str(tmp_path / "raw.gz")], raw, layer)
+
+    for name, values in written.items():
+        np.testing.assert_array_equal(transformed[name], values)
+    assert sorted(fingerprints([loaded])) == sorted(fingerprints([transformed]))
+
+
+def test_batches_from_memory_hold_each_row_once_and_shuffle_with_seed_and_pass():
+    rows = {features.LABEL: tf.range(10), features.HISTORY_ITEM_INDICES: tf.reshape(tf.range(40), [10, 4])}
+
+    def passes(seed: int | None) -> list[list[int]]:
+        dataset = inputs.row_batches(rows, batch_size=4, seed=seed)
+        read = [list(dataset.as_numpy_iterator()) for _ in range(2)]
+        for batch in read[0]:
+            np.testing.assert_array_equal(batch[features.HISTORY_ITEM_INDICES][:, 0], 4 * batch[features.LABEL])
+        return [[label for batch in one for label in batch[features.LABEL].tolist()] for one in read]
+
+    assert passes(None) == [list(range(10))] * 2
+    first, second = passes(1)
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert passes(1)[0] == first != passes(2)[0]
+
+
+def test_no_rows_are_refused(tmp_path, layer):
+    market.write_records(tmp_path / "rows-empty.gz", [])
+    with pytest.raises(ValueError, match=r"training needs rows, got none"):
+        inputs.load_rows([str(tmp_path / "rows-*")], COLUMNS)
+
+
 def test_each_side_of_a_pair_is_what_the_transform_makes_of_it_as_a_row(tmp_path, layer):
     made = write_pairs(tmp_path, 10)
     pairs = inputs.load_pairs([str(tmp_path / "pairs.gz")], market.SIZES, layer)
@@ -90,7 +126,7 @@ def test_each_side_of_a_pair_is_what_the_transform_makes_of_it_as_a_row(tmp_path
 
 
 def test_few_pairs_fill_every_batch_and_each_is_seen_equally_often():
-    pairs = {features.PROBE_LABEL: tf.range(5), features.LLM_MARGIN: tf.range(5.0)}
+    pairs = {features.PROBE_LABEL: tf.range(5), PREFERRED + features.LLM_SCORE: tf.range(5.0)}
     batches = inputs.pair_batches(pairs, pairs_per_batch=8, seed=1).take(5).as_numpy_iterator()
 
     seen = [int(v) for batch in batches for v in batch[features.PROBE_LABEL]]

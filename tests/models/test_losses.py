@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from models.losses import GatedPairwiseLoss, gated_pairwise_hinge, recommendation_loss
+from models.losses import GatedPairwiseLoss, distillation, gated_pairwise_hinge, pointwise_mse, recommendation_loss
 
 
 def test_recommendation_loss_is_the_mean_cross_entropy_of_a_plain_loop():
@@ -31,6 +31,18 @@ def test_gated_hinge_is_the_mean_of_a_plain_loop():
     loss = gated_pairwise_hinge(preferred, other, alpha, 0.7)
 
     assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_pointwise_losses_are_the_means_of_a_plain_loop():
+    logits, scores = [2.0, -1.0, 0.3], [0.9, 0.4, 0.0]
+    squares = entropies = 0.0
+    for logit, score in zip(logits, scores, strict=True):
+        p = 1 / (1 + math.exp(-logit))
+        squares += (p - score) ** 2 / 3
+        entropies -= (score * math.log(p) + (1 - score) * math.log(1 - p)) / 3
+
+    assert float(pointwise_mse(tf.constant(logits), tf.constant(scores))) == pytest.approx(squares, rel=1e-5)
+    assert float(distillation(tf.constant(logits), tf.constant(scores))) == pytest.approx(entropies, rel=1e-5)
 
 
 def test_a_pair_ordered_by_more_than_the_margin_gives_no_loss_and_no_gradient():

@@ -6,6 +6,7 @@ import tf_keras as keras
 from models import features
 from models.config import GateConfig, LossConfig, ModelConfig
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
+from models.losses import recommendation_loss
 from models.optimizers import LazyAdam
 from models.ranking import PAIRS, ROWS, RankingModel, pair_side
 from tests.models.test_embeddings import VOCABULARY, batch
@@ -27,7 +28,8 @@ def pairs() -> dict[str, tf.Tensor]:
         made[prefix + features.IS_TAIL] = tf.constant([0, 1] * 3)
         made[prefix + features.ITEM_TRAIN_COUNT] = tf.constant([5] * 6)
     made[features.HISTORY_LENGTH] = tf.constant([1, 2, 3, 4, 5, 6])
-    made[features.LLM_MARGIN] = tf.constant([0.5] * 6)
+    made[PREFERRED + features.LLM_SCORE] = tf.constant([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    made[OTHER + features.LLM_SCORE] = tf.constant([0.1, 0.2, 0.3, 0.4, 0.2, 0.0])
     made[features.PROBE_LABEL] = tf.constant([1, 0, NOT_A_PROBE, 1, 1, 0])
     return made
 
@@ -54,6 +56,22 @@ def test_the_loss_is_the_sum_of_its_parts_computed_apart(mode):
     if mode == "supervised":
         expected += np.log(2.0)
 
+    assert float(model.compute_loss({ROWS: rows(), PAIRS: pairs()})) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["pointwise", "distillation"])
+def test_pointwise_forms_hold_each_item_to_its_own_score_without_a_gate(form):
+    keras.utils.set_random_seed(4)
+    model = RankingModel(VOCABULARY, MODEL, GateConfig(), LossConfig(llm_weight=0.7, form=form))
+    expected = float(recommendation_loss(rows()[features.LABEL], model(rows())))
+    for prefix in (PREFERRED, OTHER):
+        side = pair_side(pairs(), prefix)
+        for logit, score in zip(model(side).numpy(), side[features.LLM_SCORE].numpy(), strict=True):
+            p = 1 / (1 + np.exp(-logit))
+            entropy = -(score * np.log(p) + (1 - score) * np.log(1 - p))
+            expected += 0.7 * ((p - score) ** 2 if form == "pointwise" else entropy) / 12
+
+    assert model.gate is None
     assert float(model.compute_loss({ROWS: rows(), PAIRS: pairs()})) == pytest.approx(expected, rel=1e-5)
 
 
@@ -104,7 +122,7 @@ def test_without_the_llm_there_is_neither_gate_nor_its_metrics():
 
     logs = model.train_step({ROWS: rows()})
 
-    assert not hasattr(model, "gate")
+    assert model.gate is None
     assert set(logs) == {"loss", "rec_loss", "embedding_l2", "rows"}
 
 

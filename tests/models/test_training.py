@@ -2,9 +2,10 @@ import json
 
 import numpy as np
 import pytest
+import scipy.optimize
 import tensorflow as tf
 
-from models import features, training
+from models import features, ranking, training
 from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
 from tests.models.test_embeddings import VOCABULARY
@@ -43,7 +44,8 @@ def pairs(number: int = 200, agreement: float = 0.5) -> dict[str, tf.Tensor]:
         made[prefix + features.IS_TAIL] = source.integers(0, 2, number).astype(np.int32)
         made[prefix + features.ITEM_TRAIN_COUNT] = np.full(number, 5, np.int32)
     made[features.HISTORY_LENGTH] = source.integers(1, 8, number).astype(np.int32)
-    made[features.LLM_MARGIN] = np.full(number, 0.5, np.float32)
+    made[PREFERRED + features.LLM_SCORE] = source.uniform(0.6, 1.0, number).astype(np.float32)
+    made[OTHER + features.LLM_SCORE] = source.uniform(0.0, 0.6, number).astype(np.float32)
     made[features.PROBE_LABEL] = (source.uniform(size=number) < agreement).astype(np.int32)
     return {name: tf.constant(values) for name, values in made.items()}
 
@@ -170,6 +172,58 @@ def test_the_report_survives_json_and_tensorboard_gets_the_auc(trained):
     assert training.TrainingReport.model_validate(json.loads(report.model_dump_json())) == report
     logged = b"".join(file.read_bytes() for file in log_dir.rglob("events.*"))
     assert b"valid_auc" in logged
+
+
+def test_soft_labels_are_the_most_likely_logistic_curve_through_the_probes():
+    made = pairs(agreement=0.7)
+    made[features.PROBE_LABEL] = tf.where(tf.range(200) % 4 == 0, NOT_A_PROBE, made[features.PROBE_LABEL])
+    scores, chosen = [], []
+    for preferred, other, label in zip(
+        *(made[n].numpy() for n in (PREFERRED + features.LLM_SCORE, OTHER + features.LLM_SCORE, features.PROBE_LABEL)),
+        strict=True,
+    ):
+        if label != NOT_A_PROBE:
+            scores += [preferred, other]
+            chosen += [label, 1 - label]
+    x, y = np.array(scores, float), np.array(chosen, float)
+
+    def negative_log_likelihood(ab: np.ndarray) -> float:
+        return float(np.sum(np.logaddexp(0, ab[0] * x + ab[1]) - y * (ab[0] * x + ab[1])))
+
+    a, b = scipy.optimize.minimize(negative_log_likelihood, [0.0, 0.0]).x
+
+    soft = training.with_soft_labels(made)
+
+    for prefix in (PREFERRED, OTHER):
+        raw = made[prefix + features.LLM_SCORE].numpy().astype(float)
+        np.testing.assert_allclose(soft[prefix + features.LLM_SCORE], 1 / (1 + np.exp(-(a * raw + b))), atol=1e-3)
+
+
+def test_soft_labels_need_probes():
+    made = pairs() | {features.PROBE_LABEL: tf.fill([200], NOT_A_PROBE)}
+    with pytest.raises(ValueError, match=r"distillation needs labelled probes .* raise llm.candidates.probe_fraction"):
+        training.with_soft_labels(made)
+
+
+def test_distillation_moves_the_model_towards_the_teacher():
+    made = pairs(agreement=0.9)
+    alone, _ = train()
+    taught, report = train(loss_config=LossConfig(llm_weight=10.0, form="distillation"), pairs=made)
+    soft = training.with_soft_labels(made)
+
+    def distance(model) -> float:
+        sides = [ranking.pair_side(soft, prefix) for prefix in (PREFERRED, OTHER)]
+        return float(np.mean([np.abs(tf.sigmoid(model(side)) - side[features.LLM_SCORE]) for side in sides]))
+
+    assert distance(taught) < 0.9 * distance(alone)
+    assert report.gate == []
+    assert report.alpha_quantiles == {}
+
+
+def test_alpha_quantiles_are_those_of_all_pairs():
+    _, report = train(gate_config=GateConfig(mode="frozen"), loss_config=LossConfig(llm_weight=0.1), pairs=pairs())
+
+    assert report.alpha_quantiles == {"0.05": 1.0, "0.25": 1.0, "0.5": 1.0, "0.75": 1.0, "0.95": 1.0}
 
 
 @pytest.mark.parametrize(("llm_weight", "given"), [(0.1, None), (0.0, {})])

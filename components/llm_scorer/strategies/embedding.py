@@ -3,9 +3,7 @@
 import base64
 import binascii
 import functools
-import hashlib
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,9 +14,9 @@ from components.llm_scorer.config import LlmConfig, LlmError
 from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
 from components.llm_scorer.item_text import describe
 from components.llm_scorer.prompt import load_prompt
+from models.item_vectors import ItemVectors, read_item_vectors, unit
 
 _PLACEHOLDERS: dict[str, tuple[str, ...]] = {"item": ("item",)}
-_EXPECTED_CHARACTERS_PER_TOKEN = 4.0
 
 
 class EndpointEmbedding:
@@ -93,9 +91,10 @@ class FileEmbedding:
         except OSError:
             raise LlmError(f"llm.embedding_file must be a file, got {path}") from None
         self._history_items = config.history_items
-        self._row, self._vectors, digest = _read_vectors(path, status.st_mtime_ns, status.st_size)
+        file = _read_vectors(path, status.st_mtime_ns, status.st_size)
+        self._row, self._vectors = file.row, file.vectors
         self._written_at = int(status.st_mtime)
-        self.prompt_version = f"embedding_file-{digest}"
+        self.prompt_version = f"embedding_file-{file.digest}"
 
     def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
         return ()
@@ -106,7 +105,7 @@ class FileEmbedding:
             detail = "no item of the history has a vector in llm.embedding_file"
             return [_failed(c.item_id, exchange.NO_VECTOR, detail) for c in context.candidates]
         known = [c.item_id for c in context.candidates if c.item_id in self._row]
-        cosines = _unit(self._vectors[[self._row[i] for i in known]]) @ _unit(self._vectors[history]).T
+        cosines = unit(self._vectors[[self._row[i] for i in known]]) @ unit(self._vectors[history]).T
         best = dict(zip(known, np.max(cosines, axis=1).tolist(), strict=True))
         return [
             _scored(c.item_id, best[c.item_id], self._written_at)
@@ -122,43 +121,12 @@ def create_embedding(config: LlmConfig) -> EndpointEmbedding | FileEmbedding:
 
 
 @functools.lru_cache(maxsize=1)
-def _read_vectors(path: str, modified_ns: int, size: int) -> tuple[dict[str, int], np.ndarray, str]:
-    """Row of each item, vectors as stored, hash of the file; once in a process while the file is unchanged."""
+def _read_vectors(path: str, modified_ns: int, size: int) -> ItemVectors:
+    """Once in a process while the file is unchanged."""
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
-        with np.load(path, allow_pickle=False) as archive:
-            item_ids, vectors = archive["item_id"], archive["vector"]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise LlmError(
-            f"llm.embedding_file must be an .npz with `item_id` (strings) and `vector` (floats), got {path}, which "
-            f"cannot be read so: {error}; write it with numpy.savez"
-        ) from None
-    if (
-        item_ids.dtype.kind not in "US"
-        or item_ids.ndim != 1
-        or vectors.ndim != 2
-        or vectors.dtype.kind != "f"
-        or len(item_ids) != len(vectors)
-    ):
-        raise LlmError(
-            f"llm.embedding_file must hold item_id, strings [items], and vector, floats [items, dimensions], got "
-            f"{item_ids.dtype} {item_ids.shape} and {vectors.dtype} {vectors.shape} in {path}; write it anew"
-        )
-    names = np.char.decode(item_ids, "utf-8") if item_ids.dtype.kind == "S" else item_ids
-    rows = {str(name): n for n, name in enumerate(names)}
-    if len(rows) != len(names):
-        raise LlmError(f"item_id must be unique, got {len(names) - len(rows)} repeated ones in {path}; remove them")
-    bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
-    for n in np.flatnonzero(bad):
-        # No direction, no cosine: such an item counts as one without a vector.
-        del rows[str(names[n])]
-    return rows, vectors, digest
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = vectors.astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        return read_item_vectors(path)
+    except ValueError as error:
+        raise LlmError(f"llm.embedding_file: {error}") from None
 
 
 def _vector_or_answer(answer: Answer) -> np.ndarray | Answer:
@@ -171,7 +139,7 @@ def _vector_or_answer(answer: Answer) -> np.ndarray | Answer:
         return Answer(reason=exchange.INVALID_RESPONSE, detail="the stored answer holds no vector")
     if not vector.size or not np.isfinite(vector).all() or not vector.any():
         return Answer(reason=exchange.NO_VECTOR, detail="the endpoint's vector is zero or not finite")
-    return _unit(vector)
+    return unit(vector)
 
 
 def _scored(item_id: str, cosine: float, scored_at: int | None = None) -> CandidateResult:

@@ -1,5 +1,10 @@
 """Pairs of one context against a plain reading of the paper's rule."""
 
+import collections
+import dataclasses
+import json
+import random
+
 import apache_beam as beam
 import pytest
 import tensorflow as tf
@@ -8,8 +13,17 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from components.catalog import Item, ItemFeatures, write_catalog
 from components.pair_builder.config import PairConfig
-from components.pair_builder.pairs import Pair, pair_values, select_pairs
-from components.pair_builder.transforms import BuildPairs
+from components.pair_builder.pairs import (
+    CANDIDATE_PAIRS,
+    DROPPED,
+    INCONSISTENT,
+    LABELLED,
+    PAIRS,
+    Pair,
+    pair_values,
+    select_pairs,
+)
+from components.pair_builder.transforms import COUNTS, COUNTS_FILE, BuildPairs, WriteCounts
 from components.scores import CHOSEN, NEGATIVE, POPULAR, ScoreRecord
 from models import features
 from models.features import FeatureSizes, pair_features, parsing_spec
@@ -35,22 +49,22 @@ def record(scores: dict[str, float], chosen: str = "", history: tuple[str, ...] 
 
 
 def test_the_pairs_with_the_largest_gap_are_kept_in_order():
-    pairs = select_pairs(record({"a": 0.9, "b": 0.1, "c": 0.5}), PairConfig(max_per_context=2))
+    pairs = select_pairs(record({"a": 0.9, "b": 0.1, "c": 0.5}), PairConfig(max_per_context=2)).pairs
     assert [(p.preferred_item_id, p.other_item_id) for p in pairs] == [("a", "b"), ("a", "c")]
     assert [p.llm_margin for p in pairs] == pytest.approx([0.9 - 0.1, 0.9 - 0.5])
 
 
 def test_equal_scores_never_make_a_pair():
-    assert select_pairs(record({"a": 0.4, "b": 0.4}), PairConfig()) == []
+    assert select_pairs(record({"a": 0.4, "b": 0.4}), PairConfig()).pairs == []
 
 
 def test_one_pair_survives_where_every_gap_is_below_the_threshold():
-    pairs = select_pairs(record({"a": 0.5, "b": 0.52, "c": 0.55}), PairConfig(min_margin=0.2))
+    pairs = select_pairs(record({"a": 0.5, "b": 0.52, "c": 0.55}), PairConfig(min_margin=0.2)).pairs
     assert [(p.preferred_item_id, p.other_item_id) for p in pairs] == [("c", "a")]
 
 
 def test_a_probe_pair_says_whether_the_llm_agrees_with_the_user():
-    pairs = select_pairs(record({"chosen": 0.5, "worse": 0.2, "better": 0.8}, chosen="chosen"), PairConfig())
+    pairs = select_pairs(record({"chosen": 0.5, "worse": 0.2, "better": 0.8}, chosen="chosen"), PairConfig()).pairs
     labels = {(p.preferred_item_id, p.other_item_id): p.probe_label for p in pairs}
     assert labels == {
         ("chosen", "worse"): 1,
@@ -61,9 +75,61 @@ def test_a_probe_pair_says_whether_the_llm_agrees_with_the_user():
 
 def test_every_probe_pair_is_kept_beyond_the_cap():
     scores = {"chosen": 0.5, **{f"n{i}": 0.5 + (i + 1) * 0.01 for i in range(20)}}
-    pairs = select_pairs(record(scores, chosen="chosen"), PairConfig(max_per_context=1))
+    pairs = select_pairs(record(scores, chosen="chosen"), PairConfig(max_per_context=1)).pairs
     assert sum(p.probe_label != features.NOT_A_PROBE for p in pairs) == 20
     assert sum(p.probe_label == features.NOT_A_PROBE for p in pairs) == 1
+
+
+def audited(first: list[float], second: list[float], chosen: str = "") -> ScoreRecord:
+    means = {f"i{n}": (a + b) / 2 for n, (a, b) in enumerate(zip(first, second, strict=True))}
+    return dataclasses.replace(record(means, chosen), first_llm_scores=tuple(first), second_llm_scores=tuple(second))
+
+
+def test_pairs_that_flip_between_the_two_orders_are_dropped_where_that_is_wished():
+    # i0 over i1 both times; i2 between them first, below both then.
+    flipping = audited([0.9, 0.1, 0.5], [0.8, 0.2, 0.1], chosen="i0")
+    everything = select_pairs(flipping, PairConfig())
+    assert {(p.preferred_item_id, p.other_item_id) for p in everything.pairs} == {
+        ("i0", "i1"),
+        ("i0", "i2"),
+        ("i2", "i1"),
+    }
+    assert everything.counts[INCONSISTENT] == 0
+    consistent = select_pairs(flipping, PairConfig(drop_inconsistent=True))
+    assert {(p.preferred_item_id, p.other_item_id) for p in consistent.pairs} == {("i0", "i1"), ("i0", "i2")}
+    assert consistent.counts[INCONSISTENT] == 1
+
+
+def test_a_pair_of_the_users_choice_that_flips_is_dropped_as_well():
+    selection = select_pairs(audited([0.9, 0.1], [0.1, 0.2], chosen="i0"), PairConfig(drop_inconsistent=True))
+    assert (selection.pairs, selection.counts[INCONSISTENT]) == ([], 1)
+
+
+def test_a_tie_in_one_of_the_orders_is_no_flip():
+    selection = select_pairs(audited([0.5, 0.5], [0.1, 0.9]), PairConfig(drop_inconsistent=True))
+    assert [(p.preferred_item_id, p.other_item_id) for p in selection.pairs] == [("i1", "i0")]
+
+
+def test_contexts_without_an_audit_drop_nothing_as_inconsistent():
+    config = PairConfig(drop_inconsistent=True)
+    scores = record({"a": 0.9, "b": 0.1, "c": 0.5})
+    assert select_pairs(scores, config) == select_pairs(scores, PairConfig())
+
+
+def test_every_two_candidates_make_a_pair_or_are_counted_as_dropped_for_one_reason():
+    rng = random.Random(7)
+    seen: collections.Counter[str] = collections.Counter()
+    for n in range(40):
+        first, second = ([rng.randrange(6) / 5 for _ in range(7)] for _ in range(2))
+        config = PairConfig(max_per_context=4, min_margin=0.3, drop_inconsistent=True)
+        selection = select_pairs(audited(first, second, chosen="i3" if n % 2 else ""), config)
+        counts = selection.counts
+        assert counts[CANDIDATE_PAIRS] == 7 * 6 // 2
+        assert counts[CANDIDATE_PAIRS] == counts[PAIRS] + sum(counts[reason] for reason in DROPPED)
+        assert counts[PAIRS] == len(selection.pairs)
+        assert counts[LABELLED] == sum(p.probe_label != features.NOT_A_PROBE for p in selection.pairs)
+        seen.update(counts)
+    assert all(seen[reason] for reason in DROPPED)
 
 
 CATALOG = {
@@ -74,31 +140,57 @@ CATALOG = {
 
 
 def test_pair_values_hold_both_items_and_the_shared_context():
-    pair = Pair(preferred_item_id="a", other_item_id="b", llm_margin=0.5, probe_label=1)
+    pair = Pair(preferred_item_id="a", other_item_id="b", preferred_llm_score=0.9, other_llm_score=0.4, probe_label=1)
     values = pair_values(record({"a": 0.9, "b": 0.4}), pair, ItemFeatures(CATALOG.values(), SIZES))
     assert values[features.HISTORY_ITEM_IDS] == [b"h1", b"", b""]
     assert values[features.HISTORY_CATEGORIES] == [b"x", b"y", b"", b"", b"", b""]
     assert values[features.PREFERRED + features.ITEM_CATEGORIES] == [b"leaf", b""]
     assert values[features.PREFERRED + features.ITEM_TRAIN_COUNT] == 7
     assert values[features.OTHER + features.IS_TAIL] == 1
+    assert values[features.PREFERRED + features.LLM_SCORE] == 0.9
+    assert values[features.OTHER + features.LLM_SCORE] == 0.4
     assert set(values) == {f.name for f in pair_features(SIZES)}
 
 
 def test_build_pairs_writes_examples_that_the_parsing_spec_reads(tmp_path):
     write_catalog(str(tmp_path), CATALOG.values())
 
-    def preferred_and_margin(serialized: bytes) -> tuple[bytes, float]:
+    def preferred_and_scores(serialized: bytes) -> tuple[bytes, float, float]:
         row = tf.io.parse_single_example(serialized, parsing_spec(pair_features(SIZES)))
-        return row[features.PREFERRED + features.ITEM_ID].numpy(), round(float(row[features.LLM_MARGIN]), 4)
+        scores = (float(row[prefix + features.LLM_SCORE]) for prefix in (features.PREFERRED, features.OTHER))
+        return row[features.PREFERRED + features.ITEM_ID].numpy(), *scores
 
     with TestPipeline() as pipeline:
         pairs = (
             pipeline
             | beam.Create([record({"a": 0.25, "b": 0.75}).serialize(), record({"a": 0.5, "b": 0.5}).serialize()])
             | beam.ParDo(BuildPairs(PairConfig(), SIZES, str(tmp_path)))
-            | beam.Map(preferred_and_margin)
+            | beam.Map(preferred_and_scores)
         )
-        assert_that(pairs, equal_to([(b"b", 0.5)]))
+        assert_that(pairs, equal_to([(b"b", 0.75, 0.25)]))
+
+
+def test_the_counts_of_all_contexts_stand_in_one_file(tmp_path):
+    write_catalog(str(tmp_path), CATALOG.values())
+    rows = [record({"a": 0.25, "b": 0.75}).serialize(), record({"a": 0.5, "b": 0.5}).serialize()]
+    with TestPipeline() as pipeline:
+        built = (
+            pipeline
+            | beam.Create(rows)
+            | beam.ParDo(BuildPairs(PairConfig(), SIZES, str(tmp_path))).with_outputs(COUNTS, main="pairs")
+        )
+        _ = built[COUNTS] | WriteCounts(str(tmp_path))
+    assert json.loads((tmp_path / COUNTS_FILE).read_text()) == {
+        "contexts": 2,
+        "contexts_without_pair": 1,
+        "candidate_pairs": 2,
+        "pairs": 1,
+        "labelled_pairs": 0,
+        "tied": 1,
+        "inconsistent": 0,
+        "narrow": 0,
+        "beyond_cap": 0,
+    }
 
 
 def test_a_score_outside_the_unit_interval_is_refused():
@@ -108,4 +200,24 @@ def test_a_score_outside_the_unit_interval_is_refused():
 
 def test_score_records_survive_serialization():
     original = record({"a": 0.25, "b": 0.75}, chosen="b", history=("h1", "h2"))
+    original = dataclasses.replace(
+        original,
+        first_llm_scores=(0.25, 0.5),
+        second_llm_scores=(0.25, 1.0),
+        user_key="k",
+        user_positives=7,
+        content_digest="d",
+    )
     assert ScoreRecord.parse(original.serialize()) == original
+
+
+def test_a_record_of_an_earlier_version_reads_with_the_defaults_of_what_it_lacks():
+    example = tf.train.Example.FromString(record({"a": 0.25}).serialize())
+    for name in ("first_llm_scores", "second_llm_scores", "user_key", "user_positives", "content_digest"):
+        del example.features.feature[name]
+    assert ScoreRecord.parse(example.SerializeToString()) == record({"a": 0.25})
+
+
+def test_scores_of_one_order_alone_are_refused():
+    with pytest.raises(ValueError, match="must both be empty or as long as item_ids"):
+        dataclasses.replace(record({"a": 0.5, "b": 0.1}), first_llm_scores=(0.5, 0.1))
