@@ -1,6 +1,7 @@
 """The command line. Imports nothing heavy until a command needs it, so that --help answers at once."""
 
 import argparse
+import os
 import pathlib
 import sys
 import tempfile
@@ -44,6 +45,65 @@ def _score(arguments: argparse.Namespace) -> int:
         from pipeline import scoring
 
         scoring.score(pathlib.Path(arguments.config), output, log_file)
+    return 0
+
+
+def _batch(arguments: argparse.Namespace) -> int:
+    from pipeline.start import diverted_stderr
+
+    output = pathlib.Path(arguments.output).expanduser().resolve()
+    log_file = output / "logs" / time.strftime("batch-%Y%m%d-%H%M%S.log")
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{arguments.config} -> {output}", flush=True)
+    with diverted_stderr(log_file):
+        from pipeline import scoring
+
+        config = pathlib.Path(arguments.config)
+        scoring.batch(config, output, log_file, wait=not arguments.no_wait, cancel=arguments.cancel)
+    return 0
+
+
+def _rescore(arguments: argparse.Namespace) -> int:
+    from pipeline.start import diverted_stderr
+
+    output = pathlib.Path(arguments.output).expanduser().resolve()
+    table = pathlib.Path(arguments.scores).expanduser().resolve()
+    log_file = output / "logs" / time.strftime("rescore-%Y%m%d-%H%M%S.log")
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{arguments.config}, {table} -> {output}", flush=True)
+    with diverted_stderr(log_file):
+        from pipeline import scoring
+
+        scoring.rescore(pathlib.Path(arguments.config), table, output, arguments.max_age_days, log_file)
+    return 0
+
+
+def _ablate(arguments: argparse.Namespace) -> int:
+    from pipeline.start import diverted_stderr
+
+    config = pathlib.Path(arguments.config) if arguments.config else None
+    output = pathlib.Path(arguments.output or f"runs/{config.stem if config else 'ablation'}").expanduser().resolve()
+    results = pathlib.Path(arguments.results).expanduser().resolve() if arguments.results else output / "results.jsonl"
+    if arguments.report:
+        from pipeline.ablation import report
+
+        command = f"sllmr ablate --report --results {os.path.relpath(results)}"
+        for file in report.render(results, results.parent, commands=[command]):
+            print(file)
+        return 0
+    assert config is not None
+    log_file = output / "logs" / time.strftime("ablate-%Y%m%d-%H%M%S.log")
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{config} -> {output}", flush=True)
+    with diverted_stderr(log_file):
+        if arguments.tune:
+            from pipeline.ablation import tuning
+
+            tuning.tune(config, output, pathlib.Path(arguments.tune))
+        else:
+            from pipeline.ablation import matrix
+
+            matrix.run_matrix(config, output, results, arguments.domains)
     return 0
 
 
@@ -113,8 +173,49 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--output", required=True, metavar="DIR", help="where the table is written")
     score.set_defaults(execute=_score)
 
-    for command in (plan, score):
+    batch = commands.add_parser(
+        "batch",
+        help="ask the LLM by the Batch API: within a day, at a discount",
+        description="Hands over what score would ask, waits, and fetches the answers into the cache, where score finds "
+        "them. Stop it at any time: the same command goes on, and hands nothing over twice.",
+    )
+    batch.add_argument("--output", required=True, metavar="DIR", help="where batch.json, the report, is written")
+    how = batch.add_mutually_exclusive_group()
+    how.add_argument("--no-wait", action="store_true", help="hand over, fetch what is ready, and return")
+    how.add_argument("--cancel", action="store_true", help="stop the batches under way and fetch what they answered")
+    batch.set_defaults(execute=_batch)
+
+    rescore = commands.add_parser(
+        "rescore",
+        help="bring a score table up to date: ask again only about users who chose more since",
+        description="Keeps what would be asked in the same words, asks about users whose history has changed and, "
+        "where the budget leaves room, about new ones, writes a whole new table, and says how far preferences moved. "
+        "Needs the table alone, not the cache that it was scored with. To train with it: llm.strategy replay.",
+    )
+    rescore.add_argument("--scores", required=True, metavar="DIR", help="the table: an output of score or rescore")
+    rescore.add_argument("--output", required=True, metavar="DIR", help="where the new table is written; may be DIR")
+    rescore.add_argument(
+        "--max-age-days", type=float, metavar="DAYS", help="ask older scores again (default: llm.max_age_days)"
+    )
+    rescore.set_defaults(execute=_rescore)
+
+    for command in (plan, score, batch, rescore):
         command.add_argument("--config", required=True, metavar="FILE", help="YAML, as for run")
+
+    ablate = commands.add_parser(
+        "ablate",
+        help="compare backbones and arms over domains and seeds; the paper's tables",
+        description="Trains every cell of the matrix that the results file does not hold yet and appends a JSON line "
+        "each. Stop it at any time: the same command goes on. --report needs the results alone.",
+    )
+    ablate.add_argument("--config", metavar="FILE", help="YAML: domains, backbones, arms, seeds")
+    ablate.add_argument("--output", metavar="DIR", help="prepared domains (default: runs/<name of FILE>)")
+    ablate.add_argument("--results", metavar="FILE", help="JSON lines (default: results.jsonl in the output folder)")
+    ablate.add_argument("--domains", nargs="+", metavar="NAME", help="run these of the configuration alone")
+    what = ablate.add_mutually_exclusive_group()
+    what.add_argument("--tune", metavar="FILE", help="search each arm's hyper-parameters by validation AUC into FILE")
+    what.add_argument("--report", action="store_true", help="write the tables beside the results, Markdown and HTML")
+    ablate.set_defaults(execute=_ablate)
 
     data = commands.add_parser(
         "data",
@@ -161,6 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = bool(arguments.reviews) and bool(arguments.meta)
         if not given and not getattr(arguments, "download", None):
             parser.error(f"data {arguments.source} needs --reviews FILE and --meta FILE")
+    if arguments.command == "ablate" and not arguments.config and not (arguments.report and arguments.results):
+        parser.error("ablate needs --config FILE, or --report with --results FILE")
     execute: Callable[[argparse.Namespace], int] = arguments.execute
     try:
         return execute(arguments)

@@ -3,16 +3,19 @@
 import difflib
 import os
 import pathlib
+import re
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from components.interactions_example_gen.config import DataConfig
 from components.llm_scorer.config import LlmConfig
 from components.pair_builder.config import PairConfig
 from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
 from pipeline.slices import SliceName
+
+_DASK_RUNNER = "pipeline.dask_runner.DaskRunner"
 
 
 class ConfigError(ValueError):
@@ -54,18 +57,30 @@ class BeamConfig(BaseModel):
 
     args: tuple[str, ...] = Field(
         default=("--direct_running_mode=in_memory", "--direct_num_workers=1"),
-        description="passed through to Beam: --runner, --direct_running_mode=multi_processing, ...",
+        description="passed through to Beam: --runner, --direct_running_mode=multi_processing; see deploy/runners.md",
     )
+
+    @field_validator("args")
+    @classmethod
+    def _not_beams_dask_runner(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any("apache_beam.runners.dask" in arg for arg in value):
+            raise ValueError(
+                f"beam.args must not name Beam's own Dask runner, which writes empty files, got {list(value)}; set "
+                "--runner=DaskRunner, which is this project's"
+            )
+        return value
 
     @property
     def pipeline_args(self) -> tuple[str, ...]:
-        """`args`, with Beam's local Python runner where none is named.
+        """`args` with Beam's local Python runner where none is named, and this project's Dask runner under its full
+        name.
 
-        Beam's own default would first download another runner's binary, unpinned, and use that.
+        Beam's own default would first download another runner's binary, unpinned, and use that; and Beam knows no short
+        name of a Dask runner.
         """
-        if any(arg.split("=")[0] == "--runner" for arg in self.args):
-            return self.args
-        return ("--runner=FnApiRunner", *self.args)
+        if not any(arg.split("=")[0] == "--runner" for arg in self.args):
+            return ("--runner=FnApiRunner", *self.args)
+        return tuple(re.sub(r"^(--runner=)?DaskRunner$", rf"\1{_DASK_RUNNER}", arg) for arg in self.args)
 
 
 class Config(BaseModel):
@@ -96,6 +111,15 @@ class Config(BaseModel):
     evaluation: EvaluationConfig = EvaluationConfig()
     beam: BeamConfig = BeamConfig()
 
+    @model_validator(mode="after")
+    def _inconsistent_pairs_can_be_known(self) -> "Config":
+        if self.pairs.drop_inconsistent and not self.llm.audit.share and self.llm.replay_table is None:
+            raise ValueError(
+                "pairs.drop_inconsistent needs contexts that are asked in two orders, got llm.audit.share 0; set "
+                "llm.audit.share (1 asks all of them twice) or remove pairs.drop_inconsistent"
+            )
+        return self
+
 
 def load_config(path: str | os.PathLike[str]) -> Config:
     """Reads and checks a YAML file. Relative paths in it are relative to the file's folder.
@@ -114,14 +138,24 @@ def load_config(path: str | os.PathLike[str]) -> Config:
         raise ConfigError(
             f"{file} must hold keys and values, got {type(values).__name__}; at least data.interactions and data.items"
         )
+    return with_absolute_paths(validate_config(values, file), file)
+
+
+def validate_config(values: dict[str, Any], file: pathlib.Path) -> Config:
+    """Checks values that come from `file`.
+
+    Raises:
+        ConfigError: an unknown key, or a value that breaks a rule.
+    """
     try:
-        config = Config.model_validate(values)
+        return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(file, error)) from error
-    return _with_absolute_paths(config, file)
+        raise ConfigError(explain(file, error, Config)) from error
 
 
-def _with_absolute_paths(config: Config, file: pathlib.Path) -> Config:
+def with_absolute_paths(config: Config, file: pathlib.Path) -> Config:
+    """Relative paths made absolute from the folder of `file`; `name` defaults to that of `file`."""
+
     def absolute(path: str) -> str:
         return os.path.normpath(file.parent / pathlib.Path(path).expanduser())
 
@@ -130,8 +164,11 @@ def _with_absolute_paths(config: Config, file: pathlib.Path) -> Config:
     )
     paths = {key: getattr(config.llm, key) for key in ("prompt_file", "embedding_file", "replay_table")}
     llm = config.llm.model_copy(update={key: path and absolute(path) for key, path in paths.items()})
+    vectors = config.model.item_vectors_file
+    model = config.model.model_copy(update={"item_vectors_file": vectors and absolute(vectors)})
     return config.model_copy(
         update={
+            "model": model,
             "name": config.name or file.stem,
             "cache_dir": absolute(config.cache_dir),
             "data": data,
@@ -140,17 +177,19 @@ def _with_absolute_paths(config: Config, file: pathlib.Path) -> Config:
     )
 
 
-def _explain(file: pathlib.Path, error: ValidationError) -> str:
+def explain(file: pathlib.Path, error: ValidationError, kind: type[BaseModel]) -> str:
+    """What is wrong with `file`, one line a broken rule; `kind` is what it should hold."""
     lines = [f"{file} breaks {error.error_count()} rule(s):"]
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown key; {_valid_keys(problem['loc'])}")
+            lines.append(f"  {key}: unknown key; {_valid_keys(problem['loc'], kind)}")
         elif problem["type"] == "missing":
             lines.append(f"  {key}: missing; it has no default")
         elif problem["type"] == "value_error":
             # Our own rules say themselves what they got, as far as it may be shown.
-            lines.append(f"  {key}: {problem['msg'].removeprefix('Value error, ')}")
+            # A rule of several sections has no key of its own.
+            lines.append(f"  {key and f'{key}: '}{problem['msg'].removeprefix('Value error, ')}")
         elif key.startswith("llm.") and isinstance(problem["input"], str):
             lines.append(f"  {key}: {problem['msg']}")  # without the value: it may be a key that was put there
         else:
@@ -158,8 +197,8 @@ def _explain(file: pathlib.Path, error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def _valid_keys(location: tuple[int | str, ...]) -> str:
-    model: Any = Config
+def _valid_keys(location: tuple[int | str, ...], kind: type[BaseModel]) -> str:
+    model: Any = kind
     for part in location[:-1]:
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:

@@ -1,53 +1,36 @@
 """report.html: one self-contained page that shows a run."""
 
-import io
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-import matplotlib
 import yaml
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-INK, ACCENT, MUTED = "#1c2430", "#2f6fde", "#9aa7bd"
-WARM = "#d9822b"
+from pipeline.console import score_lines
+from pipeline.page import ACCENT, MUTED, WARM, environment, svg
 
 
 def write(summary: Mapping[str, Any], file: pathlib.Path) -> None:
     """Renders `summary` (of pipeline.summary.collect) to `file`; needs no network to be read."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["number"] = lambda value: f"{value:,}"
     plots = {
-        "slices": _svg(lambda axes: _plot_slices(axes, summary), 5.2, 2.6),
-        "gate": _svg(lambda axes: _plot_gate(axes, summary["training"]["gate"]), 7.2, 3.0) if summary["llm"] else "",
-        "training": _svg(lambda axes: _plot_training(axes, summary["training"]), 4.4, 2.8),
-        "steps": _svg(lambda axes: _plot_steps(axes, summary["steps"]), 4.8, 2.8),
+        "slices": svg(lambda axes: _plot_slices(axes, summary), 5.2, 2.6),
+        "gate": svg(lambda axes: _plot_gate(axes, summary["training"]["gate"]), 7.2, 3.0) if summary["llm"] else "",
+        "training": svg(lambda axes: _plot_training(axes, summary["training"]), 4.4, 2.8),
+        "steps": svg(lambda axes: _plot_steps(axes, summary["steps"]), 4.8, 2.8),
     }
-    page = environment.get_template("report.html.j2").render(
-        s=summary,
-        plots={name: jinja2.utils.markupsafe.Markup(svg) for name, svg in plots.items()},
-        config_yaml=yaml.safe_dump(summary["config"], sort_keys=False),
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            s=summary,
+            score_lines=score_lines(summary["llm"], summary["llm"]["age"]) if summary["llm"] else [],
+            plots={name: jinja2.utils.markupsafe.Markup(plot) for name, plot in plots.items()},
+            config_yaml=yaml.safe_dump(summary["config"], sort_keys=False),
+        )
     )
     file.write_text(page, encoding="utf-8")
-
-
-def _svg(draw: Callable[[Axes], None], width: float, height: float) -> str:
-    # A fixed salt keeps the ids, and so the page, the same for the same numbers.
-    with matplotlib.rc_context({"svg.hashsalt": "sllmr", "svg.fonttype": "none", "font.size": 9, "text.color": INK}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _plot_slices(axes: Axes, summary: Mapping[str, Any]) -> None:

@@ -1,0 +1,48 @@
+"""The arms of the comparison: each is a change of one configuration, never a copy of it."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Arm(BaseModel):
+    """What makes an arm, laid over the configuration that all arms share.
+
+    Sections hold keys of that section; unknown ones are refused when the arm's configuration is composed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: dict[str, Any] = Field(default={}, description="changes of `model`")
+    gate: dict[str, Any] = Field(default={}, description="changes of `gate`")
+    loss: dict[str, Any] = Field(default={}, description="changes of `loss`")
+    train: dict[str, Any] = Field(default={}, description="changes of `train`")
+    text_features: bool = Field(default=False, description="the teacher's item vectors are inputs of the model")
+    late_fusion: bool = Field(
+        default=False,
+        description="scores of the arm none with the same seed, added to the teacher's after a logistic fit on "
+        "validation; asks the teacher when serving, so it is an upper bound and no product",
+    )
+    scored_share: float = Field(
+        default=1.0, gt=0, le=1, description="share of the scored contexts whose pairs are used, by hash"
+    )
+    tuned_as: str | None = Field(
+        default=None,
+        description="arm whose tuned values this one takes, `none` for its backbone's alone; its own where empty",
+    )
+
+
+NONE = "none"
+"""The arm that every other one is compared with."""
+
+ARMS: dict[str, Arm] = {
+    NONE: Arm(loss={"llm_weight": 0.0}),
+    "distill": Arm(loss={"form": "distillation"}),
+    "global": Arm(gate={"mode": "frozen", "frozen_alpha": 1.0}),
+    "pointwise": Arm(loss={"form": "pointwise"}),
+    "gated_paper": Arm(gate={"mode": "paper"}),
+    "gated_supervised": Arm(gate={"mode": "supervised"}),
+    "text_features": Arm(loss={"llm_weight": 0.0}, text_features=True, tuned_as=NONE),
+    "late_fusion": Arm(loss={"llm_weight": 0.0}, late_fusion=True, tuned_as=NONE),
+}
+"""By name. A configuration adds its own under `own_arms`."""

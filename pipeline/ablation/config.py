@@ -1,0 +1,189 @@
+"""The matrix: which domains, backbones, arms and seeds, and what they share."""
+
+import pathlib
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.backbones import BACKBONES
+from pipeline.ablation.arms import ARMS, NONE, Arm
+from pipeline.ablation.tuning_config import TuningConfig
+from pipeline.config import Config, ConfigError, explain, validate_config, with_absolute_paths
+
+_SECTIONS = ("model", "gate", "loss", "train")
+
+
+class DomainConfig(BaseModel):
+    """One data set: the sections of a run's configuration that belong to it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: dict[str, Any] = Field(description="as in a run's configuration")
+    llm: dict[str, Any] = Field(default={}, description="as in a run's configuration; laid over the shared `llm`")
+    pairs: dict[str, Any] = Field(default={}, description="as in a run's configuration")
+
+
+class AblationConfig(BaseModel):
+    """The matrix of `sllmr ablate`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shared: dict[str, Any] = Field(
+        default={}, description="a run's configuration without `data`, the same for every cell of the matrix"
+    )
+    domains: dict[str, DomainConfig] = Field(min_length=1, description="by name")
+    backbones: tuple[str, ...] = Field(default=tuple(BACKBONES), min_length=1, description="of models.backbones")
+    arms: tuple[str, ...] = Field(default=tuple(ARMS), min_length=1, description="built-in ones and own_arms")
+    own_arms: dict[str, Arm] = Field(default={}, description="further arms by name, see pipeline/ablation/arms.py")
+    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1, description="each cell is trained once with each")
+    tuned: str | None = Field(
+        default=None, description="file of hyper-parameters by arm, as `sllmr ablate --tune` writes it"
+    )
+    tuning: TuningConfig = TuningConfig()
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> "AblationConfig":
+        for what, names, known in (
+            ("backbones", self.backbones, BACKBONES),
+            ("arms", self.arms, {**ARMS, **self.own_arms}),
+        ):
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise ValueError(f"{what} must be among {', '.join(known)}, got {', '.join(unknown)}")
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what} must differ from each other, got {', '.join(names)}")
+        if NONE not in self.arms:
+            raise ValueError(f"arms must hold {NONE}, which all others are compared with, got {', '.join(self.arms)}")
+        taken = sorted(set(self.own_arms) & set(ARMS))
+        if taken:
+            raise ValueError(f"own_arms must have names of their own, got the built-in {', '.join(taken)}; rename them")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ from each other, got {list(self.seeds)}")
+        return self
+
+    def arm(self, name: str) -> Arm:
+        """The arm of this name."""
+        return self.own_arms.get(name) or ARMS[name]
+
+
+class Ablation:
+    """A matrix as read from its file, with the configuration of each cell."""
+
+    def __init__(self, config: AblationConfig, file: pathlib.Path, tuned: "Tuned"):
+        self.config = config
+        self._file = file
+        self._tuned = tuned
+
+    def with_tuned(self, tuned: "Tuned") -> "Ablation":
+        """The same matrix with other tuned hyper-parameters."""
+        return Ablation(self.config, self._file, tuned)
+
+    def domain(self, domain: str) -> Config:
+        """The configuration that prepares a domain's rows, scores and pairs.
+
+        Raises:
+            ConfigError: a section breaks a rule.
+        """
+        own = self.config.domains[domain]
+        shared = self.config.shared
+        values = {
+            **shared,
+            "name": domain,
+            "data": own.data,
+            "llm": {**shared.get("llm", {}), **own.llm},
+            "pairs": {**shared.get("pairs", {}), **own.pairs},
+        }
+        return with_absolute_paths(validate_config(values, self._file), self._file)
+
+    def cell(self, domain: str, backbone: str, arm: str, seed: int) -> Config:
+        """The configuration of one training.
+
+        Laid over each other: what is shared, the backbone and its tuned hyper-parameters, those of the arm, the arm
+        itself, the seed. So every arm stands on the tuned baseline.
+        """
+        made = self.config.arm(arm)
+        base = self.domain(domain)
+        vectors = base.llm.embedding_file
+        if made.text_features and vectors is None:
+            raise ConfigError(
+                f"the arm {arm} needs item vectors, got none for {domain}; set domains.{domain}.llm.embedding_file"
+            )
+        layers = [
+            {"model": {"backbone": backbone}},
+            self._tuned.backbones.get(backbone, {}),
+            self._tuned.arms.get(made.tuned_as or arm, {}),
+            {"model": {"item_vectors_file": vectors}} if made.text_features else {},
+            {section: getattr(made, section) for section in _SECTIONS},
+            {"train": {"seed": seed}},
+        ]
+        values = base.model_dump(mode="json")
+        for layer in layers:
+            for section, changes in layer.items():
+                values[section] = {**values[section], **changes}
+        return validate_config(values, self._file)
+
+    def hyperparameters(self, config: Config) -> dict[str, dict[str, Any]]:
+        """What decides a training beside rows and pairs, without paths."""
+        values: dict[str, dict[str, Any]] = {}
+        for section in _SECTIONS:
+            values[section] = getattr(config, section).model_dump(mode="json")
+        vectors = values["model"]["item_vectors_file"]
+        values["model"]["item_vectors_file"] = vectors and pathlib.Path(vectors).name
+        return values
+
+
+def load_ablation(path: pathlib.Path, *, read_tuned: bool = True) -> Ablation:
+    """Reads and checks the file and every cell of its matrix. Relative paths are relative to the file.
+
+    Args:
+        path: YAML.
+        read_tuned: whether to read the file that `tuned` names.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, or a value that breaks a rule.
+    """
+    file = path.expanduser().resolve()
+    config = _read(file, AblationConfig, "--config")
+    tuned = Tuned()
+    if config.tuned is not None and read_tuned:
+        tuned = _read(file.parent / config.tuned, Tuned, "tuned")
+    ablation = Ablation(config, file, tuned)
+    for domain in config.domains:
+        for backbone in config.backbones:
+            for arm in config.arms:
+                ablation.cell(domain, backbone, arm, config.seeds[0])
+    return ablation
+
+
+Sections = dict[str, dict[str, Any]]
+"""section -> key -> value"""
+
+
+class Tuned(BaseModel):
+    """The file of tuned hyper-parameters.
+
+    Attributes:
+        how: in words: domain, backbone, seed and number of trials.
+        backbones: of the arm `none`, by backbone.
+        arms: on top of those, by arm.
+        valid_auc: backbone or arm -> best validation AUC of its trials.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    how: str = ""
+    backbones: dict[str, Sections] = {}
+    arms: dict[str, Sections] = {}
+    valid_auc: dict[str, float] = {}
+
+
+def _read(file: pathlib.Path, kind: type[Any], key: str) -> Any:
+    if not file.is_file():
+        raise ConfigError(f"{key} must name a file, got {file}, which is not one")
+    try:
+        return kind.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(explain(file, error, kind)) from error

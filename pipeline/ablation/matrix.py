@@ -1,0 +1,184 @@
+"""`sllmr ablate`: every cell of the matrix once, resumable, results appended as JSON lines."""
+
+import importlib.metadata
+import itertools
+import json
+import os
+import pathlib
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.ablation.arms import NONE
+from pipeline.ablation.cells import (
+    BaselineScores,
+    Trained,
+    differences,
+    fingerprint,
+    fuse,
+    now,
+    slice_metrics,
+    train_arm,
+)
+from pipeline.ablation.config import Ablation, load_ablation
+from pipeline.ablation.domain import Domain, prepare_domain
+from pipeline.code_version import code_version
+
+_PACKAGES = ("sllmr", "tensorflow", "tf-keras", "tensorflow-recommenders", "tfx", "numpy", "scikit-learn")
+
+Cell = tuple[str, str, str, int]
+"""Domain, backbone, arm, seed."""
+
+
+def run_matrix(
+    config_file: pathlib.Path, output: pathlib.Path, results_file: pathlib.Path, domains: Sequence[str] | None = None
+) -> None:
+    """Runs what the results file does not hold yet.
+
+    Stop it at any time: the same command goes on. A cell is run again where its rows, pairs or hyper-parameters are no
+    longer those of its line; the report takes the last line of a cell.
+
+    Args:
+        config_file: YAML, see pipeline.ablation.config.
+        output: folder for the domains' artifacts and the scores of the arm none.
+        results_file: JSON lines, appended to.
+        domains: of the configuration, those to run; None runs all.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
+    ablation = load_ablation(config_file)
+    console = Console(highlight=False)
+    matrix = ablation.config
+    names = [name for name in matrix.domains if domains is None or name in domains]
+    cells = len(matrix.backbones) * len(matrix.arms) * len(matrix.seeds)
+    console.print(
+        f"{len(names)} domains x {len(matrix.backbones)} backbones x {len(matrix.arms)} arms x {len(matrix.seeds)} "
+        f"seeds: {cells * len(names)} cells"
+    )
+    done = _read_done(results_file)
+    progress = _Progress(console, total=cells * len(names))
+    for name in names:
+        console.print(f"[bold]{name}[/bold]")
+        domain = prepare_domain(name, ablation.domain(name), output / name, console)
+        # All arms of one seed before the next seed: a run that is cut leaves whole comparisons.
+        for seed, backbone in itertools.product(matrix.seeds, matrix.backbones):
+            _run_block(ablation, domain, backbone, seed, output, results_file, done, progress)
+
+
+def _run_block(
+    ablation: Ablation,
+    domain: Domain,
+    backbone: str,
+    seed: int,
+    output: pathlib.Path,
+    results_file: pathlib.Path,
+    done: dict[Cell, str],
+    progress: "_Progress",
+) -> None:
+    """All arms of one backbone and seed; `none` first, as the others are measured against it."""
+    store = BaselineScores(output / domain.name / "baselines")
+    none = None
+    arms = [NONE, *(arm for arm in ablation.config.arms if arm != NONE)]
+    for name in arms:
+        arm = ablation.config.arm(name)
+        config = ablation.cell(domain.name, backbone, name, seed)
+        hyperparameters = ablation.hyperparameters(config)
+        mark = fingerprint(domain, hyperparameters, arm)
+        if name == NONE:
+            none_mark, none = mark, store.load(mark)
+        cell = (domain.name, backbone, name, seed)
+        if done.get(cell) == mark and none is not None:
+            progress.skip()
+            continue
+        started_at, start = now(), time.monotonic()
+        trained: Trained
+        if arm.late_fusion:
+            assert none is not None
+            trained = fuse(domain, none)
+        else:
+            trained = train_arm(domain, config, arm)
+        if name == NONE:
+            none = trained.scores
+            store.save(none_mark, none)
+        assert none is not None
+        line = {
+            "domain": domain.name,
+            "backbone": backbone,
+            "arm": name,
+            "seed": seed,
+            "metrics": slice_metrics(domain, trained.scores.test),
+            "valid_auc": trained.valid_auc,
+            "versus_none": None if name == NONE else differences(domain, trained.scores.test, none.test),
+            "baselines": domain.baselines,
+            "hyperparameters": hyperparameters,
+            "share_of_users_scored": arm.scored_share if config.loss.llm_weight > 0 else None,
+            "training": trained.training,
+            "definitions": domain.definitions,
+            "hashes": {**domain.hashes, "cell": mark},
+            "versions": {**{p: importlib.metadata.version(p) for p in _PACKAGES}, "code": code_version()},
+            "started_at": started_at,
+            "seconds": round(time.monotonic() - start, 2),
+        }
+        _append(results_file, line)
+        done[cell] = mark
+        progress.tell(line)
+
+
+def _append(file: pathlib.Path, line: dict[str, Any]) -> None:
+    """One write of a whole line, on disk before it returns; what a killed run left half-written is closed first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+b") as results:
+        if results.tell():
+            results.seek(-1, os.SEEK_END)
+            if results.read(1) != b"\n":
+                _drop_unfinished(results)
+        results.write(json.dumps(line).encode() + b"\n")
+        results.flush()
+        os.fsync(results.fileno())
+
+
+def _drop_unfinished(results: Any) -> None:
+    results.seek(0)
+    results.truncate(results.read().rfind(b"\n") + 1)
+
+
+def _read_done(file: pathlib.Path) -> dict[Cell, str]:
+    """The fingerprint of each cell's last line, which is the one that the report takes."""
+    done: dict[Cell, str] = {}
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    for line in lines:
+        if line.endswith(b"\n"):
+            run = json.loads(line)
+            done[run["domain"], run["backbone"], run["arm"], run["seed"]] = run["hashes"]["cell"]
+    return done
+
+
+class _Progress:
+    """One line a cell, with an estimate of the time left from the cells of this backbone and arm so far."""
+
+    def __init__(self, console: Console, total: int):
+        self._console = console
+        self._total = total
+        self._past = 0
+        self._seconds: dict[str, list[float]] = defaultdict(list)
+
+    def skip(self) -> None:
+        """A cell that is done already."""
+        self._past += 1
+
+    def tell(self, line: dict[str, Any]) -> None:
+        """A cell that was just run."""
+        self._past += 1
+        self._seconds[line["arm"]].append(line["seconds"])
+        means = [sum(s) / len(s) for s in self._seconds.values()]
+        left = (self._total - self._past) * sum(means) / len(means)
+        auc = " / ".join("-" if m["auc"] is None else f"{m['auc']:.4f}"[1:] for m in line["metrics"].values())
+        self._console.print(
+            f"\\[{self._past:3d}/{self._total}] {line['domain']} {line['backbone']} {line['arm']} seed {line['seed']}: "
+            f"AUC {auc} (all / cold / tail), {line['seconds']:.0f} s; about {left / 60:.0f} min left",
+            soft_wrap=True,
+        )

@@ -1,0 +1,413 @@
+"""The ablation's tables in the paper's form, the paper's numbers beside, as Markdown and as one HTML page."""
+
+import collections
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+from matplotlib.axes import Axes
+
+from pipeline.ablation import results
+from pipeline.ablation.arms import ARMS, NONE
+from pipeline.ablation.paper import BACKBONES, SLICES, TABLE_3_BACKBONE, paper_auc
+from pipeline.ablation.results import Run
+from pipeline.ablation.statistics import Interval, mean_and_standard_error, paired_interval
+from pipeline.page import ACCENT, INK, MUTED, WARM, environment, svg
+
+LATE_FUSION = "late_fusion"
+
+SEEDS_FOR_A_CLAIM = 5
+
+LOW_BASELINE = 0.01
+"""How far below the paper the arm `none` may stand before gains over it prove little."""
+
+LEGEND = (
+    "AUC on test rows. A cell holds the mean over seeds (its standard error over seeds); then the mean difference to "
+    "the arm none of the same seed and the same test rows, with its 95% interval; then the paper's AUC and its "
+    "difference to its own backbone alone, where it prints one. A star: the interval excludes zero, as a gain or as a "
+    "loss. A dagger: a single seed, so that the interval holds the test rows' part only and says nothing about another "
+    "seed. The interval joins the spread over seeds (Student's t) and DeLong's standard error over the test rows, "
+    "which all seeds share. The paper states neither seeds nor intervals. The arm late_fusion needs the teacher's "
+    "score to serve: it is the upper bound that the others chase."
+)
+
+
+class Cell(NamedTuple):
+    """One backbone with one arm on one slice, over its seeds."""
+
+    auc: float
+    standard_error: float | None
+    difference: Interval | None
+    paper: float | None
+    paper_difference: float | None
+
+    @property
+    def lines(self) -> list[str]:
+        """What stands in the table, one line below the other."""
+        auc = format_auc(self.auc)
+        result = [auc if self.standard_error is None else f"{auc} ({format_auc(self.standard_error)})"]
+        if self.difference:
+            line = format_interval(self.difference)
+            if self.difference.verdict != "not told apart":
+                line += " *"
+            result.append(f"{line} †" if self.difference.seeds == 1 else line)
+        if self.paper is not None:
+            line = f"paper {format_auc(self.paper)}"
+            result.append(
+                line if self.paper_difference is None else f"{line}, {format_difference(self.paper_difference)}"
+            )
+        return result
+
+
+class SummaryLine(NamedTuple):
+    """One arm on one slice, over the backbones of a domain that have a paired difference."""
+
+    gains: int
+    losses: int
+    not_told_apart: int
+    headroom_kept: float | None
+
+
+class SliceTable(NamedTuple):
+    """One slice of a domain: Table 2's block, and what stands beside it."""
+
+    name: str
+    caption: str
+    cells: dict[str, dict[str, Cell | None]]
+    paper_only: dict[str, dict[str, float | None]]
+    summary: dict[str, SummaryLine]
+
+
+class DomainTables(NamedTuple):
+    """Everything that is shown of one domain."""
+
+    name: str
+    backbones: list[str]
+    arms: list[str]
+    caption: str
+    slices: list[SliceTable]
+    table_3_backbone: str
+    table_3_arms: list[str]
+    warnings: list[str]
+
+
+def render(
+    results_file: pathlib.Path, directory: pathlib.Path, *, commands: Sequence[str] = ()
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """Writes the tables of `results_file` into `directory`, by its name; they need no network to be read.
+
+    Args:
+        commands: as typed, what made the results and this report; shown at the foot.
+
+    Returns:
+        The paths of the Markdown and of the HTML file.
+
+    Raises:
+        FileNotFoundError, ValueError: see pipeline.ablation.results.read.
+    """
+    runs = results.read(results_file)
+    names = list(dict.fromkeys(run.domain for run in runs))
+    domains = [domain_tables([run for run in runs if run.domain == name]) for name in names]
+    versions: dict[str, set[str]] = collections.defaultdict(set)
+    for run in runs:
+        for package, version in run.versions.items():
+            versions[package].add(version)
+    foot = {
+        "results": results_file.name,
+        "sha256": hashlib.sha256(results_file.read_bytes()).hexdigest(),
+        "runs": len(runs),
+        "versions": {package: sorted(found) for package, found in sorted(versions.items())},
+        "commands": list(commands),
+    }
+    plots = {
+        (domain.name, table.name): jinja2.utils.markupsafe.Markup(_forest_plot(table))
+        for domain in domains
+        for table in domain.slices
+    }
+    templates = environment()
+    templates.filters["auc"] = lambda auc: "–" if auc is None else format_auc(auc)
+    templates.filters["share"] = lambda share: "–" if share is None else f"{share:.0%}"
+    # Otherwise each block's own line would part the rows of a Markdown table.
+    templates = templates.overlay(trim_blocks=True, lstrip_blocks=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    written = directory / f"{results_file.stem}.md", directory / f"{results_file.stem}.html"
+    for path in written:
+        page = templates.get_template(f"ablation{path.suffix}.j2").render(
+            domains=domains,
+            legend=LEGEND,
+            summary_legend=_summary_legend(domains),
+            plots=plots,
+            foot=json.dumps(foot),
+        )
+        path.write_text(page, encoding="utf-8")
+    return written
+
+
+def format_auc(value: float) -> str:
+    """`.8051`, as the paper prints it; a standard error likewise."""
+    return f"{value:.4f}".removeprefix("0")
+
+
+def format_difference(value: float) -> str:
+    """`+.0012`, always signed."""
+    # Adding 0 turns the -0 that rounding leaves into 0.
+    return f"{round(value, 4) + 0.0:+.4f}".replace("0.", ".", 1)
+
+
+def format_interval(interval: Interval) -> str:
+    """`+.0012 [-.0003, +.0027]`."""
+    mean, lower, upper = (format_difference(value) for value in interval[:3])
+    return f"{mean} [{lower}, {upper}]"
+
+
+def _summary_legend(domains: Sequence[DomainTables]) -> str:
+    summaries = [line for domain in domains for table in domain.slices for line in table.summary.values()]
+    excluding_zero = sum(line.gains + line.losses for line in summaries)
+    intervals = excluding_zero + sum(line.not_told_apart for line in summaries)
+    return (
+        "In how many backbones an arm gains, loses, or is not told apart from the arm none; and the share of late "
+        "fusion's difference that it keeps (a ratio of sums over the backbones that have both). "
+        f"{excluding_zero} of {intervals} intervals exclude zero; were no arm different at all, about one in twenty "
+        f"would. Fewer than {SEEDS_FOR_A_CLAIM} seeds: no claim."
+    )
+
+
+def domain_tables(runs: Sequence[Run]) -> DomainTables:
+    """The tables of `runs`, which are of one domain."""
+    domain = runs[0].domain
+    by_cell: dict[tuple[str, str], list[Run]] = collections.defaultdict(list)
+    for run in runs:
+        by_cell[run.backbone, run.arm].append(run)
+    backbones = _in_order(BACKBONES, [backbone for backbone, _ in by_cell])
+    arms = _in_order(tuple(ARMS), [arm for _, arm in by_cell])
+    slices = []
+    for name in SLICES:
+        cells = {
+            backbone: {arm: _cell(by_cell.get((backbone, arm), []), name) for arm in arms} for backbone in backbones
+        }
+        if not any(cell for row in cells.values() for cell in row.values()):
+            continue
+        slices.append(
+            SliceTable(
+                name=name,
+                caption=_slice_caption(runs, name),
+                cells=cells,
+                paper_only=_paper_only(domain, backbones, name),
+                summary={arm: _summary_line(cells, arm) for arm in arms if arm != NONE},
+            )
+        )
+    arms_of = {backbone: [arm for arm in arms if (backbone, arm) in by_cell] for backbone in backbones}
+    table_3_backbone = TABLE_3_BACKBONE
+    if table_3_backbone not in backbones:
+        table_3_backbone = max(backbones, key=lambda backbone: len(arms_of[backbone]))
+    counts = sorted({len(cell) for cell in by_cell.values()})
+    return DomainTables(
+        name=domain,
+        backbones=backbones,
+        arms=arms,
+        caption=f"Seeds: {' to '.join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))}. "
+        f"Hash of the test rows: {runs[0].hashes.test_rows}.",
+        slices=slices,
+        table_3_backbone=table_3_backbone,
+        table_3_arms=arms_of[table_3_backbone],
+        warnings=_warnings(runs, by_cell),
+    )
+
+
+def _slice_caption(runs: Sequence[Run], name: str) -> str:
+    first = next(run for run in runs if name in run.metrics)
+    rows = first.metrics[name]
+    teacher = next((run.baselines.teacher.get(name) for run in runs if run.baselines.teacher), None)
+    popularity, teacher_alone = (
+        "not known" if auc is None else format_auc(auc) for auc in (first.baselines.popularity.get(name), teacher)
+    )
+    definition = first.definitions.get(name, "all test rows" if name == "overall" else "not defined by the run")
+    return (
+        f"{name}: {definition}; {rows.examples:,} examples, {rows.positives:,} of them positive. "
+        f"AUC of popularity {popularity}, of the teacher alone {teacher_alone}."
+    )
+
+
+def _in_order(known: Sequence[str], found: Sequence[str]) -> list[str]:
+    return [name for name in known if name in found] + sorted(set(found) - set(known))
+
+
+def _cell(runs: Sequence[Run], slice_name: str) -> Cell | None:
+    aucs = [run.metrics[slice_name].auc for run in runs if slice_name in run.metrics]
+    known = [auc for auc in aucs if auc is not None]
+    if not known:
+        return None
+    mean, standard_error = mean_and_standard_error(known)
+    found = [run.versus_none.get(slice_name) for run in runs if run.versus_none]
+    differences = [difference for difference in found if difference]
+    paper, paper_none = (paper_auc(runs[0].domain, runs[0].backbone, arm, slice_name) for arm in (runs[0].arm, NONE))
+    return Cell(
+        auc=mean,
+        standard_error=standard_error,
+        difference=paired_interval([d.difference for d in differences], [d.standard_error for d in differences])
+        if differences
+        else None,
+        paper=paper,
+        paper_difference=None if paper is None or paper_none is None or runs[0].arm == NONE else paper - paper_none,
+    )
+
+
+def _paper_only(domain: str, backbones: Sequence[str], slice_name: str) -> dict[str, dict[str, float | None]]:
+    columns = {
+        heading: {backbone: paper_auc(domain, backbone, arm, slice_name) for backbone in backbones}
+        for heading, arm in (("KAR", "kar"), ("LLM-CF", "llm_cf"))
+    }
+    return {heading: column for heading, column in columns.items() if any(column.values())}
+
+
+def _summary_line(cells: dict[str, dict[str, Cell | None]], arm: str) -> SummaryLine:
+    of_arm = {
+        backbone: cell.difference for backbone, row in cells.items() if (cell := row.get(arm)) and cell.difference
+    }
+    verdicts = collections.Counter(difference.verdict for difference in of_arm.values())
+    # A ratio of sums: one backbone's small denominator would rule a mean of ratios.
+    kept, headroom = 0.0, 0.0
+    for backbone, difference in of_arm.items():
+        fusion = cells[backbone].get(LATE_FUSION)
+        if fusion and fusion.difference:
+            kept += difference.mean
+            headroom += fusion.difference.mean
+    return SummaryLine(
+        gains=verdicts["gain"],
+        losses=verdicts["loss"],
+        not_told_apart=verdicts["not told apart"],
+        headroom_kept=kept / headroom if headroom > 0 and arm != LATE_FUSION else None,
+    )
+
+
+def _warnings(runs: Sequence[Run], by_cell: dict[tuple[str, str], list[Run]]) -> list[str]:
+    """What a reader must know before the tables of one domain are believed."""
+    result = []
+    fewest = min(len(cell) for cell in by_cell.values())
+    if fewest < SEEDS_FOR_A_CLAIM:
+        result.append(f"Fewer than {SEEDS_FOR_A_CLAIM} seeds ({fewest} for the least repeated cell): no claim.")
+    result += _disagreement(
+        "the hash of the test rows", [run.hashes.test_rows for run in runs], "their AUCs are not comparable"
+    )
+    result += _disagreement(
+        "the definitions of the slices",
+        [json.dumps(run.definitions, sort_keys=True) for run in runs],
+        "the first is shown",
+    )
+    result += _disagreement(
+        "the teacher's AUC",
+        [json.dumps(run.baselines.teacher, sort_keys=True) for run in runs if run.baselines.teacher],
+        "they had different teachers; the first is shown",
+    )
+    for package in sorted({package for run in runs for package in run.versions}):
+        result += _disagreement(
+            f"the version of {package}",
+            [run.versions.get(package, "none named") for run in runs],
+            "a difference may come from it",
+        )
+    # The same sentence about several backbones stands once.
+    shared: dict[str, list[str]] = collections.defaultdict(list)
+    for (backbone, arm), cell in by_cell.items():
+        for text in _cell_warnings(arm, cell, by_cell.get((backbone, NONE), [])):
+            shared[text].append(backbone)
+    return result + [f"{', '.join(where)}: {text}" for text, where in shared.items()]
+
+
+def _cell_warnings(arm: str, cell: Sequence[Run], none: Sequence[Run]) -> list[str]:
+    """Of one backbone with one arm, beside the runs of the same backbone with the arm none."""
+    result = []
+    seeds, none_by_seed = {run.seed for run in cell}, {run.seed: run for run in none}
+    if missing := sorted(none_by_seed.keys() - seeds):
+        result.append(f"{arm} lacks seeds of the arm none, {_join(missing)}; make these runs.")
+    if extra := sorted(seeds - none_by_seed.keys()):
+        result.append(f"the arm none lacks seeds of {arm}, {_join(extra)}; make these runs.")
+    result += _disagreement(
+        f"the hyper-parameters of {arm}", [_hyperparameters(run) for run in cell], "its mean is over more than seeds"
+    )
+    result += _disagreement(
+        f"the share of users scored of {arm}",
+        [str(run.share_of_users_scored) for run in cell],
+        "its mean is over more than seeds",
+    )
+    if arm != NONE:
+        for run in cell:
+            if run.seed in none_by_seed:
+                result += _stale_differences(run, none_by_seed[run.seed])
+    collapses = [str(run.training["alpha_collapse"]) for run in cell if run.training.get("alpha_collapse")]
+    if collapses:
+        how = " or ".join(sorted(set(collapses)))
+        result.append(f"the gate of {arm} has collapsed ({how}) in {len(collapses)} of {len(cell)} runs.")
+    auc, paper = _cell(cell, "overall"), paper_auc(cell[0].domain, cell[0].backbone, NONE, "overall")
+    if arm == NONE and auc and paper and auc.auc < paper - LOW_BASELINE:
+        result.append(
+            f"none stands at {format_auc(auc.auc)}, more than {format_auc(LOW_BASELINE)} below the paper's "
+            f"{format_auc(paper)}: gains over it prove little; tune it first."
+        )
+    return result
+
+
+def _disagreement(what: str, values: Sequence[str], consequence: str) -> list[str]:
+    counts = collections.Counter(values)
+    if len(counts) < 2:
+        return []
+    found = "; ".join(f"{number} with {text}" for text, number in counts.most_common())
+    return [f"Runs disagree in {what} ({found}): {consequence}."]
+
+
+def _hyperparameters(run: Run) -> str:
+    without_seeds: dict[str, dict[str, Any]] = {
+        section: {name: value for name, value in values.items() if name != "seed"}
+        for section, values in run.hyperparameters.items()
+    }
+    return json.dumps(without_seeds, sort_keys=True)
+
+
+def _stale_differences(run: Run, none: Run) -> list[str]:
+    """Says where `none` was made again after `run` was compared with it."""
+    for name, difference in (run.versus_none or {}).items():
+        own, other = (made.metrics[name].auc if name in made.metrics else None for made in (run, none))
+        if difference and own is not None and other is not None and abs(own - other - difference.difference) > 5e-5:
+            return [
+                f"{run.arm}, seed {run.seed}: its difference on slice {name}, "
+                f"{format_difference(difference.difference)}, is not its AUC minus that of the arm none, "
+                f"{format_difference(own - other)}; none was made again since, so make this run again."
+            ]
+    return []
+
+
+def _join(seeds: Sequence[int]) -> str:
+    return ", ".join(str(seed) for seed in seeds)
+
+
+def _forest_plot(table: SliceTable) -> str:
+    """The paired differences of a slice, gains and losses alike; empty where there are none."""
+    rows = [
+        (f"{arm}, {backbone}", cell.difference, cell.paper_difference)
+        for arm in table.summary
+        for backbone in table.cells
+        if (cell := table.cells[backbone][arm]) and cell.difference
+    ]
+    if not rows:
+        return ""
+    colors = {"gain": ACCENT, "loss": WARM, "not told apart": MUTED}
+
+    def draw(axes: Axes) -> None:
+        for y, (_, difference, paper_difference) in enumerate(rows):
+            color = colors[difference.verdict]
+            axes.plot([difference.lower, difference.upper], [y, y], color=color, linewidth=2)
+            axes.plot(difference.mean, y, "o", color=color)
+            if paper_difference is not None:
+                axes.plot(paper_difference, y, "x", color=INK)
+        for verdict, color in colors.items():
+            axes.plot([], [], "o-", color=color, linewidth=2, label=verdict)
+        axes.plot([], [], "x", color=INK, label="the paper's, no interval")
+        axes.axvline(0, color=MUTED, linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(f"AUC minus AUC of none, {table.name}, 95% interval")
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
+
+    return svg(draw, 7.2, 0.9 + 0.2 * len(rows))

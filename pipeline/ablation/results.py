@@ -1,0 +1,100 @@
+"""The ablation's results file: JSON lines, one a run, appended as the matrix goes on."""
+
+import json
+import logging
+import pathlib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+_LOG = logging.getLogger(__name__)
+
+
+class _Record(BaseModel):
+    # A line carries more than the tables show, and a later version may add to it.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class SliceResult(_Record):
+    """One slice of the test rows."""
+
+    auc: float | None = Field(ge=0, le=1, description="of the run's model; None where the slice holds one class only")
+    examples: int = Field(ge=0)
+    positives: int = Field(ge=0)
+
+
+class Difference(_Record):
+    """AUC of the run minus AUC of the arm `none` with the same seed, on the same rows."""
+
+    difference: float = Field(ge=-1, le=1)
+    standard_error: float = Field(ge=0, le=1, description="over samples of rows, both models given (DeLong)")
+
+
+class Baselines(_Record):
+    """AUC by slice of what is no model."""
+
+    popularity: dict[str, float | None] = Field(description="train count of the item as the score")
+    teacher: dict[str, float | None] | None = Field(description="the teacher's score alone; None without a teacher")
+
+
+class Hashes(_Record):
+    """What the run was given, by content."""
+
+    test_rows: str
+
+
+class Run(_Record):
+    """One line: one arm of one backbone on one domain with one seed."""
+
+    domain: str
+    backbone: str
+    arm: str
+    seed: int
+    metrics: dict[str, SliceResult] = Field(description="test AUC by slice")
+    versus_none: dict[str, Difference | None] | None = Field(description="by slice; None for the arm none")
+    baselines: Baselines
+    hyperparameters: dict[str, dict[str, Any]] = Field(description="by section of the configuration")
+    training: dict[str, Any]
+    definitions: dict[str, str] = Field(description="of the slices cold and tail, in words")
+    hashes: Hashes
+    versions: dict[str, str]
+    share_of_users_scored: float | None = Field(ge=0, le=1)
+
+
+def read(file: pathlib.Path) -> list[Run]:
+    """The runs of `file`; of one (domain, backbone, arm, seed) the last line counts.
+
+    A last line without its end is what a killed run leaves: it is skipped with a warning.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: on any other line that is not a run, or a file without runs.
+    """
+    if not file.exists():
+        raise FileNotFoundError(f"there is no results file {file}; make it with `sllmr ablate --config FILE`")
+    lines = file.read_bytes().split(b"\n")
+    runs: dict[tuple[str, str, str, int], Run] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            run = Run.model_validate(json.loads(line))
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(
+                f"{file}, line {number} is not a run ({problems}); delete the line and make the run again"
+            ) from error
+        except ValueError as error:
+            if number == len(lines):
+                _LOG.warning("%s, line %d was not written to its end; the run is left out", file, number)
+                continue
+            raise ValueError(
+                f"{file}, line {number} is not JSON ({error}); delete the line and make the run again"
+            ) from error
+        # Moved to its new place, so that the order is that of the lines that count.
+        key = (run.domain, run.backbone, run.arm, run.seed)
+        runs.pop(key, None)
+        runs[key] = run
+    if not runs:
+        raise ValueError(f"{file} holds no runs; make some with `sllmr ablate --config FILE`")
+    return list(runs.values())

@@ -1,0 +1,100 @@
+import hashlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.metrics import roc_auc_score
+
+from models import features
+from pipeline.ablation.cells import BaselineScores, Scores, differences, fuse, share_of_contexts, slice_metrics
+from pipeline.ablation.domain import Domain, filled
+from pipeline.config import ConfigError
+
+
+def domain(rows: int = 400, teacher: bool = True) -> Domain:
+    source = np.random.default_rng(0)
+    label = source.integers(0, 2, rows)
+    columns = {
+        features.LABEL: label,
+        features.IS_COLD: source.integers(0, 2, rows),
+        features.IS_TAIL: (np.arange(rows) < 10).astype(int),
+    }
+    columns[features.LABEL][:10] = 1  # the tail holds one class only
+    scores = (0.3 * columns[features.LABEL] + source.normal(size=rows)).astype(np.float32)
+    return Domain(
+        name="shop",
+        vocabulary=features.VocabularySizes(items=1, categories=1, brands=1),
+        item_ids=("a",),
+        train={},
+        valid=columns,
+        test=columns,
+        pairs={},
+        teacher={"valid": scores, "test": scores} if teacher else None,
+        baselines={},
+        definitions={},
+        hashes={},
+    )
+
+
+def test_metrics_count_each_slice_and_say_where_there_is_one_class_only():
+    made = domain()
+    scores = np.random.default_rng(1).normal(size=400)
+    metrics = slice_metrics(made, scores)
+    cold = np.asarray(made.test[features.IS_COLD]) == 1
+    labels = np.asarray(made.test[features.LABEL])
+
+    assert metrics["cold"]["auc"] == pytest.approx(roc_auc_score(labels[cold], scores[cold]))
+    assert metrics["cold"]["examples"] == cold.sum()
+    assert metrics["tail"] == {"auc": None, "examples": 10, "positives": 10}
+    assert differences(made, scores, scores)["tail"] is None
+
+
+def test_a_model_against_itself_differs_by_nothing_without_error():
+    scores = np.random.default_rng(1).normal(size=400)
+    assert differences(domain(), scores, scores)["overall"] == {"difference": 0.0, "standard_error": 0.0}
+
+
+def test_late_fusion_weighs_by_validation_and_beats_a_model_of_noise():
+    made = domain()
+    noise = np.random.default_rng(2).normal(size=400).astype(np.float32)
+    fused = fuse(made, Scores(valid=noise, test=noise))
+
+    weights = fused.training["fusion"]
+    expected = weights["logit"] * noise + weights["teacher"] * made.teacher["test"] + weights["bias"]
+    np.testing.assert_allclose(fused.scores.test, expected, rtol=1e-4)
+    assert weights["teacher"] > 5 * abs(weights["logit"]) or weights["teacher"] > 0.2
+
+
+def test_late_fusion_without_the_teachers_scores_is_refused():
+    with pytest.raises(ConfigError, match=r"late_fusion needs the teacher's scores of shop's .* llm.embedding_file"):
+        fuse(domain(teacher=False), Scores(valid=np.zeros(400), test=np.zeros(400)))
+
+
+def test_a_row_that_the_teacher_did_not_score_counts_as_its_mean():
+    like = np.array([1.0, 3.0, np.nan])
+    np.testing.assert_array_equal(filled(np.array([np.nan, 5.0]), like=like), [2.0, 5.0])
+
+
+def test_a_smaller_share_of_contexts_is_part_of_a_larger_and_keeps_contexts_whole():
+    history = np.repeat(np.arange(1, 501, dtype=np.int32)[:, np.newaxis], 3, axis=0) * np.ones((1, 4), np.int32)
+    pairs = {features.HISTORY_ITEM_INDICES: tf.constant(history), features.PROBE_LABEL: tf.range(1500)}
+
+    tenth, half, whole = (share_of_contexts(pairs, share) for share in (0.1, 0.5, 1.0))
+    kept = [set(np.asarray(part[features.PROBE_LABEL]).tolist()) for part in (tenth, half, whole)]
+    assert kept[0] < kept[1] < kept[2]
+    assert len(kept[1]) == pytest.approx(750, abs=120)
+    for number in kept[0]:
+        assert {3 * (number // 3) + n for n in range(3)} <= kept[0]
+    row = history[0].tobytes()
+    fraction = int.from_bytes(hashlib.sha256(row).digest()[:7]) / 2**56
+    assert (0 in kept[1]) == (fraction < 0.5)
+
+
+def test_scores_of_the_baseline_survive_and_absent_ones_are_none(tmp_path):
+    store = BaselineScores(tmp_path / "store")
+    assert store.load("abc") is None
+    store.save("abc", Scores(valid=np.array([1.0]), test=np.array([2.0, 3.0])))
+
+    again = store.load("abc")
+    assert again is not None
+    np.testing.assert_array_equal(again.test, [2.0, 3.0])

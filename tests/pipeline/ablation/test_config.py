@@ -1,0 +1,92 @@
+import pathlib
+
+import pytest
+import yaml
+
+from pipeline.ablation.arms import ARMS
+from pipeline.ablation.config import load_ablation
+from pipeline.config import ConfigError
+
+MATRIX = {
+    "domains": {"shop": {"data": {"interactions": "i.csv", "items": "t.csv"}, "llm": {"embedding_file": "v.npz"}}},
+    "shared": {"llm": {"strategy": "embedding"}, "model": {"embedding_dim": 8}, "train": {"patience": 1}},
+    "backbones": ["dcn", "din"],
+    "seeds": [4, 5],
+}
+
+
+def write(directory: pathlib.Path, **changes) -> pathlib.Path:
+    file = directory / "matrix.yaml"
+    file.write_text(yaml.safe_dump(MATRIX | changes))
+    return file
+
+
+def test_every_arm_is_the_shared_configuration_with_its_own_changes_and_nothing_else(tmp_path):
+    ablation = load_ablation(write(tmp_path))
+    cells = {arm: ablation.cell("shop", "din", arm, 5) for arm in ARMS}
+
+    for cell in cells.values():
+        assert cell.model.backbone == "din"
+        assert cell.model.embedding_dim == 8
+        assert cell.train.seed == 5
+        assert cell.train.patience == 1
+        assert cell.data.interactions == str(tmp_path / "i.csv")
+    assert {arm for arm, cell in cells.items() if cell.loss.llm_weight == 0} == {"none", "text_features", "late_fusion"}
+    assert cells["global"].gate.mode == "frozen"
+    assert cells["global"].gate.frozen_alpha == 1.0
+    assert cells["gated_paper"].gate.mode == "paper"
+    assert cells["pointwise"].loss.form == "pointwise"
+    assert cells["distill"].loss.form == "distillation"
+    assert cells["text_features"].model.item_vectors_file == str(tmp_path / "v.npz")
+    assert all(cell.model.item_vectors_file is None for arm, cell in cells.items() if arm != "text_features")
+
+
+def test_tuned_values_of_the_backbone_come_first_and_those_of_the_arm_on_top(tmp_path):
+    tuned = {
+        "backbones": {"dcn": {"model": {"dropout": 0.4}, "train": {"learning_rate": 0.002}}},
+        "arms": {"global": {"loss": {"llm_weight": 0.3}, "train": {"learning_rate": 0.003}}},
+    }
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(tuned))
+    ablation = load_ablation(write(tmp_path, tuned="tuned.yaml"))
+
+    none, other, asked = (
+        ablation.cell("shop", backbone, arm, 4)
+        for backbone, arm in (("dcn", "none"), ("din", "none"), ("dcn", "global"))
+    )
+    assert (none.model.dropout, none.train.learning_rate, none.loss.llm_weight) == (0.4, 0.002, 0)
+    assert other.model.dropout == 0.2
+    assert (asked.model.dropout, asked.train.learning_rate, asked.loss.llm_weight) == (0.4, 0.003, 0.3)
+    assert ablation.cell("shop", "dcn", "late_fusion", 4).model == none.model
+
+
+def test_an_own_arm_is_a_configuration_entry(tmp_path):
+    own = {"half": {"gate": {"mode": "frozen", "frozen_alpha": 0.5}, "scored_share": 0.1, "tuned_as": "global"}}
+    ablation = load_ablation(write(tmp_path, own_arms=own, arms=["none", "half"]))
+
+    assert ablation.cell("shop", "dcn", "half", 4).gate.frozen_alpha == 0.5
+    assert ablation.config.arm("half").scored_share == 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ["global"]}, r"arms must hold none, which all others are compared with, got global"),
+        ({"arms": ["none", "glbal"]}, r"arms must be among .*global.*, got glbal"),
+        ({"backbones": ["dcn", "dcn"]}, r"backbones must differ from each other, got dcn, dcn"),
+        ({"seeds": [1, 1]}, r"seeds must differ from each other, got \[1, 1\]"),
+        ({"own_arms": {"none": {}}}, r"own_arms must have names of their own, got the built-in none"),
+        ({"own_arms": {"x": {"gate": {"mod": "paper"}}}, "arms": ["none", "x"]}, r"gate.mod: unknown key"),
+        ({"shared": {"modl": {}}}, r"modl: unknown key; did you mean model\?"),
+        ({"domain": {}}, r"domain: unknown key; did you mean domains\?"),
+        ({"tuned": "nowhere.yaml"}, r"tuned must name a file, got .*nowhere.yaml"),
+    ],
+)
+def test_a_matrix_that_cannot_be_run_is_refused_before_anything_is_spent(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_ablation(write(tmp_path, **changes))
+
+
+def test_text_features_need_item_vectors(tmp_path):
+    domains = {"shop": {"data": {"interactions": "i.csv", "items": "t.csv"}}}
+    with pytest.raises(ConfigError, match=r"the arm text_features needs item vectors, got none for shop; set domains"):
+        load_ablation(write(tmp_path, domains=domains, shared={}))

@@ -1,0 +1,152 @@
+"""`sllmr ablate` on two small tables, with vectors from a file as the teacher: the whole command."""
+
+import csv
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+
+USERS, ITEMS, LENGTH = 60, 40, 8
+ARMS = ("none", "global", "gated_supervised", "pointwise", "distill", "text_features", "late_fusion")
+
+
+def write_market(directory: pathlib.Path) -> pathlib.Path:
+    """Each user likes one of two groups of items; an item's vector tells its group."""
+    source = random.Random(3)
+    with open(directory / "interactions.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["user_id", "item_id", "timestamp"])
+        for user in range(USERS):
+            taken = source.sample(range(user % 2, ITEMS, 2), source.randint(5, LENGTH))
+            writer.writerows((f"user-{user}", f"i{item}", 1_000_000_000 + 86400 * n) for n, item in enumerate(taken))
+    with open(directory / "items.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["item_id", "title", "categories"])
+        writer.writerows((f"i{n}", f"Film number {n}", "Film") for n in range(ITEMS))
+    noise = np.random.default_rng(0).normal(size=(ITEMS, 4)) * 0.2
+    vectors = np.eye(2, 4)[np.arange(ITEMS) % 2] + noise
+    np.savez(directory / "v.npz", item_id=[f"i{n}" for n in range(ITEMS)], vector=vectors.astype(np.float32))
+    matrix = {
+        "domains": {
+            "shop": {
+                "data": {"interactions": "interactions.csv", "items": "items.csv"},
+                "llm": {"embedding_file": "v.npz", "budget": {"pairs": 10 * USERS}},
+            }
+        },
+        "shared": {
+            "cache_dir": "cache",
+            "llm": {"strategy": "embedding", "candidates": {"popularity_pool": 20}},
+            "model": {"embedding_dim": 4, "mlp": [8]},
+            "train": {"epochs": 1, "batch_size": 64, "pairs_per_batch": 16},
+        },
+        "backbones": ["deepfm", "dcn"],
+        "arms": [*ARMS, "global_half"],
+        "own_arms": {"global_half": {"gate": {"mode": "frozen"}, "scored_share": 0.5}},
+        "seeds": [1],
+    }
+    (directory / "matrix.yaml").write_text(yaml.safe_dump(matrix))
+    return directory / "matrix.yaml"
+
+
+def ablate(file: pathlib.Path) -> list[str]:
+    output = str(file.parent / "out")
+    return [sys.executable, "-m", "pipeline.cli", "ablate", "--config", str(file), "--output", output]
+
+
+def lines(file: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def killed_and_finished(tmp_path_factory) -> tuple[pathlib.Path, list[bytes]]:
+    """The matrix, killed once its first results stood in the file, then run to its end."""
+    file = write_market(tmp_path_factory.mktemp("matrix"))
+    results = file.parent / "out" / "results.jsonl"
+    with subprocess.Popen(ablate(file), stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        while not (results.exists() and results.read_bytes().count(b"\n") >= 2):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    before = results.read_bytes().splitlines()
+    with open(results, "ab") as torn:
+        torn.write(b'{"domain": "sh')
+    subprocess.run(ablate(file), check=True, capture_output=True)
+    return file, before
+
+
+def test_a_killed_matrix_goes_on_where_it_stopped(killed_and_finished):
+    file, before = killed_and_finished
+    found = (file.parent / "out" / "results.jsonl").read_bytes().splitlines()
+
+    assert found[: len(before)] == before
+    cells = [(line["backbone"], line["arm"], line["seed"]) for line in map(json.loads, found)]
+    assert sorted(cells) == sorted((b, a, 1) for b in ("deepfm", "dcn") for a in (*ARMS, "global_half"))
+
+
+def test_all_arms_are_judged_on_the_same_rows_with_their_counts(killed_and_finished):
+    found = lines(killed_and_finished[0].parent / "out" / "results.jsonl")
+
+    assert len({json.dumps(line["hashes"] | {"cell": ""}) for line in found}) == 1
+    assert {json.dumps(line["definitions"]) for line in found} == {json.dumps(found[0]["definitions"])}
+    for line in found:
+        overall = line["metrics"]["overall"]
+        assert (overall["examples"], overall["positives"]) == (2 * USERS, USERS)
+        assert line["seconds"] > 0
+        assert line["versions"]["tensorflow"]
+        assert line["baselines"]["popularity"]["overall"] is not None
+
+
+def test_the_teacher_that_knows_the_groups_lifts_late_fusion_and_stands_beside_it(killed_and_finished):
+    found = lines(killed_and_finished[0].parent / "out" / "results.jsonl")
+    fused = [line for line in found if line["arm"] == "late_fusion"]
+
+    for line in fused:
+        assert line["baselines"]["teacher"]["overall"] > 0.9
+        assert line["metrics"]["overall"]["auc"] > 0.9
+        assert line["training"]["fusion"]["teacher"] > 0
+
+
+def test_the_difference_to_none_is_that_of_the_two_aucs(killed_and_finished):
+    found = lines(killed_and_finished[0].parent / "out" / "results.jsonl")
+    none = {line["backbone"]: line for line in found if line["arm"] == "none"}
+
+    for line in found:
+        if line["arm"] == "none":
+            assert line["versus_none"] is None
+            continue
+        for name, difference in line["versus_none"].items():
+            expected = line["metrics"][name]["auc"] - none[line["backbone"]]["metrics"][name]["auc"]
+            assert difference["difference"] == pytest.approx(expected, abs=1e-6)
+            assert difference["standard_error"] >= 0
+
+
+def test_arms_differ_by_their_configuration_alone(killed_and_finished):
+    found = {line["arm"]: line for line in lines(killed_and_finished[0].parent / "out" / "results.jsonl")}
+
+    def without(line: dict, *sections: str) -> dict:
+        return {name: values for name, values in line["hyperparameters"].items() if name not in sections}
+
+    for arm in ARMS:
+        assert without(found[arm], "gate", "loss", "model") == without(found["none"], "gate", "loss", "model")
+    assert found["gated_supervised"]["hyperparameters"]["gate"]["mode"] == "supervised"
+    assert found["gated_supervised"]["training"]["gate_weights"]
+    assert found["text_features"]["hyperparameters"]["model"]["item_vectors_file"] == "v.npz"
+    assert found["global_half"]["share_of_users_scored"] == 0.5
+    assert found["none"]["share_of_users_scored"] is None
+
+
+def test_the_report_is_made_of_the_results_alone(killed_and_finished, tmp_path):
+    results = tmp_path / "results.jsonl"
+    results.write_bytes((killed_and_finished[0].parent / "out" / "results.jsonl").read_bytes())
+    command = [sys.executable, "-m", "pipeline.cli", "ablate", "--report", "--results", str(results)]
+    subprocess.run(command, check=True, capture_output=True)
+
+    written = {file.suffix for file in tmp_path.iterdir()}
+    assert {".md", ".html"} <= written
