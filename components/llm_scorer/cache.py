@@ -2,8 +2,9 @@
 
 One SQLite file in a directory of its own, outside TFX's executions: a killed, failed or repeated run asks
 nothing twice. Safe with several threads and processes (write-ahead log, busy time-out); an answer is
-committed before it is used. Neither keys nor user ids occur in it: the address is a hash and the response is
-the model's.
+committed before it is used, and a commit reaches the disk (synchronous = FULL): it is the receipt of paid money, which
+must outlive a power cut as it does a killed process. Neither keys nor user ids occur in it: the address is a hash and
+the response is the model's.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from components.llm_scorer.config import LlmError
@@ -25,18 +27,28 @@ class ResponseCache:
 
     An entry carries a checksum over key and value. One that does not match is counted and treated as absent;
     the fresh answer then replaces it.
+
+    Threads that store at the same moment share one commit, so a slow disk delays answers and does not queue them.
     """
 
-    def __init__(self, directory: str):
+    def __init__(self, directory: str, *, not_before: int = 0):
         """Opens or creates the store.
+
+        Args:
+            directory: of the store.
+            not_before: answers from before this Unix second count as absent.
 
         Raises:
             LlmError: the file is not such a store.
         """
         os.makedirs(directory, exist_ok=True)
         self.path = os.path.join(directory, FILE_NAME)
-        self._corrupt = 0
+        self._not_before = not_before
+        self._corrupt: set[str] = set()
         self._corrupt_lock = threading.Lock()
+        self._pending: list[_Pending] = []
+        self._pending_lock = threading.Lock()
+        self._commit_lock = threading.Lock()
         self._local = threading.local()
         with self._guard(), self._connection() as connection:
             connection.execute(
@@ -59,25 +71,52 @@ class ResponseCache:
         value, checksum, answered_at = row
         if _checksum(key, value, answered_at) != checksum:
             with self._corrupt_lock:
-                self._corrupt += 1
+                self._corrupt.add(key)
+            return None
+        if answered_at < self._not_before:
             return None
         return json.loads(value), answered_at
 
     def put(self, key: str, response: dict[str, Any]) -> int:
         """Stores a response, in place of an earlier one; returns its time."""
         value, answered_at = json.dumps(response, ensure_ascii=False), int(time.time())
-        with self._guard(), self._connection() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)",
-                (key, value, _checksum(key, value, answered_at), answered_at),
-            )
+        pending = _Pending((key, value, _checksum(key, value, answered_at), answered_at))
+        with self._pending_lock:
+            self._pending.append(pending)
+        # While one thread commits, the next ones gather: the first of them to get the lock commits for all.
+        with self._commit_lock:
+            if not pending.committed:
+                self._commit_with_others(pending)
         return answered_at
+
+    def put_all(self, responses: Iterable[tuple[str, dict[str, Any]]], answered_at: int) -> None:
+        """Stores many responses of one moment, a Unix second, in one commit."""
+        rows = []
+        for key, response in responses:
+            value = json.dumps(response, ensure_ascii=False)
+            rows.append((key, value, _checksum(key, value, answered_at), answered_at))
+        with self._guard(), self._connection() as connection:
+            connection.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)", rows)
+
+    def _commit_with_others(self, own: "_Pending") -> None:
+        with self._pending_lock:
+            batch, self._pending = self._pending, []
+        try:
+            with self._guard(), self._connection() as connection:
+                connection.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)", [p.row for p in batch])
+        except BaseException:
+            # The others try, and raise, for themselves.
+            with self._pending_lock:
+                self._pending += [pending for pending in batch if pending is not own]
+            raise
+        for pending in batch:
+            pending.committed = True
 
     def take_corrupt(self) -> int:
         """Number of corrupt entries met since it was last asked for."""
         with self._corrupt_lock:
-            corrupt, self._corrupt = self._corrupt, 0
-        return corrupt
+            corrupt, self._corrupt = self._corrupt, set()
+        return len(corrupt)
 
     def close(self) -> None:
         """Closes the calling thread's connection."""
@@ -87,7 +126,7 @@ class ResponseCache:
 
     def _connection(self) -> sqlite3.Connection:
         if not hasattr(self._local, "connection"):
-            self._local.connection = connect(self.path)
+            self._local.connection = connect(self.path, synchronous="FULL")
         return self._local.connection
 
     def _guard(self) -> "_CorruptFile":
@@ -110,11 +149,23 @@ class _CorruptFile:
             ) from None
 
 
-def connect(path: str) -> sqlite3.Connection:
-    """A connection for one thread, in write-ahead mode."""
+class _Pending:
+    """A row that waits for its commit."""
+
+    def __init__(self, row: tuple[str, str, str, int]):
+        self.row = row
+        self.committed = False
+
+
+def connect(path: str, *, synchronous: str = "NORMAL") -> sqlite3.Connection:
+    """A connection for one thread, in write-ahead mode.
+
+    Args:
+        synchronous: FULL: a commit survives a power cut; NORMAL: only the end of the process.
+    """
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
     return connection
 
 

@@ -51,6 +51,9 @@ REASONS = (
 """Why a (context, item) got no score: the endpoint's failures, the budget's end, the answer's own, and what a
 file of vectors or scores does not hold."""
 
+UNKNOWN_ITEM = "unknown_item"
+"""Of something in an answer that was not asked about: it stands beside the failures, and is none of them."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -71,6 +74,9 @@ class Context:
         candidates: distinct items, none of them in the history.
         chosen_item_id: the item that the user chose at that moment, in labelled probes; empty elsewhere.
         user_id: empty unless llm.store_user_ids.
+        user_key: hash of user and seed.
+        user_positives: the user's positives in the train split.
+        scored_user_positives: the same when the scores were given, where they are of an earlier table; 0 elsewhere.
     """
 
     context_id: str
@@ -79,6 +85,9 @@ class Context:
     candidates: tuple[Candidate, ...]
     chosen_item_id: str = ""
     user_id: str = ""
+    user_key: str = ""
+    user_positives: int = 0
+    scored_user_positives: int = 0
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
@@ -165,12 +174,14 @@ class CandidateResult:
     Attributes:
         llm_score: in [0, 1].
         raw_score: in the strategy's own unit.
+        order_llm_scores: of an audited context the score by each of the two orders; llm_score is their mean.
         scored_at: Unix seconds, where the score rests on a file and not on answers.
     """
 
     item_id: str
     llm_score: float | None = None
     raw_score: float | None = None
+    order_llm_scores: tuple[float, float] | None = None
     reason: str = ""
     detail: str = ""
     scored_at: int | None = None
@@ -184,6 +195,13 @@ class Usage:
     cached_prompt: int = 0
     completion: int = 0
 
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            prompt=self.prompt + other.prompt,
+            cached_prompt=self.cached_prompt + other.cached_prompt,
+            completion=self.completion + other.completion,
+        )
+
     @classmethod
     def of(cls, response: dict[str, Any]) -> "Usage":
         """Reads an OpenAI `usage` object; what is missing or no number counts as 0."""
@@ -192,6 +210,19 @@ class Usage:
         cached = _count(_mapping(usage.get("prompt_tokens_details")).get("cached_tokens"))
         completion = _count(usage.get("completion_tokens"))
         return cls(prompt=prompt, cached_prompt=min(cached, prompt), completion=completion)
+
+
+_BY_BATCH = "sllmr_by_batch"
+
+
+def mark_as_by_batch(response: dict[str, Any]) -> dict[str, Any]:
+    """The response with the mark that it came by the Batch API, at its price."""
+    return {**response, _BY_BATCH: True}
+
+
+def came_by_batch(response: dict[str, Any]) -> bool:
+    """Whether a response came by the Batch API."""
+    return _BY_BATCH in response
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """Beam's RunInference over groups of requests: cache, budget and accounting around each single call."""
 
-import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,11 +12,15 @@ from apache_beam.ml.inference.base import RemoteModelHandler
 from components.llm_scorer import exchange, ledger
 from components.llm_scorer.cache import ResponseCache
 from components.llm_scorer.client import CallFailed, LlmClient
-from components.llm_scorer.config import LlmConfig, LlmError, Price
-from components.llm_scorer.estimate import expected_usage
+from components.llm_scorer.config import LlmConfig, LlmError
+from components.llm_scorer.congestion import CongestionWindow
 from components.llm_scorer.exchange import Answer, AnsweredGroup, LlmRequest, RequestGroup, Usage
-from components.llm_scorer.ledger import RunLedger, cost_nano_usd
+from components.llm_scorer.in_flight import InFlight
+from components.llm_scorer.ledger import RunEnded, RunLedger, budget_caps, cost_nano_usd
 from components.llm_scorer.rate_limit import RateLimiter
+from components.llm_scorer.retry import back_off_s
+from components.llm_scorer.tokens import dearest_usage, expected_usage
+from components.llm_scorer.waiting import Waiter
 
 BATCHES_AHEAD = 16
 """Groups in a batch for each call that may be under way: a batch waits for its slowest group, and long
@@ -25,9 +28,6 @@ batches make that wait small beside the work."""
 
 HOPELESS_AFTER = 20
 """An endpoint that failed so many calls in a run and answered none ends the job."""
-
-_FRAME_TOKENS = 64
-"""Tokens that a chat template puts around the messages, at most."""
 
 
 def _never(error: Exception) -> bool:
@@ -39,26 +39,27 @@ class LlmHandler(RemoteModelHandler[RequestGroup, AnsweredGroup, "Session"]):
 
     What fails for a request becomes its Answer: the dead letters of this job are candidates with a reason,
     finer than the batches that `with_exception_handling` would put aside. Only LlmError, the end of the job,
-    is raised. Repeats are the client's, call by call, as it alone sees Retry-After; so the handler asks Beam
-    for none.
+    is raised. Repeats are the Session's, call by call; so the handler asks Beam for none.
     """
 
-    def __init__(self, config: LlmConfig, base_url: str, cache_directory: str, run_id: str):
+    def __init__(self, config: LlmConfig, base_url: str, cache_directory: str, run_id: str, *, not_before: int = 0):
         """
         Args:
             config: resolved.
             base_url: of the endpoint.
             cache_directory: of the response cache and the run's counters.
             run_id: names the run's counters.
+            not_before: answers from before this Unix second are asked for again.
         """
         super().__init__(namespace="LlmHandler", num_retries=0, retry_filter=_never)
         self._config = config
         self._base_url = base_url
         self._cache_directory = cache_directory
         self._run_id = run_id
+        self._not_before = not_before
 
     def create_client(self) -> "Session":
-        return Session(self._config, self._base_url, self._cache_directory, self._run_id)
+        return Session(self._config, self._base_url, self._cache_directory, self._run_id, not_before=self._not_before)
 
     def request(
         self, batch: Sequence[RequestGroup], model: "Session", inference_args: dict[str, Any] | None = None
@@ -76,15 +77,16 @@ class LlmHandler(RemoteModelHandler[RequestGroup, AnsweredGroup, "Session"]):
 class Session:
     """A worker's client, cache and counters."""
 
-    def __init__(self, config: LlmConfig, base_url: str, cache_directory: str, run_id: str):
+    def __init__(self, config: LlmConfig, base_url: str, cache_directory: str, run_id: str, *, not_before: int = 0):
         self._config = config
         self._client = LlmClient(config, base_url)
-        self._cache = ResponseCache(cache_directory)
+        self._cache = ResponseCache(cache_directory, not_before=not_before)
         self._ledger = RunLedger(cache_directory, run_id)
-        self._limiter = RateLimiter(config.limits, self._ledger)
-        self._key_locks = _KeyLocks()
-        cap = config.budget.max_cost_usd
-        self._cap_nano_usd = None if cap is None else round(cap * 1e9)
+        self._waiter = Waiter(self._ledger)
+        self._limiter = RateLimiter(config.limits, self._ledger, self._waiter)
+        self._window = CongestionWindow(self._ledger, config.concurrency or 1, self._waiter)
+        self._in_flight = InFlight(cache_directory, self._waiter)
+        self._caps = budget_caps(config)
 
     def answer_all(self, groups: Sequence[RequestGroup]) -> list[AnsweredGroup]:
         """Answers groups side by side.
@@ -137,61 +139,87 @@ class Session:
         return AnsweredGroup(context=group.context, answers=tuple(answers))
 
     def _ask(self, request: LlmRequest, counts: Counter[str], stop: threading.Event) -> Answer:
-        # A request that recurs between groups may be under way already: then this one waits for its answer.
-        with self._key_locks.hold(request.key):
-            return self._look_up_or_send(request, counts, stop)
+        answer = self._look_up(request)
+        if answer is None:
+            # A request that recurs between contexts may be under way already: then its answer is waited for.
+            with self._in_flight.claim(request.key, stop):
+                answer = self._look_up(request) or self._send(request, stop)
+        counts[ledger.CALLS_CACHED] += answer.cached
+        counts[ledger.CALLS_REFUSED_BY_BUDGET] += answer.reason == exchange.BUDGET_EXHAUSTED
+        return answer
 
-    def _look_up_or_send(self, request: LlmRequest, counts: Counter[str], stop: threading.Event) -> Answer:
-        key = request.key
-        known = self._cache.get(key)
-        if known is not None:
-            response, answered_at = known
-            counts[ledger.CALLS_CACHED] += 1
-            return Answer(response=response, answered_at=answered_at, cached=True)
-        if self._ledger.is_ended():
-            raise RunEnded
-        reserved = self._reserve(request)
-        if reserved is None:
-            counts[ledger.CALLS_REFUSED_BY_BUDGET] += 1
-            return Answer(
-                reason=exchange.BUDGET_EXHAUSTED,
-                detail="the next call could pass max_cost_usd; raise llm.budget.max_cost_usd and run again",
-            )
-        expected = expected_usage(request)
-        if not self._limiter.acquire(expected.prompt + expected.completion, stop):
-            raise RunEnded
-        started = time.monotonic()
-        try:
-            response = self._client.send(request)
-        except CallFailed as failure:
-            self._ledger.add({ledger.RESERVED_NANO_USD: -reserved, ledger.CALLS_FAILED: 1})
-            self._check_hope(failure)
-            return Answer(reason=failure.reason, detail=failure.detail)
-        answered_at = self._cache.put(key, response)
+    def _look_up(self, request: LlmRequest) -> Answer | None:
+        known = self._cache.get(request.key)
+        return None if known is None else Answer(response=known[0], answered_at=known[1], cached=True)
+
+    def _send(self, request: LlmRequest, stop: threading.Event) -> Answer:
+        """Sends until there is an answer, or no hope of one."""
+        repeats = 0
+        while True:
+            if self._ledger.is_ended():
+                raise RunEnded
+            reserved = self._reserve(request)
+            if reserved is None:
+                return Answer(
+                    reason=exchange.BUDGET_EXHAUSTED,
+                    detail="the next call could pass max_cost_usd or max_tokens; raise it in llm.budget and run again",
+                )
+            try:
+                return self._send_once(request, reserved, stop)
+            except CallFailed as failure:
+                # Money for what may have been billed without an answer stays set aside, so that the cap holds.
+                if not failure.may_be_billed:
+                    self._ledger.add(_negative(reserved))
+                if not failure.passing or repeats == self._config.max_retries:
+                    self._ledger.add({ledger.CALLS_FAILED: 1})
+                    self._check_hope(failure)
+                    return Answer(reason=failure.reason, detail=failure.detail)
+                repeats += 1
+                self._ledger.add({ledger.CALLS_REPEATED: 1})
+                asked_for_s = failure.retry_after_s
+                pause_s = back_off_s(repeats, request.key) if asked_for_s is None else asked_for_s
+                self._waiter.until(self._waiter.clock() + pause_s, stop)
+
+    def _send_once(self, request: LlmRequest, reserved: dict[str, int], stop: threading.Event) -> Answer:
+        expected = expected_usage(request, self._config)
+        with self._window.place(stop):
+            self._limiter.acquire(expected.prompt + expected.completion, stop)
+            self._window.wait_while_held(stop)
+            sent_at, started = self._waiter.clock(), time.monotonic()
+            try:
+                response = self._client.send(request)
+            except CallFailed as failure:
+                if failure.pushed_back:
+                    self._window.push_back(sent_at, failure.retry_after_s)
+                raise
+            seconds = time.monotonic() - started
+            answered_at = self._cache.put(request.key, response)
         usage = Usage.of(response)
         price = self._config.price
         self._limiter.correct(expected.prompt + expected.completion, usage.prompt + usage.completion)
         self._ledger.add(
             {
-                ledger.RESERVED_NANO_USD: -reserved,
+                **_negative(reserved),
                 ledger.NANO_USD: 0 if price is None else cost_nano_usd(usage, price),
                 ledger.CALLS_SENT: 1,
                 ledger.PROMPT_TOKENS: usage.prompt,
                 ledger.CACHED_PROMPT_TOKENS: usage.cached_prompt,
                 ledger.COMPLETION_TOKENS: usage.completion,
-                ledger.latency_counter(time.monotonic() - started): 1,
+                ledger.latency_counter(seconds): 1,
+                **self._window.growth(),
             }
         )
         return Answer(response=response, answered_at=answered_at)
 
-    def _reserve(self, request: LlmRequest) -> int | None:
-        """Money set aside for the dearest outcome of a call; None where the cap leaves no room for it."""
-        price: Price | None = self._config.price
-        if self._cap_nano_usd is None or price is None:
-            return 0
-        dearest = Usage(prompt=request.prompt_bytes + _FRAME_TOKENS, completion=request.max_tokens)
-        amount = cost_nano_usd(dearest, price)
-        return amount if self._ledger.reserve(amount, self._cap_nano_usd) else None
+    def _reserve(self, request: LlmRequest) -> dict[str, int] | None:
+        """What is set aside for the dearest outcome of a call; None where a cap leaves no room for it."""
+        if not self._caps:
+            return {}
+        dearest = dearest_usage(request)
+        amounts = {ledger.RESERVED_TOKENS: dearest.prompt + dearest.completion}
+        if self._config.price is not None:
+            amounts[ledger.RESERVED_NANO_USD] = cost_nano_usd(dearest, self._config.price)
+        return amounts if self._ledger.reserve(amounts, self._caps) else None
 
     def _check_hope(self, failure: CallFailed) -> None:
         totals = self._ledger.totals()
@@ -202,27 +230,5 @@ class Session:
             )
 
 
-class _KeyLocks:
-    """A lock for each key that is in use."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: dict[str, tuple[threading.Lock, int]] = {}
-
-    @contextlib.contextmanager
-    def hold(self, key: str) -> Iterator[None]:
-        with self._lock:
-            lock, users = self._held.get(key, (threading.Lock(), 0))
-            self._held[key] = lock, users + 1
-        try:
-            with lock:
-                yield
-        finally:
-            with self._lock:
-                lock, users = self._held.pop(key)
-                if users > 1:
-                    self._held[key] = lock, users - 1
-
-
-class RunEnded(Exception):
-    """Nothing more is to be sent: another thread or process has met the end of the job."""
+def _negative(reserved: dict[str, int]) -> dict[str, int]:
+    return {name: -amount for name, amount in reserved.items()}

@@ -8,17 +8,19 @@ to 5%.
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from components.llm_scorer.cache import connect
-from components.llm_scorer.config import Price
-from components.llm_scorer.exchange import Usage
+from components.llm_scorer.config import LlmConfig, Price
+from components.llm_scorer.exchange import Usage, came_by_batch
 
 FILE_NAME = "runs.sqlite"
 
 CALLS_SENT = "calls_sent"
 CALLS_CACHED = "calls_cached"
 CALLS_FAILED = "calls_failed"
+CALLS_REPEATED = "calls_repeated"
 CALLS_REFUSED_BY_BUDGET = "calls_refused_by_budget"
 CORRUPT_ENTRIES = "corrupt_cache_entries"
 PAIRS_DONE = "pairs_done"
@@ -29,9 +31,21 @@ COMPLETION_TOKENS = "completion_tokens"
 NANO_USD = "nano_usd"
 RESERVED_NANO_USD = "reserved_nano_usd"
 PRIOR_NANO_USD = "prior_nano_usd"
+RESERVED_TOKENS = "reserved_tokens"
+PRIOR_TOKENS = "prior_tokens"
+_COMMITTED = {
+    RESERVED_NANO_USD: (NANO_USD, RESERVED_NANO_USD, PRIOR_NANO_USD),
+    RESERVED_TOKENS: (PROMPT_TOKENS, COMPLETION_TOKENS, RESERVED_TOKENS, PRIOR_TOKENS),
+}
+"""What a reservation and all else that is spent, set aside or was spent before add up to."""
+
 _ENDED = "ended"
 _LATENCY = "latency_bucket_"
 _BUCKET = math.log(1.1)
+
+
+class RunEnded(Exception):
+    """Nothing more is to be sent: another thread or process has met the end of the job."""
 
 
 def cost_nano_usd(usage: Usage, price: Price) -> int:
@@ -42,6 +56,21 @@ def cost_nano_usd(usage: Usage, price: Price) -> int:
         + usage.completion * price.completion
     )
     return round(usd_per_million * 1000)
+
+
+def cost_of_answer_nano_usd(response: dict[str, Any], price: Price) -> int:
+    """What an answer in the cache did cost, by the way in which it came."""
+    return cost_nano_usd(Usage.of(response), price.by_batch if came_by_batch(response) else price)
+
+
+def budget_caps(config: LlmConfig) -> dict[str, int]:
+    """The configured caps, as RunLedger.reserve takes them."""
+    budget, caps = config.budget, {}
+    if budget.max_cost_usd is not None:
+        caps[RESERVED_NANO_USD] = round(budget.max_cost_usd * 1e9)
+    if budget.max_tokens is not None:
+        caps[RESERVED_TOKENS] = budget.max_tokens
+    return caps
 
 
 class RunLedger:
@@ -69,39 +98,52 @@ class RunLedger:
                     rows,
                 )
 
-    def reserve(self, nano_usd: int, cap_nano_usd: int) -> bool:
-        """Sets money aside for a call, unless spent and reserved money could then pass the cap."""
+    def reserve(self, amounts: Mapping[str, int], caps: Mapping[str, int]) -> bool:
+        """Sets money and tokens aside for a call, unless what is spent and reserved could then pass a cap.
+
+        Args:
+            amounts: by RESERVED_NANO_USD and RESERVED_TOKENS.
+            caps: by the same names; one that is absent does not bind.
+        """
         connection = self._connection()
         connection.execute("BEGIN IMMEDIATE")
         with connection:
-            names = (NANO_USD, RESERVED_NANO_USD, PRIOR_NANO_USD)
-            (committed,) = connection.execute(
-                "SELECT COALESCE(SUM(value), 0) FROM counters WHERE run_id = ? AND name IN (?, ?, ?)",
-                (self.run_id, *names),
-            ).fetchone()
-            if committed + nano_usd > cap_nano_usd:
-                return False
-            connection.execute(
+            for name, cap in caps.items():
+                if sum(self.values(_COMMITTED[name]).values()) + amounts[name] > cap:
+                    return False
+            connection.executemany(
                 "INSERT INTO counters VALUES (?, ?, ?) "
                 "ON CONFLICT (run_id, name) DO UPDATE SET value = value + excluded.value",
-                (self.run_id, RESERVED_NANO_USD, nano_usd),
+                [(self.run_id, name, amount) for name, amount in amounts.items()],
             )
         return True
 
     def take_turn(self, durations_us: Mapping[str, int], now_us: int) -> int:
         """When all the named queues are free, at `now_us` or later; each is then taken for its duration."""
+        start = now_us
+
+        def taken(free: dict[str, int]) -> dict[str, int]:
+            nonlocal start
+            start = max([now_us, *free.values()])
+            return {name: start + duration for name, duration in durations_us.items()}
+
+        self.change(tuple(durations_us), taken)
+        return start
+
+    def change(self, names: Sequence[str], changed: Callable[[dict[str, int]], Mapping[str, int]]) -> None:
+        """Sets counters to what `changed` makes of the named ones, with no other change in between."""
         connection = self._connection()
         connection.execute("BEGIN IMMEDIATE")
         with connection:
-            free = dict(
-                connection.execute("SELECT name, value FROM counters WHERE run_id = ?", (self.run_id,)).fetchall()
-            )
-            start = max(now_us, *(free.get(name, 0) for name in durations_us))
             connection.executemany(
                 "INSERT OR REPLACE INTO counters VALUES (?, ?, ?)",
-                [(self.run_id, name, start + duration) for name, duration in durations_us.items()],
+                [(self.run_id, name, value) for name, value in changed(self.values(names)).items()],
             )
-        return start
+
+    def values(self, names: Sequence[str]) -> dict[str, int]:
+        """The named counters; one that was never added to is absent."""
+        query = f"SELECT name, value FROM counters WHERE run_id = ? AND name IN ({', '.join('?' * len(names))})"
+        return dict(self._connection().execute(query, (self.run_id, *names)).fetchall())
 
     def totals(self) -> dict[str, int]:
         """All counters; a name that was never added to is absent."""
@@ -114,8 +156,7 @@ class RunLedger:
 
     def is_ended(self) -> bool:
         """Whether `end` was called, by whichever process."""
-        row = self._connection().execute("SELECT 1 FROM counters WHERE run_id = ? AND name = ?", (self.run_id, _ENDED))
-        return row.fetchone() is not None
+        return _ENDED in self.values((_ENDED,))
 
     def forget(self) -> None:
         """Removes the run's counters."""

@@ -1,15 +1,13 @@
 """Requests and tokens a minute, for all threads and worker processes of a machine together."""
 
 import threading
-import time
-from collections.abc import Callable
 
 from components.llm_scorer.config import Limits
 from components.llm_scorer.ledger import RunLedger
+from components.llm_scorer.waiting import Waiter
 
 REQUESTS = "limit_requests_free_at_us"
 TOKENS = "limit_tokens_free_at_us"
-_POLL_S = 1.0
 _MINUTE_US = 60_000_000
 
 
@@ -21,31 +19,21 @@ class RateLimiter:
     Beam's own limiter for remote inference asks an Envoy service and counts batches; endpoints count calls and tokens.
     """
 
-    def __init__(
-        self,
-        limits: Limits,
-        run: RunLedger,
-        *,
-        clock: Callable[[], float] = time.time,
-        wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
-    ):
+    def __init__(self, limits: Limits, run: RunLedger, waiter: Waiter):
         """
         Args:
             limits: None is no limit.
             run: holds the buckets, where all workers see them.
-            clock: Unix seconds, the same in all processes.
-            wait: waits for the event so many seconds at most; tells whether it came.
         """
         self._limits = limits
         self._run = run
-        self._clock = clock
-        self._wait = wait
+        self._waiter = waiter
 
-    def acquire(self, tokens: int, stop: threading.Event) -> bool:
+    def acquire(self, tokens: int, stop: threading.Event) -> None:
         """Waits until a call of so many tokens may be sent.
 
-        Returns:
-            False where the run ended while it waited.
+        Raises:
+            RunEnded: while it waited.
         """
         durations = {
             name: round(units * _MINUTE_US / limit)
@@ -55,14 +43,8 @@ class RateLimiter:
             )
             if limit is not None
         }
-        if not durations:
-            return True
-        start = self._run.take_turn(durations, round(self._clock() * 1e6))
-        # In short waits: another process may have met the end of the run.
-        while (left := start / 1e6 - self._clock()) > 0:
-            if self._wait(stop, min(left, _POLL_S)) or self._run.is_ended():
-                return False
-        return True
+        if durations:
+            self._waiter.until(self._run.take_turn(durations, round(self._waiter.clock() * 1e6)) / 1e6, stop)
 
     def correct(self, expected_tokens: int, tokens: int) -> None:
         """Gives back, or takes, what a call used less or more than expected."""

@@ -4,9 +4,13 @@ import contextlib
 import http.server
 import json
 import re
+import select
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+
+DRIP_S = 0.05
+DRIPS = 1200
 
 Reply = Callable[["StubHandler", dict[str, Any]], None]
 
@@ -106,7 +110,13 @@ def failing(status: int, error: dict[str, Any], headers: dict[str, str] | None =
     return lambda handler, body: handler.send_json(status, {"error": error}, headers)
 
 
-def cutting(handler: StubHandler, body: dict[str, Any]) -> None:
+def cutting_header(handler: StubHandler, body: dict[str, Any]) -> None:
+    """Closes the connection in the middle of the header."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Le")
+    handler.close_connection = True
+
+
+def cutting_body(handler: StubHandler, body: dict[str, Any]) -> None:
     """Promises an answer and closes the connection."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
@@ -114,6 +124,29 @@ def cutting(handler: StubHandler, body: dict[str, Any]) -> None:
     handler.wfile.write(b'{"choices"')
     handler.wfile.flush()
     handler.close_connection = True
+
+
+def dripping_header(handler: StubHandler, body: dict[str, Any]) -> None:
+    """A header that never ends, byte by byte."""
+    drip(handler, b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * DRIPS)
+
+
+def dripping_body(handler: StubHandler, body: dict[str, Any]) -> None:
+    """An answer that never ends, byte by byte."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(DRIPS))
+    handler.end_headers()
+    drip(handler, b" " * DRIPS)
+
+
+def drip(handler: StubHandler, content: bytes) -> None:
+    handler.close_connection = True
+    for byte in content:
+        handler.wfile.write(bytes([byte]))
+        handler.wfile.flush()
+        # As long as the client listens; a minute at most.
+        if handler.connection in select.select([handler.connection], [], [], DRIP_S)[0]:
+            return
 
 
 def echoing_key(status: int) -> Reply:

@@ -59,6 +59,69 @@ def test_a_corrupt_entry_is_counted_and_not_believed(tmp_path, column):
     assert cache.take_corrupt() == 0
 
 
+def test_an_entry_that_is_looked_up_twice_is_corrupt_once(tmp_path):
+    cache = ResponseCache(str(tmp_path))
+    cache.put("key", {"text": "true"})
+    with sqlite3.connect(cache.path) as connection:
+        connection.execute("UPDATE responses SET checksum = ''")
+    assert cache.get("key") is cache.get("key") is None
+    assert cache.take_corrupt() == 1
+
+
+def test_a_commit_reaches_the_disk_before_the_answer_is_used(tmp_path):
+    traced: list[str] = []
+    cache = ResponseCache(str(tmp_path))
+    connection = cache._connection()
+    connection.set_trace_callback(traced.append)
+    cache.put("key", {"text": "paid for"})
+    assert traced[-1] == "COMMIT"
+    # 2 is FULL: the write-ahead log is synchronised at each commit.
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_threads_that_store_at_the_same_moment_share_a_commit(tmp_path):
+    cache = ResponseCache(str(tmp_path))
+    cache.put("first", {})
+    blocker = sqlite3.connect(cache.path)
+    blocker.execute("BEGIN IMMEDIATE")
+    commits: list[str] = []
+
+    def store(n: int) -> None:
+        cache._connection().set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+        cache.put(f"key {n}", {"n": n})
+
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        stored = [pool.submit(store, 0)]
+        while cache._pending or not cache._commit_lock.locked():
+            assert not stored[0].done()
+        # One waits for the blocker, and the other 19 will for that one.
+        stored += [pool.submit(store, n) for n in range(1, 20)]
+        while len(cache._pending) < 19:
+            assert not stored[0].done()
+        blocker.rollback()
+    assert [future.result() for future in stored] == [None] * 20
+    assert len(commits) == 2
+    for n in range(20):
+        assert cache.get(f"key {n}") is not None
+    blocker.close()
+
+
+def test_one_that_cannot_store_leaves_the_others_their_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr("components.llm_scorer.cache.BUSY_TIMEOUT_S", 0.3)
+    cache = ResponseCache(str(tmp_path))
+    blocker = sqlite3.connect(cache.path)
+    blocker.execute("BEGIN IMMEDIATE")
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        stored = [pool.submit(cache.put, f"key {n}", {"n": n}) for n in range(5)]
+        failed = next(concurrent.futures.as_completed(stored))
+        blocker.rollback()
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        failed.result()
+    for n, future in enumerate(stored):
+        assert (cache.get(f"key {n}") is None) == (future.exception() is not None)
+    blocker.close()
+
+
 def test_a_file_that_is_no_store_is_named_with_what_to_do(tmp_path):
     (tmp_path / "responses.sqlite").write_bytes(b"not a database" * 1000)
     with pytest.raises(LlmError, match=r"responses\.sqlite is damaged .*move it away"):

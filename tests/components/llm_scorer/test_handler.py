@@ -1,10 +1,9 @@
 import collections
+import concurrent.futures
 import json
-import os
 import pickle
-import signal
-import subprocess
-import sys
+import threading
+import time
 
 import apache_beam as beam
 import pytest
@@ -14,12 +13,21 @@ from apache_beam.testing.util import assert_that
 
 from components.llm_scorer import exchange, ledger
 from components.llm_scorer.config import LlmConfig, LlmError
+from components.llm_scorer.congestion import PUSHED_BACK
 from components.llm_scorer.exchange import AnsweredGroup, RequestGroup
 from components.llm_scorer.handler import HOPELESS_AFTER, LlmHandler, RunEnded, Session
 from components.llm_scorer.ledger import RunLedger
 from components.llm_scorer.strategies import create_strategy
+from tests.components.llm_scorer.forks import FORKS
 from tests.components.llm_scorer.market import context, market_items
-from tests.components.llm_scorer.stub_server import StubServer, echoing_key, failing
+from tests.components.llm_scorer.stub_server import (
+    StubServer,
+    chat_response,
+    cutting_body,
+    echoing_key,
+    failing,
+    scores_of,
+)
 
 CATALOG = market_items()
 ONE_CALL_USD = (800 * 0.15 + 200 * 0.075 + 100 * 0.60) / 1e6
@@ -95,6 +103,94 @@ def test_one_failure_leaves_the_others_alone_and_is_not_cached(stub, tmp_path):
     assert len(stub.received) == 5
 
 
+# Asked for by the server, so that the tests need not wait for the back-off.
+AT_ONCE = {"retry-after-ms": "1"}
+
+
+def test_what_fails_in_passing_is_asked_again(stub, tmp_path):
+    settings = config(stub, concurrency=1, max_retries=4)
+    stub.replies = [
+        failing(429, {"message": "slow down"}, AT_ONCE),
+        failing(500, {"message": "oops"}, AT_ONCE),
+        cutting_body,
+        lambda handler, body: handler.send_bytes(200, b"<html>busy</html>"),
+    ]
+    answered = Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 1))
+    assert reasons(answered) == {"": 1}
+    assert len(stub.received) == 5
+    totals = RunLedger(str(tmp_path), "run").totals()
+    assert (totals[ledger.CALLS_SENT], totals[ledger.CALLS_REPEATED], totals.get(ledger.CALLS_FAILED)) == (1, 4, None)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_repeats_are_bounded_and_end_in_a_reason(stub, tmp_path, status):
+    settings = config(stub, max_retries=2)
+    stub.always = failing(status, {"message": "again"}, AT_ONCE)
+    (group,) = Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 1))
+    assert group.answers[0].reason == (exchange.RATE_LIMITED if status == 429 else exchange.SERVER_ERROR)
+    assert len(stub.received) == 3
+
+
+def test_a_bad_request_is_not_repeated(stub, tmp_path):
+    settings = config(stub, max_retries=5)
+    stub.always = failing(400, {"message": "the schema is wrong"})
+    answered = Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 1))
+    assert reasons(answered) == {exchange.BAD_REQUEST: 1}
+    assert len(stub.received) == 1
+
+
+def test_what_one_call_is_asked_to_wait_holds_back_the_others(stub, tmp_path):
+    settings = config(stub, concurrency=4, max_retries=1)
+    arrivals = []
+
+    def remember(handler, body) -> None:
+        arrivals.append(time.monotonic())
+        handler.send_json(200, chat_response(scores_of(body)))
+
+    stub.replies = [failing(429, {"message": "slow down"}, {"Retry-After": "1"})]
+    session = Session(settings, stub.base_url, str(tmp_path), "run")
+    # The first call alone, so that nothing is under way when it is told to wait.
+    first = threading.Thread(target=session.answer_all, args=(groups(settings, 1),))
+    first.start()
+    stub.wait_until(lambda: len(stub.received) == 1)
+    told = time.monotonic()
+    stub.always = remember
+    while not RunLedger(str(tmp_path), "run").totals().get(PUSHED_BACK):
+        time.sleep(0.001)
+    session.answer_all(groups(settings, 6)[1:])
+    first.join()
+    assert len(arrivals) == 6
+    # A little less than a second, as it began when the client read the answer.
+    assert min(arrivals) - told > 0.9
+
+
+def test_a_request_that_many_contexts_need_at_once_is_sent_once(stub, tmp_path):
+    settings = config(stub, concurrency=8)
+    (asked,) = groups(settings, 1)
+    stub.gate.clear()
+    sessions = [Session(settings, stub.base_url, str(tmp_path), run) for run in ("one", "two")]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        answered = [pool.submit(session.answer_all, [asked] * 8) for session in sessions]
+        stub.wait_until(lambda: len(stub.received) == 1)
+        stub.gate.set()
+        responses = [group.answers[0].response for future in answered for group in future.result()]
+    assert len(stub.received) == 1
+    assert responses == [responses[0]] * 16
+    assert responses[0] is not None
+
+
+def test_money_for_an_answer_that_was_lost_stays_set_aside_and_the_cap_holds_whatever_was_billed(stub, tmp_path):
+    settings = config(stub, concurrency=1, budget={"max_cost_usd": 0.0005}, max_retries=3)
+    stub.always = cutting_body
+    answered = Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 3))
+    totals = RunLedger(str(tmp_path), "run").totals()
+    (request,) = groups(settings, 1)[0].requests
+    dearest = (request.prompt_bytes * 0.15 + request.max_tokens * 0.60) / 1e6
+    assert reasons(answered) == {exchange.BUDGET_EXHAUSTED: 3}
+    assert len(stub.received) == 2
+    assert 2 * dearest < totals[ledger.RESERVED_NANO_USD] / 1e9 <= 0.0005 < 3 * dearest
+
+
 def test_the_cap_is_never_passed_and_what_was_paid_for_is_kept(stub, tmp_path):
     # What is set aside for a call is dearer than the call: the last ones stop a little early.
     settings = config(stub, budget={"max_cost_usd": 0.002})
@@ -135,36 +231,32 @@ def test_a_run_that_was_ended_sends_nothing_more(stub, tmp_path):
     assert len(stub.received) == 2
 
 
-SCORER = """
-import json, pickle, sys
-from components.llm_scorer.handler import Session
-with open(sys.argv[1], "rb") as file:
-    settings, base_url, directory, asked = pickle.load(file)
-answered = Session(settings, base_url, directory, "run").answer_all(asked)
-print(json.dumps(sum(1 for group in answered if not group.answers[0].reason)))
-"""
+def score(settings: LlmConfig, base_url: str, directory: str, asked: list[RequestGroup]) -> None:
+    answered = Session(settings, base_url, directory, "run").answer_all(asked)
+    assert reasons(answered) == {"": len(asked)}
 
 
 def test_a_process_killed_midway_asks_nothing_again_that_was_answered(stub, tmp_path):
     settings = config(stub)
-    job = tmp_path / "job.pickle"
-    job.write_bytes(pickle.dumps((settings, stub.base_url, str(tmp_path / "cache"), groups(settings, 20))))
-    command = [sys.executable, "-c", SCORER, str(job)]
+    arguments = settings, stub.base_url, str(tmp_path / "cache"), groups(settings, 20)
 
     stub.free_answers = 6
     stub.gate.clear()
-    process = subprocess.Popen(command)
+    process = FORKS.Process(target=score, args=arguments)
+    process.start()
     # Two calls wait at the gate, so both threads have stored all that they were answered before.
     stub.wait_until(lambda: len(stub.received) == 8)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     answered = [json.dumps(body) for body in stub.answered]
     assert len(answered) == 6
 
     stub.gate.set()
     before = len(stub.received)
-    finished = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert json.loads(finished.stdout) == 20
+    process = FORKS.Process(target=score, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     asked_later = [json.dumps(body) for body in stub.received[before:]]
     assert len(asked_later) == 20 - 6
     assert not set(asked_later) & set(answered)

@@ -34,18 +34,28 @@ def test_usage_that_makes_no_sense_counts_as_nothing(usage, expected):
 def test_a_reservation_is_refused_where_money_spent_and_set_aside_could_pass_the_cap(tmp_path):
     run = RunLedger(str(tmp_path), "run")
     run.add({ledger.PRIOR_NANO_USD: 300, ledger.NANO_USD: 100})
-    assert run.reserve(500, cap_nano_usd=1000)
-    assert not run.reserve(101, cap_nano_usd=1000)
+    caps = {ledger.RESERVED_NANO_USD: 1000}
+    assert run.reserve({ledger.RESERVED_NANO_USD: 500}, caps)
+    assert not run.reserve({ledger.RESERVED_NANO_USD: 101}, caps)
     run.add({ledger.RESERVED_NANO_USD: -500})
-    assert run.reserve(101, cap_nano_usd=1000)
+    assert run.reserve({ledger.RESERVED_NANO_USD: 101}, caps)
 
 
 def test_threads_cannot_reserve_more_than_the_cap_together(tmp_path):
     run = RunLedger(str(tmp_path), "run")
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        granted = list(pool.map(lambda _: run.reserve(10, cap_nano_usd=75), range(40)))
+        ten, caps = {ledger.RESERVED_NANO_USD: 10}, {ledger.RESERVED_NANO_USD: 75}
+        granted = list(pool.map(lambda _: run.reserve(ten, caps), range(40)))
     assert sum(granted) == 7
     assert run.totals()[ledger.RESERVED_NANO_USD] == 70
+
+
+def test_a_change_that_rests_on_what_was_there_loses_no_other(tmp_path):
+    run = RunLedger(str(tmp_path), "run")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: run.change(("n",), lambda values: {"n": 2 * values.get("n", 0) + 1}), range(40)))
+    # 1, 3, 7, ..: a lost one would leave a smaller power.
+    assert run.totals() == {"n": 2**40 - 1}
 
 
 def test_runs_do_not_see_each_others_counters(tmp_path):

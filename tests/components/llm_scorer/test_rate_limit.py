@@ -5,8 +5,9 @@ import pytest
 
 from components.llm_scorer.config import Limits
 from components.llm_scorer.handler import Session
-from components.llm_scorer.ledger import RunLedger
+from components.llm_scorer.ledger import RunEnded, RunLedger
 from components.llm_scorer.rate_limit import REQUESTS, RateLimiter
+from components.llm_scorer.waiting import Waiter
 from tests.components.llm_scorer.test_handler import config, groups
 
 
@@ -25,14 +26,15 @@ class Clock:
 
 
 def limiter(directory, clock: Clock, **limits) -> RateLimiter:
-    return RateLimiter(Limits(**limits), RunLedger(str(directory), "run"), clock=clock, wait=clock.wait)
+    run = RunLedger(str(directory), "run")
+    return RateLimiter(Limits(**limits), run, Waiter(run, clock=clock, wait=clock.wait))
 
 
 def starts(limiter: RateLimiter, clock: Clock, tokens: list[int]) -> list[float]:
     first = clock.now
     result = []
     for count in tokens:
-        assert limiter.acquire(count, threading.Event())
+        limiter.acquire(count, threading.Event())
         result.append(clock.now - first)
     return result
 
@@ -60,10 +62,10 @@ def test_the_tighter_of_both_limits_holds(tmp_path):
 def test_what_a_call_really_used_is_put_right(tmp_path):
     clock = Clock()
     limited = limiter(tmp_path, clock, tokens_per_minute=600)
-    assert limited.acquire(100, threading.Event())
+    limited.acquire(100, threading.Event())
     limited.correct(100, 20)
     before = clock.now
-    assert limited.acquire(1, threading.Event())
+    limited.acquire(1, threading.Event())
     assert clock.now - before == pytest.approx(2, abs=1e-3)
 
 
@@ -77,7 +79,7 @@ def test_two_workers_share_one_limit(tmp_path):
 def test_time_that_passed_unused_is_not_saved_up(tmp_path):
     clock = Clock()
     limited = limiter(tmp_path, clock, requests_per_minute=60)
-    assert limited.acquire(1, threading.Event())
+    limited.acquire(1, threading.Event())
     clock.now += 3600
     assert starts(limited, clock, [1, 1, 1]) == pytest.approx([0, 1, 2], abs=1e-3)
 
@@ -90,12 +92,14 @@ def test_without_limits_nobody_waits(tmp_path):
 def test_the_end_of_the_run_ends_the_wait(tmp_path):
     clock = Clock()
     limited = limiter(tmp_path, clock, requests_per_minute=1)
-    assert limited.acquire(1, threading.Event())
-    RunLedger(str(tmp_path), "run").end()
-    assert not limited.acquire(1, threading.Event())
+    limited.acquire(1, threading.Event())
     stop = threading.Event()
     stop.set()
-    assert not limiter(tmp_path, clock, requests_per_minute=1).acquire(1, stop)
+    with pytest.raises(RunEnded):
+        limited.acquire(1, stop)
+    RunLedger(str(tmp_path), "run").end()
+    with pytest.raises(RunEnded):
+        limited.acquire(1, threading.Event())
 
 
 def test_all_threads_of_a_worker_keep_to_the_limit(stub, tmp_path):

@@ -1,0 +1,171 @@
+"""HTTP whose time-out bounds a whole call, and not each read of it.
+
+httpx2 bounds every single read: a server that drips a byte a second keeps a call for hours, and with it the thread and
+the place that it takes up (github.com/pydantic/httpx2/issues/557, open). An asyncio client could be cancelled from
+outside, but cost 2.4-2.9 ms of CPU a call where this costs 1.9, and made two thirds of its calls a second (64 at
+once, 200 ms each, 2 cores).
+"""
+
+import contextlib
+import ssl
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator
+
+import httpcore2
+import httpx2
+
+_MAX_CONNECTIONS = 1024
+
+
+class BoundedTransport(httpx2.BaseTransport):
+    """A transport to one host, for many threads; a request's read time-out is the time for all of it.
+
+    Name look-up is the operating system's and not bounded. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are heeded,
+    SSL_CERT_FILE and SSL_CERT_DIR as well.
+    """
+
+    def __init__(self, url: str, *, trust_env: bool):
+        """
+        Args:
+            url: where all requests go; decides which proxy does.
+            trust_env: whether the environment may name proxies and certificates.
+        """
+        self._deadline = _Deadline()
+        self._pool = httpcore2.ConnectionPool(
+            ssl_context=httpx2.create_ssl_context(trust_env=trust_env),
+            proxy=_proxy_for(url) if trust_env else None,
+            max_connections=_MAX_CONNECTIONS,
+            # An idle connection that a server or a middlebox has dropped costs a failed call.
+            keepalive_expiry=30,
+            network_backend=_BoundedBackend(self._deadline),
+        )
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        assert isinstance(request.stream, httpx2.SyncByteStream)
+        seconds = request.extensions["timeout"]["read"]
+        self._deadline.at = float("inf") if seconds is None else time.monotonic() + seconds
+        with _errors_of_httpx():
+            response = self._pool.handle_request(
+                httpcore2.Request(
+                    method=request.method,
+                    url=httpcore2.URL(
+                        scheme=request.url.raw_scheme,
+                        host=request.url.raw_host,
+                        port=request.url.port,
+                        target=request.url.raw_path,
+                    ),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
+            )
+        assert isinstance(response.stream, Iterable)
+        return httpx2.Response(
+            status_code=response.status,
+            headers=response.headers,
+            stream=_Body(response),
+            extensions=response.extensions,
+        )
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class _Deadline(threading.local):
+    """When the calling thread's call must be over; a call stays in one thread."""
+
+    at = float("inf")
+
+    def left(self, timeout: float | None) -> float:
+        """`timeout`, or what is left of the call's time where that is less.
+
+        Raises:
+            httpcore2.ReadTimeout: nothing is left.
+        """
+        left = self.at - time.monotonic()
+        if left <= 0:
+            raise httpcore2.ReadTimeout("the time for the whole call is over")
+        return left if timeout is None else min(timeout, left)
+
+
+class _BoundedBackend(httpcore2.NetworkBackend):
+    def __init__(self, deadline: _Deadline):
+        self._deadline = deadline
+        self._inner = httpcore2.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.NetworkStream:
+        stream = self._inner.connect_tcp(host, port, self._deadline.left(timeout), local_address, socket_options or ())
+        return _BoundedStream(stream, self._deadline)
+
+
+class _BoundedStream(httpcore2.NetworkStream):
+    def __init__(self, inner: httpcore2.NetworkStream, deadline: _Deadline):
+        self._inner = inner
+        self._deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, self._deadline.left(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, self._deadline.left(timeout))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        stream = self._inner.start_tls(ssl_context, server_hostname, self._deadline.left(timeout))
+        return _BoundedStream(stream, self._deadline)
+
+    def get_extra_info(self, info: str) -> object:
+        return self._inner.get_extra_info(info)
+
+
+class _Body(httpx2.SyncByteStream):
+    def __init__(self, response: httpcore2.Response):
+        self._response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _errors_of_httpx():
+            yield from self._response.iter_stream()
+
+    def close(self) -> None:
+        self._response.close()
+
+
+@contextlib.contextmanager
+def _errors_of_httpx() -> Iterator[None]:
+    """Turns the lower library's errors into those that the openai client knows."""
+    try:
+        yield
+    except httpcore2.ConnectTimeout as error:
+        raise httpx2.ConnectTimeout(str(error)) from error
+    except httpcore2.TimeoutException as error:
+        raise httpx2.ReadTimeout(str(error)) from error
+    except (httpcore2.ConnectError, httpcore2.ProxyError) as error:
+        raise httpx2.ConnectError(str(error)) from error
+    except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
+        raise httpx2.ReadError(str(error)) from error
+
+
+def _proxy_for(url: str) -> httpcore2.Proxy | None:
+    parts = urllib.parse.urlsplit(url)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    named = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    user, password = urllib.parse.unquote(named.username or ""), urllib.parse.unquote(named.password or "")
+    address = f"{named.scheme}://{named.netloc.rpartition('@')[2]}"
+    return httpcore2.Proxy(url=address, auth=(user, password) if user else None)
