@@ -2,9 +2,9 @@
 
 Files in the artifact's folder:
 
-    scores-?????-of-?????.tfrecord.gz   tf.Example, one a context, layout below
-    failures-?????-of-?????.jsonl.gz    one a (context, item) that got no score: context_id, item_id, reason, detail
-    ledger.json                         requests, tokens, money, counters that add up
+    scores-*.tfrecord.gz     tf.Example, one a context, layout below
+    failures-*.jsonl.gz      one a (context, item) that got no score: context_id, item_id, reason, detail
+    ledger.json              requests, tokens, money, counters that add up
 
 Layout of a score record, one for each context (a user at one moment):
 
@@ -12,13 +12,20 @@ Layout of a score record, one for each context (a user at one moment):
     history_item_ids    bytes*   the history as the model sees it, latest first, unpadded
     history_length      int64    number of earlier positives, not cut
     item_ids            bytes*   candidates with a valid score
-    llm_scores          float*   one for each, in [0, 1]
+    llm_scores          float*   one for each, in [0, 1]; of an audited context the mean over both orders
     raw_scores          float*   one for each, in the strategy's own unit
     roles               bytes*   one for each: why the candidate was asked about, a name of ROLES
+    first_llm_scores, second_llm_scores
+                        float*   audited contexts: one for each, by each of the two orders; empty elsewhere
     chosen_item_id      bytes    labelled probes: the item the user chose next; empty elsewhere
     user_id             bytes    empty unless llm.store_user_ids
+    user_key            bytes    hash of user and seed: tells whose contexts belong together, not whose they are
+    user_positives      int64    the user's positives in the train split when the context was last planned
     model, strategy, prompt_version   bytes
+    content_digest      bytes    hash of what was asked: equal where asking again would send the same
     scored_at           int64    Unix seconds
+
+Hashes hide ids only as far as ids cannot be guessed: who knows the seed can try ids one by one.
 """
 
 import dataclasses
@@ -42,6 +49,10 @@ SCORES_PREFIX = "scores"
 FAILURES_PREFIX = "failures"
 LEDGER_FILE = "ledger.json"
 
+_FLOATS = ("llm_scores", "raw_scores", "first_llm_scores", "second_llm_scores")
+_INTEGERS = ("history_length", "user_positives", "scored_at")
+_LISTS = ("history_item_ids", "item_ids", "roles", *_FLOATS)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreRecord:
@@ -54,20 +65,36 @@ class ScoreRecord:
     llm_scores: tuple[float, ...]
     raw_scores: tuple[float, ...]
     roles: tuple[str, ...]
+    first_llm_scores: tuple[float, ...] = ()
+    second_llm_scores: tuple[float, ...] = ()
     chosen_item_id: str = ""
     user_id: str = ""
+    user_key: str = ""
+    user_positives: int = 0
     model: str
     strategy: str
     prompt_version: str
+    content_digest: str = ""
     scored_at: int
 
     def __post_init__(self) -> None:
         lengths = {len(self.item_ids), len(self.llm_scores), len(self.raw_scores), len(self.roles)}
         if len(lengths) != 1:
             raise ValueError(f"item_ids, llm_scores, raw_scores and roles must be equally long, got {lengths}")
-        for score in self.llm_scores:
+        orders = {len(self.first_llm_scores), len(self.second_llm_scores)}
+        if orders not in ({0}, lengths):
+            raise ValueError(
+                f"first_llm_scores and second_llm_scores must both be empty or as long as item_ids, {lengths}, "
+                f"got {orders}"
+            )
+        for score in (*self.llm_scores, *self.first_llm_scores, *self.second_llm_scores):
             if not 0.0 <= score <= 1.0:
                 raise ValueError(f"llm_scores must be in [0, 1], got {score}")
+
+    @property
+    def is_audited(self) -> bool:
+        """Whether it was asked in two orders, and both answers scored every candidate."""
+        return bool(self.second_llm_scores)
 
     def serialize(self) -> bytes:
         """The record as a serialized tf.Example."""
@@ -76,9 +103,9 @@ class ScoreRecord:
             value = getattr(self, field.name)
             values = value if isinstance(value, tuple) else (value,)
             target = example.features.feature[field.name]
-            if field.name in ("llm_scores", "raw_scores"):
+            if field.name in _FLOATS:
                 target.float_list.value.extend(values)
-            elif field.name in ("history_length", "scored_at"):
+            elif field.name in _INTEGERS:
                 target.int64_list.value.extend(values)
             else:
                 target.bytes_list.value.extend(v.encode() for v in values)
@@ -86,20 +113,21 @@ class ScoreRecord:
 
     @classmethod
     def parse(cls, serialized: bytes) -> "ScoreRecord":
-        """The inverse of serialize."""
+        """The inverse of serialize; a field that an earlier version did not write has its default."""
         features = tf.train.Example.FromString(serialized).features.feature
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
+            if field.name not in features and field.default is not dataclasses.MISSING:
+                continue
             source = features[field.name]
             value: tuple
-            if field.name in ("llm_scores", "raw_scores"):
+            if field.name in _FLOATS:
                 value = tuple(source.float_list.value)
-            elif field.name in ("history_length", "scored_at"):
+            elif field.name in _INTEGERS:
                 value = tuple(source.int64_list.value)
             else:
                 value = tuple(v.decode() for v in source.bytes_list.value)
-            is_list = field.name in ("history_item_ids", "item_ids", "llm_scores", "raw_scores", "roles")
-            values[field.name] = value if is_list else value[0]
+            values[field.name] = value if field.name in _LISTS else value[0]
         return cls(**values)
 
 

@@ -193,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         "Needs the table alone, not the cache that it was scored with. To train with it: llm.strategy replay.",
     )
     rescore.add_argument("--scores", required=True, metavar="DIR", help="the table: an output of score or rescore")
-    rescore.add_argument("--output", required=True, metavar="DIR", help="where the new table is written; may be DIR")
+    rescore.add_argument("--output", required=True, metavar="DIR", help="where the new table is written")
     rescore.add_argument(
         "--max-age-days", type=float, metavar="DAYS", help="ask older scores again (default: llm.max_age_days)"
     )

@@ -4,11 +4,16 @@ import contextlib
 import logging
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import absl.logging
 from rich.console import Console
 from rich.table import Table
+
+from components.llm_scorer.audit import audit_line
+from components.llm_scorer.drift import drift_line
+from components.llm_scorer.staleness import staleness_line, staleness_warning
 
 RUNNING = "Component %s is running."
 FINISHED = "Component %s is finished."
@@ -75,6 +80,33 @@ def run_log(file: pathlib.Path, console: Console, steps: int) -> Iterator[None]:
         root.handlers = before_handlers
         root.setLevel(before_level)
         to_file.close()
+
+
+def print_scores(
+    console: Console, book: Mapping[str, Any], age: Mapping[str, float] | None, max_age_days: float | None
+) -> None:
+    """How old a score table is, how far order sways it, and how far it moved, as far as known.
+
+    Args:
+        book: ledger.json.
+        age: of components.llm_scorer.staleness.
+        max_age_days: llm.max_age_days.
+    """
+    for line in score_lines(book, age):
+        console.print(line, soft_wrap=True)
+    warning = staleness_warning(age, max_age_days)
+    if warning is not None:
+        console.print(warning, style="yellow", soft_wrap=True)
+
+
+def score_lines(book: Mapping[str, Any], age: Mapping[str, float] | None) -> list[str]:
+    """The sentences of print_scores, without the warning."""
+    lines = [] if age is None else [staleness_line(age)]
+    if book["audit"] is not None:
+        lines.append(audit_line(book["audit"]))
+    if "rescore" in book:
+        lines.append(drift_line(book["rescore"]["drift"]))
+    return lines
 
 
 def metrics_table(summary: dict) -> Table:

@@ -8,6 +8,7 @@ import jinja2
 import yaml
 from matplotlib.axes import Axes
 
+from components.llm_scorer.staleness import staleness_warning
 from pipeline.console import score_lines
 from pipeline.page import ACCENT, MUTED, WARM, environment, svg
 
@@ -20,12 +21,14 @@ def write(summary: Mapping[str, Any], file: pathlib.Path) -> None:
         "training": svg(lambda axes: _plot_training(axes, summary["training"]), 4.4, 2.8),
         "steps": svg(lambda axes: _plot_steps(axes, summary["steps"]), 4.8, 2.8),
     }
+    llm = summary["llm"]
     page = (
         environment()
         .get_template("report.html.j2")
         .render(
             s=summary,
-            score_lines=score_lines(summary["llm"], summary["llm"]["age"]) if summary["llm"] else [],
+            score_lines=score_lines(llm, llm["age"]) if llm else [],
+            score_warning=staleness_warning(llm["age"], summary["config"]["llm"]["max_age_days"]) if llm else None,
             plots={name: jinja2.utils.markupsafe.Markup(plot) for name, plot in plots.items()},
             config_yaml=yaml.safe_dump(summary["config"], sort_keys=False),
         )

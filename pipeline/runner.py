@@ -11,7 +11,7 @@ from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
 from pipeline import report, summary
 from pipeline.config import load_config
-from pipeline.console import metrics_table, run_log
+from pipeline.console import metrics_table, print_scores, run_log
 from pipeline.datasets.fetch import fetch_missing
 from pipeline.graph import build_pipeline
 
@@ -76,6 +76,8 @@ def _print_end(console: Console, result: dict[str, Any], output: pathlib.Path) -
     ]
     if weak:
         console.print(f"Below the popularity baseline on: {', '.join(weak)}", style="yellow")
+    if result["llm"] is not None:
+        print_scores(console, result["llm"], result["llm"]["age"], result["config"]["llm"]["max_age_days"])
     if result["blessed"]:
         console.print(f"Blessed; pushed to {result['pushed_path']}", style="green", soft_wrap=True)
     else:

@@ -1,9 +1,11 @@
-"""The scoring step alone, outside TFX: what it would cost (`sllmr plan`), and the step itself (`sllmr score`).
+"""The scoring step alone, outside TFX: what it would cost (`sllmr plan`), the step itself (`sllmr score`), its answers
+by the Batch API (`sllmr batch`), and its repetition on later rows (`sllmr rescore`).
 
-Both read the two tables with InteractionsExampleGen's transforms, so contexts, candidates and cache keys are those of a
+All read the two tables with InteractionsExampleGen's transforms, so contexts, candidates and cache keys are those of a
 whole run with the same configuration.
 """
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -12,7 +14,8 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -24,15 +27,18 @@ from components.interactions_example_gen import report, rows
 from components.interactions_example_gen.config import DataConfig
 from components.interactions_example_gen.tables import check_tables
 from components.interactions_example_gen.transforms import PrepareInteractions, WriteCatalog, WriteReport
+from components.llm_scorer.config import EMBEDDING, LISTWISE, YES_NO, LlmError
 from components.llm_scorer.estimate import expected_seconds
 from components.llm_scorer.exchange import Context
 from components.llm_scorer.forecast import Forecast
 from components.llm_scorer.job import ScoringJob
+from components.llm_scorer.staleness import staleness
 from pipeline.config import Config, load_config
-from pipeline.console import run_log
+from pipeline.console import print_scores, run_log
 from pipeline.datasets.fetch import fetch_missing
 
 WORK_DIRECTORY = "work"
+BATCH_FILE = "batch.json"
 _ROWS = "train"
 
 
@@ -80,6 +86,53 @@ def score(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Pat
     Raises:
         ConfigError, DataError, LlmError: as `plan`, or the endpoint refuses, or too much failed.
     """
+    again = f"sllmr score --config {config_file} --output {output}"
+    return _write_table(config_file, output, log_file, again, lambda job, train_rows: job.run(train_rows))
+
+
+def rescore(
+    config_file: pathlib.Path,
+    table: pathlib.Path,
+    output: pathlib.Path,
+    max_age_days: float | None,
+    log_file: pathlib.Path,
+) -> dict[str, Any]:
+    """Brings the score table in `table` up to today's rows, as a whole new one in `output`. See ScoringJob.rescore.
+
+    Args:
+        config_file: YAML, see pipeline.config; model, strategy and seed those of the table.
+        table: an absolute folder, as score or a run's LlmScorer wrote it; it stays as it is.
+        output: another absolute folder.
+        max_age_days: scores that are older are asked again; None for llm.max_age_days.
+        log_file: as for `score`.
+
+    Returns:
+        The ledger.
+
+    Raises:
+        ConfigError, DataError, LlmError: as `score`, or the table does not fit.
+    """
+    if output == table:
+        # What fails or is beyond the budget has no score in the new table: the old one must outlive it.
+        raise LlmError(f"--output must be another folder than --scores, got {output} for both; name a new one")
+    again = f"sllmr rescore --config {config_file} --scores {table} --output {output}"
+    if max_age_days is not None:
+        again += f" --max-age-days {max_age_days:g}"
+
+    def run(job: ScoringJob, train_rows: beam.PTransform) -> dict[str, Any]:
+        return job.rescore(train_rows, str(table), job.config.max_age_days if max_age_days is None else max_age_days)
+
+    return _write_table(config_file, output, log_file, again, run)
+
+
+def _write_table(
+    config_file: pathlib.Path,
+    output: pathlib.Path,
+    log_file: pathlib.Path,
+    again: str,
+    run: Callable[[ScoringJob, beam.PTransform], dict[str, Any]],
+) -> dict[str, Any]:
+    """Runs a job whose table goes to `output` once it is complete; `again` is the command that goes on."""
     console = Console(highlight=False)
     config = load_config(config_file)
     config.llm.check_needs()
@@ -88,11 +141,9 @@ def score(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Pat
     work.mkdir(parents=True)
     table = work / "scores"
     table.mkdir()
-    again = f"sllmr score --config {config_file} --output {output}"
     with run_log(log_file, console, steps=0):
         try:
-            job = _job(config, work, output=table)
-            book = job.run(_prepare(config, work, console))
+            book = run(_job(config, work, output=table), _prepare(config, work, console))
         except BaseException:
             console.print(
                 f"Stopped. Every answer so far is kept in {config.cache_dir}; to go on: {again}",
@@ -107,8 +158,86 @@ def score(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Pat
                 _publish(table, output)
     shutil.rmtree(work)
     console.print(ledger_table(book))
+    print_scores(console, book, staleness(book, time.time()), config.llm.max_age_days)
     console.print(f"Scores     {output}", soft_wrap=True)
     return book
+
+
+def batch(
+    config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path, *, wait: bool, cancel: bool
+) -> dict[str, Any]:
+    """Brings answers into the cache by the Batch API; `score` with the same configuration then makes the table of them.
+
+    Args:
+        config_file: YAML, see pipeline.config.
+        output: an absolute folder; gets the report as batch.json.
+        log_file: gets every log record; the terminal gets progress and the report.
+        wait: until all batches have ended; else only hands over, and fetches what is ready.
+        cancel: stops the batches under way, fetches what they answered, and hands nothing over.
+
+    Returns:
+        The report, see BatchJob.run.
+
+    Raises:
+        ConfigError, DataError, LlmError: as `plan`, or the Batch API cannot ask what is configured, or refuses.
+    """
+    console = Console(highlight=False)
+    config = load_config(config_file)
+    options = f"--config {config_file} --output {output}"
+    with tempfile.TemporaryDirectory(prefix="sllmr-batch-") as directory, run_log(log_file, console, steps=0):
+        work = pathlib.Path(directory)
+        try:
+            job = _job(config, work, output=work).batch_job(_prepare(config, work, console))
+            with contextlib.closing(job):
+                book = job.cancel() if cancel else job.run(wait=wait)
+        except BaseException:
+            console.print(
+                f"Stopped. What is with the Batch API stays there; to go on: sllmr batch {options}",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
+            raise
+    (output / BATCH_FILE).write_text(json.dumps(book, indent=2), encoding="utf-8")
+    _print_batch_report(console, book, options, cancelled=cancel)
+    if book["refusal"]:
+        raise LlmError(book["refusal"])
+    return book
+
+
+def _print_batch_report(console: Console, book: dict[str, Any], options: str, *, cancelled: bool) -> None:
+    table = Table(title=f"{book['model']} by {book['strategy']}, Batch API", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("requests", f"{book['requests']:,}")
+    table.add_row("answered", f"{book['answered']:,}, {book['answered_by_batch']:,} of them by batch")
+    table.add_row("under way", f"{book['under_way']:,} in {len(book['batches_under_way'])} batches")
+    for reason, count in book["left"].items():
+        table.add_row(f"not tried again: {reason}", f"{count:,}")
+    table.add_row("prompt tokens by batch", f"{book['tokens']['prompt']:,}")
+    table.add_row("completion tokens by batch", f"{book['tokens']['completion']:,}")
+    table.add_row("cost by batch", _dollars(book["cost_usd"]))
+    table.add_row("cost of other cached answers", _dollars(book["cost_of_live_answers_usd"]))
+    if book["under_way"]:
+        table.add_row("under way, at most", _dollars(book["set_aside_usd"]))
+    console.print(table)
+    missing = book["requests"] - book["answered"]
+    if book["under_way"]:
+        lines = [f"To fetch what is under way: sllmr batch {options}"]
+    else:
+        lines = []
+        if book["not_handed_over"] and not book["refusal"]:
+            why = (
+                "as you stopped them"
+                if cancelled
+                else "as llm.budget has no room for them: raise it and run this again"
+            )
+            lines.append(f"{book['not_handed_over']:,} requests were not handed over, {why}")
+        if missing:
+            lines.append(f"sllmr score asks the {missing:,} missing ones live, at the price that sllmr plan tells")
+        lines.append(f"For the table: sllmr score {options}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def ledger_table(book: dict[str, Any]) -> Table:
@@ -116,12 +245,25 @@ def ledger_table(book: dict[str, Any]) -> Table:
     table = Table(title=f"{book['model']} by {book['strategy']} ({book['prompt_version']})", show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("pairs asked about", f"{book['requested']:,} in {book['contexts']:,} contexts")
+    what = "pairs of the table" if "rescore" in book else "pairs asked about"
+    table.add_row(what, f"{book['requested']:,} in {book['contexts']:,} contexts")
+    if "rescore" in book:
+        part = book["rescore"]
+        reasons = ", ".join(f"{count:,} by {reason}" for reason, count in part["asked_again"].items() if count)
+        table.add_row("contexts kept", f"{part['kept']:,} ({book['kept']:,} pairs)")
+        table.add_row("contexts asked again", f"{sum(part['asked_again'].values()):,}{reasons and f' ({reasons})'}")
+        table.add_row("contexts new, gone", f"{part['new']:,}, {part['gone']:,}")
     table.add_row("scored", f"{book['scored']:,}")
     for reason, count in book["failures"].items():
         table.add_row(f"failed: {reason}", f"{count:,}")
+    if book["unknown_items_in_answers"]:
+        table.add_row("answered without being asked about", f"{book['unknown_items_in_answers']:,}")
     calls, tokens = book["calls"], book["tokens"]
     table.add_row("calls sent", f"{calls['sent']:,}, {calls['failed']:,} more failed")
+    table.add_row("repeats of calls", f"{calls['repeated']:,}")
+    if book["pushback"]["times"]:
+        fewest, most = book["pushback"]["fewest_at_once"], book["pushback"]["concurrency"]
+        table.add_row("pushed back", f"{book['pushback']['times']:,} times, down to {fewest} of {most} calls at once")
     table.add_row("answered by the cache", f"{calls['cached']:,}")
     table.add_row("prompt tokens", f"{tokens['prompt']:,}, {tokens['cached_prompt']:,} cached by the server")
     table.add_row("completion tokens", f"{tokens['completion']:,}")
@@ -191,9 +333,21 @@ def _print_plan(console: Console, config: Config, curve: list[Forecast]) -> None
     summary.add_column(justify="right")
     summary.add_row("pairs", f"{whole.pairs:,} in {whole.contexts:,} contexts")
     summary.add_row("requests", f"{whole.calls:,}, {whole.cached:,} of them answered by the cache")
-    summary.add_row("prompt tokens to send", f"about {whole.usage.prompt:,}")
+    if whole.under_way:
+        summary.add_row("with the Batch API now", f"{whole.under_way:,} (sllmr batch fetches them)")
+    cached = whole.usage.cached_prompt
+    summary.add_row(
+        "prompt tokens to send",
+        f"about {whole.usage.prompt:,}" + (f", {cached:,} cached by the server" if cached else ""),
+    )
     summary.add_row("completion tokens", f"about {whole.usage.completion:,}")
     summary.add_row("cost", _cost(whole.cost_nano_usd))
+    if (
+        whole.by_batch_nano_usd is not None
+        and llm.strategy in (LISTWISE, YES_NO, EMBEDDING)
+        and not llm.uses_local_server
+    ):
+        summary.add_row("cost by the Batch API (sllmr batch)", _cost(whole.by_batch_nano_usd))
     if whole.prior_nano_usd:
         summary.add_row("cost of cached answers, earlier", _cost(whole.prior_nano_usd))
     if whole.to_send:
@@ -220,13 +374,16 @@ def _print_plan(console: Console, config: Config, curve: list[Forecast]) -> None
             f"{step.reached['tail items'].share:.1%}",
         )
     console.print(table)
-    cap = llm.budget.max_cost_usd
-    if cap is not None and whole.cost_nano_usd is not None:
-        due = (whole.cost_nano_usd + whole.prior_nano_usd) / 1e9
-        if due > cap:
+    due_tokens = whole.usage.prompt + whole.usage.completion + whole.prior_tokens
+    due_usd = None if whole.cost_nano_usd is None else (whole.cost_nano_usd + whole.prior_nano_usd) / 1e9
+    for name, cap, due, told in (
+        ("max_cost_usd", llm.budget.max_cost_usd, due_usd, _dollars(due_usd)),
+        ("max_tokens", llm.budget.max_tokens, due_tokens, f"{due_tokens:,} tokens"),
+    ):
+        if cap is not None and due is not None and due > cap:
             console.print(
-                f"llm.budget.max_cost_usd={cap:g} would stop this before its end at about {_dollars(due)}: raise it or "
-                "lower llm.budget.pairs",
+                f"llm.budget.{name}={cap:g} would stop this before its end at about {told}: raise it or lower "
+                "llm.budget.pairs",
                 style="yellow",
                 soft_wrap=True,
             )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import time
 from typing import Any
 
 from ml_metadata import proto
@@ -11,6 +12,8 @@ from ml_metadata.metadata_store import MetadataStore
 from tfx.components.evaluator.constants import BLESSED_FILE_NAME
 
 from components.interactions_example_gen import report
+from components.llm_scorer.staleness import staleness
+from components.pair_builder.transforms import COUNTS_FILE
 from components.scores import LEDGER_FILE
 from components.trainer import run_fn
 from pipeline import baseline, evaluation
@@ -80,13 +83,24 @@ def collect(config: Config, output: pathlib.Path, seconds: float) -> dict[str, A
         "blessed": blessed,
         "not_blessed_because": [] if blessed else evaluation.validation_failures(evaluation_uri),
         "pushed_path": _latest_version(output / SERVING_DIRECTORY / config.name) if blessed else None,
-        "llm": _read_json(steps["LlmScorer"].outputs["scores"], LEDGER_FILE) if "LlmScorer" in steps else None,
+        "llm": _scores(steps) if "LlmScorer" in steps else None,
         "gate_means": gate_means(training["gate"]),
         "training": training,
         "data": _read_json(steps["InteractionsExampleGen"].outputs["report"], report.FILE_NAME),
         "seconds": round(seconds, 1),
         "steps": {name: {"seconds": round(step.seconds, 2), "cached": step.cached} for name, step in steps.items()},
         "config": config.model_dump(mode="json"),
+    }
+
+
+def _scores(steps: dict[str, Step]) -> dict[str, Any]:
+    """The scorer's ledger, the scores' age today, and what PairBuilder made of them."""
+    book = _read_json(steps["LlmScorer"].outputs["scores"], LEDGER_FILE)
+    return {
+        **book,
+        # Today's: a scorer that TFX took from its cache wrote the ledger when it ran.
+        "age": staleness(book, time.time()),
+        "pairs": _read_json(steps["PairBuilder"].outputs["pairs"], COUNTS_FILE),
     }
 
 

@@ -28,6 +28,7 @@ from components import scores
 from components.catalog import Item
 from components.llm_scorer.config import CandidateConfig
 from components.llm_scorer.exchange import Candidate, Context
+from components.scores import ScoreRecord
 
 Drawn = TypeVar("Drawn")
 
@@ -44,13 +45,17 @@ counts.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Moment:
-    """A positive train row: a user, what was chosen before it (latest first), and what was chosen then."""
+    """A positive train row: a user, what was chosen before it (latest first), and what was chosen then.
+
+    `user_positives` counts the user's positive train rows, before and after this one.
+    """
 
     user_id: str
     position: int
     history_item_ids: tuple[str, ...]
     history_length: int
     item_id: str
+    user_positives: int = 0
 
 
 def seeded_fraction(*parts: object) -> float:
@@ -62,6 +67,51 @@ def seeded_fraction(*parts: object) -> float:
 def context_id(moment: Moment, seed: int) -> str:
     """Name of a context that does not tell the user id."""
     return hashlib.sha256(f"context\x1f{seed}\x1f{moment.user_id}\x1f{moment.position}".encode()).hexdigest()[:24]
+
+
+def user_key(user_id: str, seed: int) -> str:
+    """Name that the contexts of one user share, and that does not tell the user id."""
+    return hashlib.sha256(f"user\x1f{seed}\x1f{user_id}".encode()).hexdigest()[:24]
+
+
+def is_moment_of(record: ScoreRecord, moment: Moment) -> bool:
+    """Whether a record tells the history of this moment, as far as both tell it, and its choice."""
+    pairs = zip(record.history_item_ids, moment.history_item_ids, strict=False)  # data.sizes.history may have changed
+    return (
+        record.history_length == moment.history_length
+        and all(recorded == today for recorded, today in pairs)
+        and record.chosen_item_id in ("", moment.item_id)
+    )
+
+
+def candidates_of(
+    record: ScoreRecord, catalog: Mapping[str, Item], chosen_anywhere: Collection[str]
+) -> tuple[Candidate, ...]:
+    """The candidates of a record that could still be drawn, and the choice of its probe.
+
+    Left out are items that the user has chosen since, and those that have lost their title or left the catalogue.
+    """
+    return tuple(
+        Candidate(item_id=item_id, role=role)
+        for item_id, role in zip(record.item_ids, record.roles, strict=True)
+        if item_id in catalog and catalog[item_id].title and (role == scores.CHOSEN or item_id not in chosen_anywhere)
+    )
+
+
+def context_of(
+    record: ScoreRecord, moment: Moment, candidates: tuple[Candidate, ...], *, seed: int, user_id: str
+) -> Context:
+    """A record's context as it is today, at the record's own moment."""
+    return Context(
+        context_id=context_id(moment, seed),
+        history_item_ids=moment.history_item_ids,
+        history_length=moment.history_length,
+        candidates=candidates,
+        chosen_item_id=record.chosen_item_id,
+        user_id=user_id,
+        user_key=user_key(moment.user_id, seed),
+        user_positives=moment.user_positives,
+    )
 
 
 def number_of_contexts(pairs: int, per_context: int) -> int:
@@ -152,6 +202,7 @@ class CandidatePools:
         size: int,
         seed: int,
         user_id: str = "",
+        carried: Sequence[Candidate] = (),
     ) -> Context:
         """Draws the candidates of one context.
 
@@ -163,6 +214,8 @@ class CandidatePools:
             size: candidates at most.
             seed: of the draw, with the context's id.
             user_id: stored with the context; empty to store none.
+            carried: candidates that take the first places after those of a probe, for comparison with an earlier
+                context.
         """
         identifier = context_id(moment, seed)
         rng = random.Random(int.from_bytes(hashlib.sha256(f"draw\x1f{seed}\x1f{identifier}".encode()).digest()))
@@ -181,6 +234,8 @@ class CandidatePools:
         if probe:
             drawn.append(Candidate(item_id=moment.item_id, role=scores.CHOSEN))
             draw(self._neighbours(moment.item_id, rng), self._config.negatives_per_probe, scores.NEGATIVE)
+        for candidate in carried:
+            draw([candidate.item_id], 1, candidate.role)
         draw(_shuffled(self._tail, rng), self._config.tail_per_context, scores.TAIL)
         if name == COLD:
             draw(self._diverse(rng), size, scores.DIVERSE)
@@ -192,6 +247,8 @@ class CandidatePools:
             candidates=tuple(drawn),
             chosen_item_id=moment.item_id if probe else "",
             user_id=user_id,
+            user_key=user_key(moment.user_id, seed),
+            user_positives=moment.user_positives,
         )
 
     def _neighbours(self, item_id: str, rng: random.Random) -> Iterable[str]:

@@ -34,6 +34,20 @@ class Price(BaseModel):
     prompt: float = Field(ge=0, description="prompt tokens that the server had not cached")
     cached_prompt: float = Field(ge=0, description="prompt tokens that the server read from its own cache")
     completion: float = Field(ge=0, description="tokens of the answer")
+    batch_discount: float = Field(
+        default=0.5, ge=0, le=1, description="share of these prices that the Batch API takes off"
+    )
+
+    @property
+    def by_batch(self) -> "Price":
+        """The price of an answer that comes by the Batch API."""
+        share = 1 - self.batch_discount
+        return Price(
+            prompt=self.prompt * share,
+            cached_prompt=self.cached_prompt * share,
+            completion=self.completion * share,
+            batch_discount=0,
+        )
 
 
 KNOWN_PRICES = {
@@ -56,11 +70,17 @@ class Budget(BaseModel):
         description="no call is sent that could bring the cost of all answers, those of earlier runs "
         "included, above this; needs a known price",
     )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="no call is sent that could bring the tokens of all prompts and answers, those of earlier runs "
+        "included, above this",
+    )
 
 
 class Limits(BaseModel):
     """How fast may be asked; endpoints tell an account's limits. Held by all workers of a machine together, with
-    calls spread evenly over the minute. Repeats of a failed call are not counted.
+    calls spread evenly over the minute; repeats of a failed call count.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,6 +144,36 @@ class CandidateConfig(BaseModel):
         return self
 
 
+class AuditConfig(BaseModel):
+    """How the influence of the order of candidates is measured: some contexts are asked twice. See audit.py."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="share of contexts that are asked a second time with the candidates in reverse order; the calls "
+        "come on top of those that budget.pairs allows, within max_cost_usd",
+    )
+
+
+class BatchConfig(BaseModel):
+    """How requests go to the Batch API: files of at most so many requests and bytes, which OpenAI bounds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests_per_file: int = Field(default=50_000, ge=1, le=50_000, description="requests in one batch")
+    bytes_per_file: int = Field(default=200_000_000, ge=1, le=200_000_000, description="size of one batch's file")
+    max_enqueued_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="prompt tokens in all batches under way together, as estimated: the account's limit by model, less "
+        "a tenth; empty: no limit",
+    )
+    poll_s: float = Field(default=60, gt=0, description="seconds between two looks at the batches under way")
+
+
 class LocalServerConfig(BaseModel):
     """The process that serves the bundled model."""
 
@@ -178,27 +228,38 @@ class LlmConfig(BaseModel):
         description="cut of one answer; empty: by the strategy, from the number of candidates",
     )
     seed: int = Field(default=0, description="of the choice and order of candidates, and of the endpoint's sampling")
-    timeout_s: float = Field(default=120, gt=0, description="seconds until a silent endpoint counts as failed")
+    timeout_s: float = Field(
+        default=120, gt=0, description="seconds that a call may take, from its start to the end of its answer"
+    )
     max_retries: int = Field(
         default=5,
         ge=0,
         le=20,
-        description="repeats of a call that failed in passing, with exponential back-off",
+        description="repeats of a call that failed in passing, with exponential back-off or as the endpoint asks",
     )
     concurrency: int | None = Field(
         default=None,
         ge=1,
         le=1024,
-        description="calls under way in one worker; empty: the local server's slots, or 16",
+        description="calls under way in one worker at most, fewer while the endpoint pushes back; empty: the local "
+        "server's slots, or 16",
     )
     max_failure_rate: float = Field(
         default=0.1, ge=0, le=1, description="above this share of failed pairs the component fails"
+    )
+    max_age_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="a run warns where its oldest score is older; `sllmr rescore` asks again for older ones; empty: "
+        "no limit",
     )
     store_user_ids: bool = Field(default=False, description="write user ids into the score table")
     price_per_million_tokens: Price | None = Field(default=None, description="empty: the list price where it is known")
     budget: Budget = Budget()
     limits: Limits = Limits()
+    batch: BatchConfig = BatchConfig()
     candidates: CandidateConfig = CandidateConfig()
+    audit: AuditConfig = AuditConfig()
     local_server: LocalServerConfig = LocalServerConfig()
 
     @field_validator("api_key_env")
@@ -247,11 +308,22 @@ class LlmConfig(BaseModel):
                 f"strategy {TITLE_LIKELIHOOD} needs a llama.cpp server, got OpenAI's API for model "
                 f"{self.model!r}; set llm.strategy to {LISTWISE} or llm.base_url to such a server"
             )
+        if self.audit.share and self.chosen_strategy != LISTWISE:
+            raise ValueError(
+                f"audit.share needs {LISTWISE}, the one strategy whose answer can depend on the order of candidates, "
+                f"got {self.audit.share:g} with {self.chosen_strategy}; set llm.audit.share: 0 or llm.strategy: "
+                f"{LISTWISE}"
+            )
         if self.budget.max_cost_usd is not None and self.price is None:
             raise ValueError(
                 f"max_cost_usd needs the price of {self.model!r}, which is not known; set llm.price_per_million_tokens"
             )
         return self
+
+    @property
+    def chosen_strategy(self) -> str:
+        """The strategy that counts."""
+        return self.strategy or (TITLE_LIKELIHOOD if self.model == BUNDLED_MODEL else LISTWISE)
 
     @property
     def uses_local_server(self) -> bool:
@@ -280,7 +352,7 @@ class LlmConfig(BaseModel):
         local = self.uses_local_server or self.asks_nobody
         source = self.embedding_file or self.replay_table
         model = os.path.basename(os.path.normpath(source)) if source and self.model == BUNDLED_MODEL else self.model
-        strategy = self.strategy or (TITLE_LIKELIHOOD if self.model == BUNDLED_MODEL else LISTWISE)
+        strategy = self.chosen_strategy
         return self.model_copy(
             update={
                 "model": model,

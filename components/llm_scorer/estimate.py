@@ -1,19 +1,18 @@
 """What a plan will ask for, cost and take, told before the first call."""
 
+import contextlib
 import dataclasses
+import os.path
 from collections.abc import Iterable, Mapping
 
 from components.catalog import Item
+from components.llm_scorer.batch_state import BatchState
 from components.llm_scorer.cache import ResponseCache
 from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.exchange import Context, LlmRequest, Usage
-from components.llm_scorer.ledger import cost_nano_usd
+from components.llm_scorer.ledger import cost_nano_usd, cost_of_answer_nano_usd
 from components.llm_scorer.strategies import Strategy
-
-CHARACTERS_PER_TOKEN = 4.0
-"""Of English prompts, instructions and JSON schema included. A guess before the first answer: by SmolLM2's tokenizer,
-which splits digits, estimates lie between .87 and 1.11 of the truth over three catalogues and four strategies.
-"""
+from components.llm_scorer.tokens import expected_cached_prompt, expected_usage
 
 LEARN_FROM = 20
 """So many answers at hand tell better than any rule how many tokens the others take."""
@@ -22,8 +21,8 @@ LATENCY_S = 0.5
 TOKENS_PER_S = 50.0
 """What is taken for a remote endpoint before it was ever asked: time to the first token, speed of the others."""
 
-LOCAL_CALL_CPU_S = 0.1
-"""Of the bundled model, prefix cached (measured: 0.1 a yes/no pair, 0.2 a title likelihood of two calls)."""
+LOCAL_TOKENS_PER_CPU_S = 175.0
+"""Of the bundled model: prompt tokens that it does not have, and those of answers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,9 +33,12 @@ class Estimate:
         contexts, pairs, probes: what is asked about.
         calls: distinct requests.
         cached: those of them whose answers are at hand.
-        usage: estimated tokens of the others; none of the prompt counts as cached by the server.
+        under_way: those of them that are with the Batch API.
+        usage: estimated tokens of the others.
         cost_nano_usd: estimated price of the others; None where the price is unknown.
+        by_batch_nano_usd: the same by the Batch API.
         prior_nano_usd: what the answers at hand did cost; 0 where the price is unknown.
+        prior_tokens: of the answers at hand, prompts and answers together.
     """
 
     contexts: int
@@ -44,14 +46,17 @@ class Estimate:
     probes: int
     calls: int
     cached: int
+    under_way: int
     usage: Usage
     cost_nano_usd: int | None
+    by_batch_nano_usd: int | None
     prior_nano_usd: int
+    prior_tokens: int
 
     @property
     def to_send(self) -> int:
         """Calls that will be made."""
-        return self.calls - self.cached
+        return self.calls - self.cached - self.under_way
 
     def __str__(self) -> str:
         cost = "price unknown" if self.cost_nano_usd is None else f"about ${self.cost_nano_usd / 1e9:.4f}"
@@ -60,14 +65,6 @@ class Estimate:
             f"{self.calls} calls, {self.cached} of them cached; to send {self.to_send} calls, about "
             f"{self.usage.prompt} prompt and {self.usage.completion} completion tokens, {cost}"
         )
-
-
-def expected_usage(request: LlmRequest) -> Usage:
-    """Likely tokens of one call."""
-    return Usage(
-        prompt=round(request.prompt_bytes / CHARACTERS_PER_TOKEN),
-        completion=request.expected_tokens,
-    )
 
 
 class Estimator:
@@ -83,20 +80,26 @@ class Estimator:
         """
         self._catalog = catalog
         self._strategy = strategy
+        self._config = config
         self._price = config.price
         self._cache = cache
         self._seen: set[bytes] = set()
-        self._contexts = self._pairs = self._probes = self._cached = self._prior = 0
-        self._prompt = self._completion = 0
+        with contextlib.closing(BatchState(os.path.dirname(cache.path))) as batches:
+            self._keys_under_way = batches.keys_under_way()
+        self._contexts = self._pairs = self._probes = self._cached = self._under_way = 0
+        self._prior_nano_usd = self._prior_tokens = 0
+        self._to_send = Usage()
+        # Of the answers at hand: how many of them tell their tokens, these, and those that were to be expected.
         self._learnt = 0
-        self._answered_prompt = self._answered_completion = 0
-        self._expected_prompt = self._expected_completion = 0
+        self._answered = Usage()
+        self._expected = Usage()
 
     def add(self, context: Context) -> None:
         """Counts one context."""
         self._contexts += 1
         self._pairs += len(context.candidates)
         self._probes += bool(context.chosen_item_id)
+        previous: LlmRequest | None = None
         for request in self._strategy.requests(context, self._catalog):
             key = request.key
             digest = bytes.fromhex(key[:32])
@@ -104,38 +107,52 @@ class Estimator:
                 continue
             self._seen.add(digest)
             known = self._cache.get(key)
-            expected = expected_usage(request)
+            if known is None and key in self._keys_under_way:
+                self._under_way += 1
+                continue
+            expected = expected_usage(request, self._config)
             if known is None:
-                self._prompt += expected.prompt
-                self._completion += expected.completion
+                if previous is not None:
+                    cached_prompt = expected_cached_prompt(request, previous, self._config)
+                    expected = dataclasses.replace(expected, cached_prompt=cached_prompt)
+                previous = request
+                self._to_send += expected
                 continue
             self._cached += 1
             usage = Usage.of(known[0])
+            self._prior_tokens += usage.prompt + usage.completion
             if self._price is not None:
-                self._prior += cost_nano_usd(usage, self._price)
+                self._prior_nano_usd += cost_of_answer_nano_usd(known[0], self._price)
             if usage.prompt:
                 self._learnt += 1
-                self._answered_prompt += usage.prompt
-                self._answered_completion += usage.completion
-                self._expected_prompt += expected.prompt
-                self._expected_completion += expected.completion
+                self._answered += usage
+                self._expected += expected
 
     def total(self) -> Estimate:
         """Of all contexts so far."""
-        prompt, completion = self._prompt, self._completion
+        usage = self._to_send
         if self._learnt >= LEARN_FROM:
-            prompt = round(prompt * self._answered_prompt / max(self._expected_prompt, 1))
-            completion = round(completion * self._answered_completion / max(self._expected_completion, 1))
-        usage = Usage(prompt=prompt, completion=completion)
+            prompt = round(usage.prompt * self._answered.prompt / max(self._expected.prompt, 1))
+            usage = Usage(
+                prompt=prompt,
+                cached_prompt=round(prompt * self._answered.cached_prompt / self._answered.prompt),
+                completion=round(usage.completion * self._answered.completion / max(self._expected.completion, 1)),
+            )
+        price = self._price
+        # Requests of one batch are worked on in any order, so no shared beginning is counted on.
+        uncached = dataclasses.replace(usage, cached_prompt=0)
         return Estimate(
             contexts=self._contexts,
             pairs=self._pairs,
             probes=self._probes,
             calls=len(self._seen),
             cached=self._cached,
+            under_way=self._under_way,
             usage=usage,
-            cost_nano_usd=None if self._price is None else cost_nano_usd(usage, self._price),
-            prior_nano_usd=self._prior,
+            cost_nano_usd=None if price is None else cost_nano_usd(usage, price),
+            by_batch_nano_usd=None if price is None else cost_nano_usd(uncached, price.by_batch),
+            prior_nano_usd=self._prior_nano_usd,
+            prior_tokens=self._prior_tokens,
         )
 
 
@@ -169,7 +186,11 @@ def expected_seconds(size: Estimate, config: LlmConfig) -> tuple[float, str]:
         tokens = size.usage.prompt + size.usage.completion
         bounds["llm.limits.tokens_per_minute"] = 60 * tokens / config.limits.tokens_per_minute
     if config.uses_local_server:
-        bounds["llm.local_server.threads"] = size.to_send * LOCAL_CALL_CPU_S / config.local_server.threads
+        bounds["llm.local_server.threads"] = (
+            (size.usage.prompt - size.usage.cached_prompt + size.usage.completion)
+            / LOCAL_TOKENS_PER_CPU_S
+            / config.local_server.threads
+        )
     else:
         work = size.to_send * LATENCY_S + size.usage.completion / TOKENS_PER_S
         bounds["llm.concurrency"] = work / (config.concurrency or 1)

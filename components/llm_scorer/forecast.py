@@ -75,7 +75,7 @@ def forecast(
     users: set[str] = set()
     items: set[str] = set()
     counts: Counter[str] = Counter()
-    ordered = _users_first(contexts)
+    ordered = users_first(contexts)
     curve = []
     done = 0
     for share in SHARES:
@@ -99,12 +99,13 @@ def forecast(
     return curve
 
 
-def _users_first(contexts: Iterable[Context]) -> list[Context]:
+def users_first(contexts: Iterable[Context]) -> list[Context]:
+    """In an order drawn by hash, in which all users' first contexts come before any user's second."""
     by_hash = sorted(contexts, key=lambda context: seeded_fraction("curve", context.context_id))
     seen: Counter[str] = Counter()
     rounds = []
     for context in by_hash:
-        rounds.append(seen[context.user_id])
-        seen[context.user_id] += 1
+        rounds.append(seen[context.user_key])
+        seen[context.user_key] += 1
     order = sorted(range(len(by_hash)), key=lambda n: (rounds[n], n))
     return [by_hash[n] for n in order]

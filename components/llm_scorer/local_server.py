@@ -149,6 +149,9 @@ def main() -> None:
     params.n_parallel = args.slots
     params.n_ctx = args.slots * args.context
     params.kv_unified = False
+    # By default a request takes over any idle slot that shares a tenth of its prompt, so contexts that have no more in
+    # common than the instructions would push each other's histories out.
+    params.slot_prompt_similarity = 0.5
     params.cpuparams.n_threads = args.threads
     params.cpuparams_batch.n_threads = args.threads
     params.n_gpu_layers = 0

@@ -1,5 +1,6 @@
 """The scorer's Beam steps: train rows to contexts with candidates, and those to scores and failures."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 
@@ -12,8 +13,12 @@ from components.llm_scorer.candidates import (
     CandidatePools,
     Moment,
     can_be_asked,
+    candidates_of,
     choose_moments,
     choose_probes,
+    context_id,
+    context_of,
+    is_moment_of,
     number_of_contexts,
     seeded_fraction,
     stratum,
@@ -22,7 +27,8 @@ from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.exchange import AnsweredGroup, CandidateResult, Context, RequestGroup
 from components.llm_scorer.forecast import Askable
 from components.llm_scorer.handler import LlmHandler
-from components.llm_scorer.strategies import create_strategy
+from components.llm_scorer.strategies import ContentDigest, create_strategy
+from components.llm_scorer.strategies.replay import records_to_replay
 from components.scores import ScoreRecord
 from models import features
 
@@ -44,7 +50,7 @@ class ContextsToAsk(beam.PTransform):
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
         config = self._config
         contexts = number_of_contexts(config.budget.pairs, config.candidates.per_context)
-        moments = rows | "ParseMoments" >> beam.ParDo(_ParseMoments())
+        moments = rows | "ParseMoments" >> beam.ParDo(ParseMoments())
         by_stratum = (
             moments
             | "AssignStratum" >> beam.ParDo(_AssignStratum(self._catalog_directory, config))
@@ -82,7 +88,7 @@ class CountAskable(beam.PTransform):
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
         return (
             rows
-            | "ParseMoments" >> beam.ParDo(_ParseMoments())
+            | "ParseMoments" >> beam.ParDo(ParseMoments())
             | "CountMoments" >> beam.ParDo(_CountMoment(self._catalog_directory, self._config))
             | "OfUser" >> beam.CombinePerKey(_sum_pairs)
             | "AddUser" >> beam.MapTuple(_with_user)
@@ -105,11 +111,12 @@ class AskLlm(beam.PTransform):
             | "Spread" >> beam.Reshuffle()
             | "BuildRequests" >> beam.ParDo(_BuildRequests(self._catalog_directory, self._config))
             | "RunInference" >> RunInference(self._handler)
-            | "ReadAnswers" >> beam.ParDo(_ReadAnswers(self._config)).with_outputs(SCORES, FAILURES)
+            | "ReadAnswers"
+            >> beam.ParDo(_ReadAnswers(self._catalog_directory, self._config)).with_outputs(SCORES, FAILURES)
         )
 
 
-class _ParseMoments(beam.DoFn):
+class ParseMoments(beam.DoFn):
     """Serialized row -> Moment where the label is 1."""
 
     def process(self, row: bytes) -> Iterator[Moment]:
@@ -123,10 +130,11 @@ class _ParseMoments(beam.DoFn):
             history_item_ids=tuple(i.decode() for i in history if i),
             history_length=columns[features.HISTORY_LENGTH].int64_list.value[0],
             item_id=columns[features.ITEM_ID].bytes_list.value[0].decode(),
+            user_positives=columns[features.USER_TRAIN_COUNT].int64_list.value[0],
         )
 
 
-class _WithCatalog(beam.DoFn):
+class WithCatalog(beam.DoFn):
     """Reads the catalogue once a worker."""
 
     def __init__(self, catalog_directory: str, config: LlmConfig):
@@ -138,18 +146,28 @@ class _WithCatalog(beam.DoFn):
         self._catalog = read_catalog(self._catalog_directory)
 
 
-class _AssignStratum(_WithCatalog):
-    """Moment -> ((stratum, user), (priority, Moment)) where it can be asked about."""
+class _AssignStratum(WithCatalog):
+    """Moment -> ((stratum, user), (priority, Moment)) where it can be asked about, or replayed."""
+
+    def setup(self) -> None:
+        super().setup()
+        self._records = records_to_replay(self._config)
 
     def process(self, moment: Moment):
-        if can_be_asked(moment, self._catalog):
+        if can_be_asked(moment, self._catalog) and self._is_wanted(moment):
             name = stratum(moment, self._catalog, self._config.candidates)
             fraction = seeded_fraction(self._config.seed, "context", moment.user_id, moment.position)
             # The position breaks ties, so that equal hashes cannot let the order of rows decide.
             yield (name, moment.user_id), ((0, fraction, moment.position), moment)
 
+    def _is_wanted(self, moment: Moment) -> bool:
+        if self._records is None:
+            return True
+        record = self._records.get(context_id(moment, self._config.seed))
+        return record is not None and is_moment_of(record, moment)
 
-class _CountMoment(_WithCatalog):
+
+class _CountMoment(WithCatalog):
     """Moment -> (user, (1, 0)) where it is cold, (user, (0, 1)) where it is warm; none where it cannot be asked."""
 
     def process(self, moment: Moment) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -187,7 +205,7 @@ def _by_round(element: tuple[tuple[str, str], list[tuple[tuple, Moment]]]):
         yield name, ((round_number, fraction, user_id, position), moment)
 
 
-class _ChooseMoments(_WithCatalog):
+class _ChooseMoments(WithCatalog):
     """The budget's number of contexts, and the candidates for them by stratum -> (user, (Moment, stratum,
     probe)).
     """
@@ -210,32 +228,41 @@ def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
     return frozenset().union(*sets)
 
 
-class _DrawCandidates(_WithCatalog):
+class _DrawCandidates(WithCatalog):
     """A user's chosen moments and items -> Contexts."""
 
     def setup(self) -> None:
         super().setup()
         self._pools = CandidatePools(self._catalog, self._config.candidates)
+        self._records = records_to_replay(self._config)
+        self._size = min(self._config.candidates.per_context, self._config.budget.pairs)
 
     def process(self, element: tuple[str, dict[str, list]]) -> Iterator[Context]:
         _, joined = element
         items = _union(joined["items"])
         for moment, name, probe in joined["moments"]:
-            context = self._pools.context(
-                moment,
-                name=name,
-                probe=probe,
-                chosen_anywhere=items,
-                size=min(self._config.candidates.per_context, self._config.budget.pairs),
-                seed=self._config.seed,
-                user_id=moment.user_id if self._config.store_user_ids else "",
-            )
+            user_id = moment.user_id if self._config.store_user_ids else ""
+            if self._records is None:
+                context = self._pools.context(
+                    moment,
+                    name=name,
+                    probe=probe,
+                    chosen_anywhere=items,
+                    size=self._size,
+                    seed=self._config.seed,
+                    user_id=user_id,
+                )
+            else:
+                record = self._records[context_id(moment, self._config.seed)]
+                candidates = candidates_of(record, self._catalog, items)[: self._size]
+                context = context_of(record, moment, candidates, seed=self._config.seed, user_id=user_id)
+                context = dataclasses.replace(context, scored_user_positives=record.user_positives)
             # One candidate alone can never form a pair.
             if len(context.candidates) > 1:
                 yield context
 
 
-class _BuildRequests(_WithCatalog):
+class _BuildRequests(WithCatalog):
     """Context -> RequestGroup."""
 
     def setup(self) -> None:
@@ -246,14 +273,15 @@ class _BuildRequests(_WithCatalog):
         yield RequestGroup(context=context, requests=self._strategy.requests(context, self._catalog))
 
 
-class _ReadAnswers(beam.DoFn):
-    """AnsweredGroup -> at most one ScoreRecord, and a JSON line for each candidate that failed."""
-
-    def __init__(self, config: LlmConfig):
-        self._config = config
+class _ReadAnswers(WithCatalog):
+    """AnsweredGroup -> at most one ScoreRecord, and a JSON line for each candidate that failed or item that was not
+    asked about.
+    """
 
     def setup(self) -> None:
+        super().setup()
         self._strategy = create_strategy(self._config)
+        self._digest = ContentDigest(self._config)
 
     def process(self, group: AnsweredGroup):
         context = group.context
@@ -262,28 +290,35 @@ class _ReadAnswers(beam.DoFn):
             if result.reason:
                 yield beam.pvalue.TaggedOutput(FAILURES, _failure_line(context, result))
         scored = [
-            (candidate.item_id, candidate.role, result.llm_score, result.raw_score)
-            for candidate, result in zip(context.candidates, results, strict=True)
+            (candidate, result.llm_score, result.raw_score)
+            for candidate, result in zip(context.candidates, results[: len(context.candidates)], strict=True)
             if result.llm_score is not None and result.raw_score is not None
         ]
+        orders = [result.order_llm_scores for result in results if result.order_llm_scores is not None]
         times = [answer.answered_at for answer in group.answers if answer.response is not None]
         times += [result.scored_at for result in results if result.scored_at is not None]
         if scored:
+            asked = dataclasses.replace(context, candidates=tuple(candidate for candidate, _, _ in scored))
             yield beam.pvalue.TaggedOutput(
                 SCORES,
                 ScoreRecord(
                     context_id=context.context_id,
                     history_item_ids=context.history_item_ids,
                     history_length=context.history_length,
-                    item_ids=tuple(item_id for item_id, _, _, _ in scored),
-                    llm_scores=tuple(llm_score for _, _, llm_score, _ in scored),
-                    raw_scores=tuple(raw_score for _, _, _, raw_score in scored),
-                    roles=tuple(role for _, role, _, _ in scored),
+                    item_ids=tuple(candidate.item_id for candidate, _, _ in scored),
+                    llm_scores=tuple(llm_score for _, llm_score, _ in scored),
+                    raw_scores=tuple(raw_score for _, _, raw_score in scored),
+                    roles=tuple(candidate.role for candidate, _, _ in scored),
+                    first_llm_scores=tuple(first for first, _ in orders),
+                    second_llm_scores=tuple(second for _, second in orders),
                     chosen_item_id=context.chosen_item_id,
                     user_id=context.user_id,
+                    user_key=context.user_key,
+                    user_positives=context.scored_user_positives or context.user_positives,
                     model=self._config.model,
                     strategy=str(self._config.strategy),
                     prompt_version=self._strategy.prompt_version,
+                    content_digest=self._digest.of(asked, self._catalog),
                     # The oldest answer that the scores rest on: a table is as stale as its stalest part.
                     scored_at=min(times),
                 ),

@@ -55,6 +55,10 @@ def test_the_configuration_survives_json(tmp_path):
             "data: {interactions: a, items: b}\nevaluation: {min_auc: {}}",
             "min_auc must name at least one slice",
         ),
+        (
+            "data: {interactions: a, items: b}\npairs: {drop_inconsistent: true}",
+            r"  pairs\.drop_inconsistent needs contexts that are asked in two orders, got llm\.audit\.share 0",
+        ),
         ("data: {interactions: a, items: b}\nmodel: {backbone: dcnv9}", "dcnv9"),
         ("- a\n- b", "must hold keys and values, got list"),
         ("data: [", "is not YAML"),
@@ -82,6 +86,20 @@ def test_beam_runs_locally_in_python_unless_another_runner_is_named(tmp_path):
     assert load_config(write(tmp_path, text)).beam.pipeline_args == ("--runner=FnApiRunner", *modes)
     flink = load_config(write(tmp_path, text + "beam: {args: ['--runner=FlinkRunner']}"))
     assert flink.beam.pipeline_args == ("--runner=FlinkRunner",)
+
+
+@pytest.mark.parametrize("args", ["['--runner=DaskRunner']", "['--runner', 'DaskRunner']"])
+def test_the_dask_runner_is_this_projects_own(tmp_path, args):
+    config = load_config(write(tmp_path, f"data: {{interactions: a, items: b}}\nbeam: {{args: {args}}}"))
+    assert "=".join(config.beam.pipeline_args) == "--runner=pipeline.dask_runner.DaskRunner"
+
+
+def test_beams_dask_runner_is_refused(tmp_path):
+    text = (
+        "data: {interactions: a, items: b}\nbeam: {args: ['--runner=apache_beam.runners.dask.dask_runner.DaskRunner']}"
+    )
+    with pytest.raises(ConfigError, match=r"beam.args: .* writes empty files.* set --runner=DaskRunner"):
+        load_config(write(tmp_path, text))
 
 
 def test_a_password_in_the_base_url_is_refused_and_not_repeated(tmp_path):

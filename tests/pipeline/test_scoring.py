@@ -77,12 +77,13 @@ def test_plan_tells_the_bill_and_the_reach_without_a_call(config_file, stub, cap
     assert "user-" not in contexts.read_text()
 
 
-def test_plan_says_when_the_cap_would_stop_it(config_file, capsys):
+@pytest.mark.parametrize(("cap", "value"), [("max_cost_usd", 1e-6), ("max_tokens", 100)])
+def test_plan_says_when_the_cap_would_stop_it(config_file, capsys, cap, value):
     settings = yaml.safe_load(config_file.read_text())
-    settings["llm"]["budget"]["max_cost_usd"] = 1e-6
+    settings["llm"]["budget"][cap] = value
     config_file.write_text(yaml.safe_dump(settings))
     assert main(["plan", "--config", str(config_file)]) == 0
-    assert "llm.budget.max_cost_usd=1e-06 would stop this before its end" in squeezed(capsys.readouterr().out)
+    assert f"llm.budget.{cap}={value:g} would stop this before its end" in squeezed(capsys.readouterr().out)
 
 
 def test_score_asks_what_was_planned_and_a_replay_of_its_folder_asks_nothing(config_file, stub, capsys, tmp_path):

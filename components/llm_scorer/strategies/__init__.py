@@ -5,11 +5,21 @@ order. It sends nothing itself, so it can be planned, tested and replayed withou
 no requests.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from components.catalog import Item
-from components.llm_scorer.config import EMBEDDING, LISTWISE, REPLAY, TITLE_LIKELIHOOD, YES_NO, LlmConfig
+from components.llm_scorer.config import (
+    EMBEDDING,
+    LISTWISE,
+    REPLAY,
+    TITLE_LIKELIHOOD,
+    YES_NO,
+    AuditConfig,
+    LlmConfig,
+)
 from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
 from components.llm_scorer.strategies.embedding import create_embedding
 from components.llm_scorer.strategies.listwise import Listwise
@@ -27,7 +37,9 @@ class Strategy(Protocol):
         """What to send for a context, in the order in which a server's prefix cache serves best."""
 
     def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
-        """One result for each candidate, in order; `answers` belong to `requests`, one by one."""
+        """One result for each candidate, in order, and then one with exchange.UNKNOWN_ITEM for each thing in the answers
+        that was not asked about; `answers` belong to `requests`, one by one.
+        """
 
 
 STRATEGIES: dict[str, Callable[[LlmConfig], Strategy]] = {
@@ -37,6 +49,33 @@ STRATEGIES: dict[str, Callable[[LlmConfig], Strategy]] = {
     EMBEDDING: create_embedding,
     REPLAY: Replay,
 }
+
+
+class ContentDigest:
+    """Hash of what asking about a context sends: equal where model, prompt, history and candidates are.
+
+    The history counts as far as `llm.history_items`, and whether a context is audited makes no difference.
+    """
+
+    def __init__(self, config: LlmConfig):
+        """
+        Args:
+            config: resolved.
+        """
+        self._config = config
+        self._strategy = create_strategy(config.model_copy(update={"audit": AuditConfig()}))
+
+    def of(self, context: Context, catalog: Mapping[str, Item]) -> str:
+        """24 hexadecimal digits."""
+        identity = [
+            self._config.model,
+            self._strategy.prompt_version,
+            # Scores by a file have no requests: what they rest on stands here.
+            context.history_item_ids[: self._config.history_items],
+            [candidate.item_id for candidate in context.candidates],
+            [request.key for request in self._strategy.requests(context, catalog)],
+        ]
+        return hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()[:24]
 
 
 def create_strategy(config: LlmConfig) -> Strategy:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from components.catalog import Item
 from components.llm_scorer import exchange
-from components.llm_scorer.config import LlmConfig
+from components.llm_scorer.audit import is_audited
+from components.llm_scorer.config import BUNDLED_MODEL, LlmConfig
 from components.llm_scorer.exchange import Answer, Candidate, CandidateResult, Context, LlmRequest
 from components.llm_scorer.item_text import describe
 from components.llm_scorer.prompt import load_prompt
@@ -52,8 +53,13 @@ class Listwise:
     Candidates carry short numbers instead of ids and stand in an order permuted by a hash of seed and
     context, so that neither the order of the sources nor the ids' looks can sway the model. raw_score =
     llm_score = the model's number. An answer that is refused, truncated or no JSON scores nothing; within a
-    valid one, a candidate that is missing, repeated, not a number or out of [0, 1] fails alone, and numbers
-    that were not asked about are ignored.
+    valid one, a candidate that is missing, repeated, not a number or out of [0, 1] fails alone, and what
+    was not asked about is reported and scores nothing.
+
+    A context that audit.py picks is asked a second time in the reverse order, in which every two candidates change
+    sides. llm_score = raw_score = the mean of both numbers, from which a bias linear in the position cancels out.
+    Where either answer fails a candidate there is no audit, and the answer that scores more of them counts alone,
+    the first of equals: a mean here and a single number there would not compare.
 
     Source: arXiv 2512.21526, the prompt of section 3 (history of ten, structured answer); wording and schema
     are ours.
@@ -66,10 +72,30 @@ class Listwise:
 
     def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
         history = [catalog[i] for i in context.history_item_ids if i in catalog and catalog[i].title]
-        candidates = self._permuted(context)
+        lines = "\n".join(f"- {describe(item)}" for item in history[: self._config.history_items])
+        return tuple(self._request(lines, candidates, catalog) for candidates in self._orders(context))
+
+    def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
+        orders = self._orders(context)
+        read = [self._read(order, answer) for order, answer in zip(orders, answers, strict=True)]
+        unknown = [result for answer in answers for result in _unknown_items(len(orders[0]), answer)]
+        return self._in_order_of(context, read) + unknown
+
+    def _in_order_of(self, context: Context, read: Sequence[Mapping[str, CandidateResult]]) -> list[CandidateResult]:
+        if len(read) == 1:
+            return [read[0][c.item_id] for c in context.candidates]
+        first, second = read
+        answered = [(c.item_id, first[c.item_id].llm_score, second[c.item_id].llm_score) for c in context.candidates]
+        means = [_mean(item_id, a, b) for item_id, a, b in answered if a is not None and b is not None]
+        if len(means) == len(context.candidates):
+            return means
+        best = max(first, second, key=lambda results: sum(not r.reason for r in results.values()))
+        return [best[c.item_id] for c in context.candidates]
+
+    def _request(self, history: str, candidates: Sequence[Candidate], catalog: Mapping[str, Item]) -> LlmRequest:
         user = self._prompt.fill(
             "user",
-            history="\n".join(f"- {describe(item)}" for item in history[: self._config.history_items]),
+            history=history,
             count=str(len(candidates)),
             candidates="\n".join(f"{n}. {describe(catalog[c.item_id])}" for n, c in enumerate(candidates, start=1)),
         )
@@ -84,27 +110,23 @@ class Listwise:
         if self._config.temperature is not None:
             body["temperature"] = self._config.temperature
         limit = self._config.max_output_tokens or _TOKENS_AROUND + _TOKENS_PER_CANDIDATE * len(candidates)
-        return (
-            LlmRequest(
-                kind=exchange.CHAT,
-                model=self._config.model,
-                prompt_version=self.prompt_version,
-                body=body,
-                max_tokens=limit,
-                expected_tokens=min(limit, _EXPECTED_AROUND + _EXPECTED_PER_CANDIDATE * len(candidates)),
-            ),
+        expected = min(limit, _EXPECTED_AROUND + _EXPECTED_PER_CANDIDATE * len(candidates))
+        return LlmRequest(
+            kind=exchange.CHAT,
+            model=self._config.model,
+            prompt_version=self.prompt_version,
+            body=body,
+            max_tokens=limit,
+            # The bundled model goes on listing until it is cut.
+            expected_tokens=limit if self._config.model == BUNDLED_MODEL else expected,
         )
 
-    def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
-        (answer,) = answers
-        by_item = self._read(self._permuted(context), answer)
-        return [by_item[c.item_id] for c in context.candidates]
-
-    def _permuted(self, context: Context) -> list[Candidate]:
+    def _orders(self, context: Context) -> list[list[Candidate]]:
+        """The one order, or in an audited context it and its reverse."""
         digest = hashlib.sha256(f"order\x1f{self._config.seed}\x1f{context.context_id}".encode()).digest()
         candidates = list(context.candidates)
         random.Random(int.from_bytes(digest)).shuffle(candidates)
-        return candidates
+        return [candidates, candidates[::-1]] if is_audited(context.context_id, self._config) else [candidates]
 
     def _read(self, candidates: Sequence[Candidate], answer: Answer) -> dict[str, CandidateResult]:
         def all_failed(reason: str, detail: str) -> dict[str, CandidateResult]:
@@ -118,19 +140,46 @@ class Listwise:
             return all_failed(exchange.REFUSED, "the model refused to answer")
         if choice.get("finish_reason") == "length":
             return all_failed(exchange.TRUNCATED, "cut at the limit of tokens; raise llm.max_output_tokens")
-        try:
-            entries = json.loads(message.get("content") or "")["scores"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        entries = _entries(answer)
+        if entries is None:
             return all_failed(exchange.INVALID_JSON, "the answer is not the JSON that was asked for")
-        if not isinstance(entries, list):
-            return all_failed(exchange.INVALID_JSON, "`scores` is no list")
         found: dict[int, list] = {}
         for entry in entries:
-            number = entry.get("item") if isinstance(entry, dict) else None
-            # True is an int to Python, and 1.0 equals 1: only a whole number as asked counts.
-            if type(number) is int:
+            number = _number(entry)
+            if number is not None:
                 found.setdefault(number, []).append(entry.get("score"))
         return {c.item_id: _result(c.item_id, found.get(n, [])) for n, c in enumerate(candidates, start=1)}
+
+
+def _entries(answer: Answer) -> list | None:
+    """What the answer lists; None where it is no such list."""
+    if answer.response is None:
+        return None
+    try:
+        entries = json.loads(answer.response["choices"][0]["message"].get("content") or "")["scores"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return entries if isinstance(entries, list) else None
+
+
+def _number(entry: object) -> int | None:
+    number = entry.get("item") if isinstance(entry, dict) else None
+    # True is an int to Python, and 1.0 equals 1: only a whole number as asked counts.
+    return number if type(number) is int else None
+
+
+def _unknown_items(count: int, answer: Answer) -> list[CandidateResult]:
+    """One result for each entry that names none of the candidates 1 .. `count`."""
+    return [
+        CandidateResult(item_id="", reason=exchange.UNKNOWN_ITEM, detail=f"the answer lists {entry!r:.80}")
+        for entry in _entries(answer) or ()
+        if not 1 <= (_number(entry) or 0) <= count
+    ]
+
+
+def _mean(item_id: str, first: float, second: float) -> CandidateResult:
+    mean = (first + second) / 2
+    return CandidateResult(item_id=item_id, llm_score=mean, raw_score=mean, order_llm_scores=(first, second))
 
 
 def _result(item_id: str, scores: list) -> CandidateResult:

@@ -9,12 +9,12 @@ from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
 from components.llm_scorer.item_text import describe
 from components.llm_scorer.prompt import load_prompt
+from components.llm_scorer.tokens import count_tokens
 
 _PLACEHOLDERS: dict[str, tuple[str, ...]] = {"with_history": ("history",), "without_history": ()}
-_EXPECTED_CHARACTERS_PER_TOKEN = 3.4
 
 SCALE_NATS = 5.0
-"""Width of the map from nats to [0, 1]: about the spread of raw scores within a context (5.7 on MovieLens)."""
+"""Width of the map from nats to [0, 1]: about the spread of raw scores within a context."""
 
 
 class TitleLikelihood:
@@ -22,17 +22,15 @@ class TitleLikelihood:
 
     raw_score = log p(text | history) - log p(text | no history), in nats, summed over the text's tokens.
     llm_score = 1 / (1 + exp(-(raw_score - mean) / SCALE_NATS)), mean over the context's candidates: it keeps the
-    order within a context, where pairs are made, and takes out what a history adds to every text (about 25 nats,
-    mostly its form). Scores of different contexts do not compare.
+    order within a context, where pairs are made, and takes out what a history adds to every text, mostly its form.
+    Scores of different contexts do not compare.
 
     The second term takes away what makes a text likely anyway: a short or famous title. Two requests a candidate;
     those without a history recur between contexts and then come from the cache. Needs a server that can force
     given tokens and tell their log-probabilities: llama.cpp's.
 
-    Measured with the bundled model (ours: MovieLens-100K, train side of a split by date, 150 users, history of
-    six; how often the next liked item gets more than a negative, half-width .08): uniform negatives .69,
-    popularity-matched ones .57. Mean instead of sum .63 and .59; without genres .62 and .59; genres alone .61 and
-    .53; a history of ten without genres .66 and .59. A weak content signal, nowhere near a large model's.
+    With the bundled model a weak content signal, nowhere near a large model's: how often it prefers what a user chose
+    next is in benchmarks/results/local_server.jsonl.
     """
 
     def __init__(self, config: LlmConfig):
@@ -69,7 +67,7 @@ class TitleLikelihood:
             body={"prompt": prompt, "text": text},
             # A token is at least one byte.
             max_tokens=len(text.encode()),
-            expected_tokens=math.ceil(len(text) / _EXPECTED_CHARACTERS_PER_TOKEN),
+            expected_tokens=round(count_tokens(text, self._config.model)),
         )
 
 

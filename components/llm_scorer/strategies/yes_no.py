@@ -24,8 +24,8 @@ class YesNo:
     Where only one of the two is among the likeliest tokens, the other counts as likely as the least likely of them,
     its upper bound: a score is never surer than the answer shows. Where neither is, the candidate fails.
 
-    Needs an endpoint that tells log-probabilities, and a model that can judge: the bundled one is at chance (.51 of
-    pairs right on MovieLens-100K).
+    Needs an endpoint that tells log-probabilities, and a model that can judge: the bundled one hardly can
+    (benchmarks/results/local_server.jsonl).
     """
 
     def __init__(self, config: LlmConfig):

@@ -55,6 +55,7 @@ def row(
     item: str,
     label: int = 1,
     sizes: features.FeatureSizes = SIZES,
+    user_positives: int = 0,
 ) -> bytes:
     """A serialized row as InteractionsExampleGen writes it; what the scorer does not read is empty."""
     padded = (history[::-1] + [""] * sizes.history)[: sizes.history]
@@ -69,7 +70,7 @@ def row(
         features.ITEM_BRAND: "",
         features.ITEM_TRAIN_COUNT: 0,
         features.IS_TAIL: 0,
-        features.USER_TRAIN_COUNT: 0,
+        features.USER_TRAIN_COUNT: user_positives,
         features.POSITION: position,
         features.IS_COLD: 0,
         features.LABEL: label,
@@ -78,12 +79,16 @@ def row(
 
 
 def market_rows(users: int = 12, length: int = 6, count: int = 60) -> list[bytes]:
-    """Positive rows of positions 2.. for each user, each with a negative row beside it."""
+    """Rows of users who all chose `length` items."""
+    return [line for u in range(users) for line in user_rows(u, length, count)]
+
+
+def user_rows(u: int, length: int, count: int = 60) -> list[bytes]:
+    """Positive rows of positions 2 .. `length` of one user, each with a negative row beside it."""
     rows = []
-    for u in range(users):
-        items = [f"i{(7 * u + 5 * n) % count}" for n in range(length)]
-        for position in range(2, length + 1):
-            history = items[: position - 1]
-            rows.append(row(f"user-{u}", position, history, items[position - 1]))
-            rows.append(row(f"user-{u}", position, history, f"i{(7 * u + 5 * position + 3) % count}", label=0))
+    items = [f"i{(7 * u + 5 * n) % count}" for n in range(length)]
+    for position in range(2, length + 1):
+        history, negative = items[: position - 1], f"i{(7 * u + 5 * position + 3) % count}"
+        for item, label in ((items[position - 1], 1), (negative, 0)):
+            rows.append(row(f"user-{u}", position, history, item, label, user_positives=length - 1))
     return rows

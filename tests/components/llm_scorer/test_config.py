@@ -46,6 +46,7 @@ def test_a_configuration_survives_its_journey_as_json():
         ({"candidates": {"per_context": 4}}, r"at most per_context, got 6 > 4"),
         ({"candidates": {"cold_fraction": 0.9, "tail_chosen_fraction": 0.2}}, r"at most 1, got 1\.1"),
         ({"base_url": "localhost:80"}, "must be like https://host/v1"),
+        ({"batch": {"requests_per_file": 60_000}}, "less than or equal to 50000"),
         ({"modle": "gpt-4o"}, "Extra inputs are not permitted"),
     ],
 )

@@ -8,15 +8,15 @@ from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.estimate import (
     LATENCY_S,
     LEARN_FROM,
-    LOCAL_CALL_CPU_S,
+    LOCAL_TOKENS_PER_CPU_S,
     TOKENS_PER_S,
     Estimate,
     estimate,
     expected_seconds,
-    expected_usage,
 )
 from components.llm_scorer.exchange import Usage
 from components.llm_scorer.strategies import create_strategy
+from components.llm_scorer.tokens import expected_usage
 from tests.components.llm_scorer.market import context, market_items, market_rows
 from tests.components.llm_scorer.stub_server import StubServer, chat_response
 from tests.components.llm_scorer.test_job import job, stub_settings
@@ -25,7 +25,17 @@ from tests.components.llm_scorer.test_job import job, stub_settings
 def of_size(calls: int, prompt: int = 0, completion: int = 0) -> Estimate:
     usage = Usage(prompt=prompt, completion=completion)
     return Estimate(
-        contexts=1, pairs=1, probes=0, calls=calls, cached=0, usage=usage, cost_nano_usd=0, prior_nano_usd=0
+        contexts=1,
+        pairs=1,
+        probes=0,
+        calls=calls,
+        cached=0,
+        under_way=0,
+        usage=usage,
+        cost_nano_usd=0,
+        by_batch_nano_usd=0,
+        prior_nano_usd=0,
+        prior_tokens=0,
     )
 
 
@@ -38,8 +48,8 @@ def test_the_time_is_that_of_the_limit_that_binds():
     by_tokens = config.model_validate({**config.model_dump(), "limits": {"tokens_per_minute": 50}})
     assert expected_seconds(of_size(100, 500, 3000), by_tokens) == (4200, "llm.limits.tokens_per_minute")
     local = LlmConfig().resolve()
-    expected = 100 * LOCAL_CALL_CPU_S / local.local_server.threads
-    assert expected_seconds(of_size(100), local) == (pytest.approx(expected), "llm.local_server.threads")
+    expected = (900 + 30) / LOCAL_TOKENS_PER_CPU_S / local.local_server.threads
+    assert expected_seconds(of_size(100, 900, 30), local) == (pytest.approx(expected), "llm.local_server.threads")
 
 
 def test_a_forecast_counts_what_the_run_then_asks_without_a_call(stub: StubServer, tmp_path):
@@ -93,11 +103,14 @@ def test_enough_answers_at_hand_tell_how_many_tokens_the_others_take(tmp_path, a
         cache.put(request.key, chat_response([]))
     size = estimate(contexts, market_items(), strategy, config, cache)
     cache.close()
-    expected = expected_usage(requests[-1])
+    expected = expected_usage(requests[-1], config)
     assert size.to_send == 1
     # The requests differ in a few letters only.
     assert size.usage.prompt == pytest.approx(prompt or expected.prompt, rel=0.02)
     assert size.usage.completion == (completion or expected.completion)
+    # Of the stub's 1,000 prompt tokens its server had 200; nothing is known of it before it was asked.
+    assert size.usage.cached_prompt == (round(size.usage.prompt / 5) if prompt else 0)
+    assert size.prior_tokens == answers * 1100
 
 
 def test_answers_at_hand_cost_nothing_more(stub: StubServer, tmp_path):
@@ -107,3 +120,11 @@ def test_answers_at_hand_cost_nothing_more(stub: StubServer, tmp_path):
     assert (whole.to_send, whole.cost_nano_usd) == (0, 0)
     assert whole.prior_nano_usd / 1e9 == pytest.approx(book["cost_usd"])
     ResponseCache(str(tmp_path / "cache")).close()
+
+
+def test_a_plan_tells_the_price_by_the_batch_api(stub: StubServer, tmp_path):
+    price = {"prompt": 3, "cached_prompt": 1, "completion": 5, "batch_discount": 0.4}
+    settings = stub_settings(stub, price_per_million_tokens=price)
+    size = job(tmp_path, "forecast", settings).forecast(beam.Create(market_rows()))[-1].size
+    assert size.cost_nano_usd == size.usage.prompt * 3000 + size.usage.completion * 5000
+    assert size.by_batch_nano_usd == pytest.approx(0.6 * size.cost_nano_usd)

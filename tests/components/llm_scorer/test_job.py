@@ -107,7 +107,7 @@ def test_every_pair_ends_scored_or_failed_and_the_ledger_adds_up(stub, tmp_path)
         exchange.SERVER_ERROR: 6,
     }
     assert book["scored"] == 60 - 11
-    assert book["calls"] == {"planned": 10, "sent": 9, "cached": 0, "failed": 1, "refused_by_budget": 0}
+    assert book["calls"] == {"planned": 10, "sent": 9, "cached": 0, "failed": 1, "refused_by_budget": 0, "repeated": 0}
     assert book["tokens"] == {"prompt": 9000, "cached_prompt": 1800, "completion": 900}
     assert book["cost_usd"] == pytest.approx(9 * (800 * 0.15 + 200 * 0.075 + 100 * 0.6) / 1e6)
     written = json.loads((tmp_path / "one" / "scores" / "ledger.json").read_text())
@@ -135,7 +135,7 @@ def test_the_cap_counts_earlier_runs_and_a_higher_one_goes_on_from_there(stub, t
     assert 0 < first["scored"] < 60
     assert first["failures"] == {exchange.BUDGET_EXHAUSTED: 60 - first["scored"]}
     assert first["cost_usd"] <= 0.0016
-    assert "raise llm.budget.max_cost_usd and run again" in caplog.text
+    assert "as llm.budget.max_cost_usd=0.0016 would have been passed; raise it and run again" in caplog.text
 
     sent = len(stub.received)
     second = job(tmp_path, "two", capped).run(beam.Create(market_rows()))

@@ -58,6 +58,19 @@ def test_the_order_of_candidates_depends_on_seed_and_context_alone():
     assert order(1) != order(2)
 
 
+def test_neither_role_nor_id_tells_where_a_candidate_stands():
+    """Each of six candidates, the first of them the user's choice, comes first in about a sixth of 600 contexts."""
+    items = [f"i{n}" for n in range(20, 26)]
+    places = {item: [0] * 6 for item in items}
+    for n in range(600):
+        (request,) = strategy().requests(context(name=f"context-{n}", items=items), CATALOG)
+        told = re.findall(r"^\d+\. (.*):", request.body["messages"][-1]["content"], re.MULTILINE)
+        for item in items:
+            places[item][told.index(CATALOG[item].title)] += 1
+    # The standard deviation of a count is 9.1.
+    assert all(60 < count < 140 for counts in places.values() for count in counts)
+
+
 def test_a_valid_answer_scores_every_candidate_with_its_own_number():
     ids = numbered_ids(strategy())
     results = results_of([{"item": n, "score": n / 10} for n in (3, 1, 2)])
@@ -104,6 +117,16 @@ def test_a_candidate_that_the_answer_handles_wrongly_fails_alone(entries, reason
 def test_an_answer_that_is_no_answer_scores_nothing(choice, reason):
     results = results_of([{"item": n, "score": 0.5} for n in (1, 2, 3)], **choice)
     assert [(r.reason, r.llm_score) for r in results.values()] == [(reason, None)] * 3
+
+
+def test_what_was_not_asked_about_is_reported_and_scores_nothing():
+    entries = [{"item": n, "score": 0.5} for n in (1, 2, 3)]
+    unknown = [{"item": 4, "score": 0.9}, {"item": 0, "score": 0.9}, {"item": "1", "score": 0.9}, "five"]
+    answer = Answer(response=chat_response(entries + unknown), answered_at=1)
+    results = strategy().results(CONTEXT, [answer])
+    assert [(r.item_id, r.llm_score) for r in results[:3]] == [("i20", 0.5), ("i21", 0.5), ("i22", 0.5)]
+    assert [(r.item_id, r.llm_score, r.reason) for r in results[3:]] == [("", None, exchange.UNKNOWN_ITEM)] * 4
+    assert results[3].detail == "the answer lists {'item': 4, 'score': 0.9}"
 
 
 def test_a_failed_call_fails_all_of_its_candidates_with_its_reason():

@@ -1,3 +1,4 @@
+import json
 import os
 import select
 import signal
@@ -79,6 +80,35 @@ def test_a_server_that_cannot_start_says_what_its_log_says(tmp_path):
         local_server(str(bad), log_path=str(tmp_path / "log"), **SETTINGS),
     ):
         pass
+
+
+def test_contexts_that_share_only_the_instructions_keep_their_histories_cached_side_by_side(llm_url):
+    """Asked in turn, as threads of a worker do; each context's later prompts differ from its first in the last line."""
+
+    def cached_share(person: str, candidate: str) -> float:
+        history = "\n".join(f"- {person}'s film number {n}: Comedy, Drama" for n in range(10))
+        messages = [
+            {"role": "system", "content": "You judge whether an item fits a person's taste. Answer Yes or No only."},
+            {"role": "user", "content": f"A person chose these items:\n{history}\n\nAnd this one? {candidate}"},
+        ]
+        usage = post(llm_url, {"model": "m", "max_tokens": 1, "messages": messages})["usage"]
+        return usage["prompt_tokens_details"]["cached_tokens"] / usage["prompt_tokens"]
+
+    people = ("Ann", "Bob", "Cid")
+    shares = {person: [] for person in people}
+    for candidate in ("Heat", "Fargo", "Alien"):
+        for person in people:
+            shares[person].append(cached_share(person, candidate))
+    assert all(first < 0.5 for first, *_ in shares.values())
+    assert all(later > 0.8 for _, *rest in shares.values() for later in rest)
+
+
+def post(url: str, body: dict) -> dict:
+    request = urllib.request.Request(
+        url + "/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as response:
+        return json.load(response)
 
 
 def _children(pid: int) -> list[int]:

@@ -1,0 +1,283 @@
+"""The bundled model behind the local server: how fast it answers with and without prefix reuse, and what it knows.
+
+    python -m benchmarks.local_server [--parts speed skill] [--users 150] [--contexts 20]
+
+Over MovieLens-100K as configs/quickstart.yaml splits it, train rows only. results/local_server.jsonl gets a line for
+each cell; cells that are there are skipped.
+
+speed: requests of `--contexts` contexts of ten candidates, each context in order in one thread, as the scorer sends
+them: once as they are, so that a context's requests share the prompt's beginning, and once with a number of its own
+before each prompt, so that none do. Pairs and calls a second, CPU seconds of the server for a call, share of prompt
+tokens that it read from its cache.
+
+skill: `--users` users at one moment each, and for each the item chosen then, an item drawn uniformly and one about as
+popular as the chosen (the scorer's own draw of a probe's negative), neither chosen by that user in the train rows. How
+often the chosen item gets more than the other; a tie counts half. Half-widths are 1.96 standard errors.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import math
+import os
+import pathlib
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pipeline  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
+
+import apache_beam as beam  # isort: skip
+import tensorflow as tf
+
+from benchmarks.measurement import Results, tree_sample, versions
+from components.catalog import Item, read_catalog
+from components.interactions_example_gen import rows
+from components.interactions_example_gen.transforms import PrepareInteractions, WriteCatalog
+from components.llm_scorer import exchange
+from components.llm_scorer.candidates import OTHER, CandidatePools, Moment, seeded_fraction
+from components.llm_scorer.client import LlmClient
+from components.llm_scorer.config import EMBEDDING, TITLE_LIKELIHOOD, YES_NO, CandidateConfig, LlmConfig
+from components.llm_scorer.exchange import Answer, Candidate, Context, LlmRequest, Usage
+from components.llm_scorer.local_model import fetch_local_model
+from components.llm_scorer.local_server import local_server
+from components.llm_scorer.strategies import create_strategy
+from components.llm_scorer.transforms import ParseMoments
+from components.scores import NEGATIVE, POPULAR
+from pipeline.config import BeamConfig, load_config
+from pipeline.datasets.fetch import fetch_missing
+
+FOLDER = pathlib.Path(__file__).parent
+CONFIG = FOLDER.parent / "configs" / "quickstart.yaml"
+RESULTS = FOLDER / "results" / "local_server.jsonl"
+SEED = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSplit:
+    """Catalogue, one moment of each user in an order drawn by hash, and all items that a user chose."""
+
+    catalog: Mapping[str, Item]
+    moments: tuple[Moment, ...]
+    chosen: Mapping[str, frozenset[str]]
+
+
+def read_train_split(work: pathlib.Path) -> TrainSplit:
+    """Reads the quickstart's tables as a run does."""
+    from rich.console import Console
+
+    config = load_config(CONFIG)
+    fetch_missing(config, Console())
+    with beam.Pipeline(argv=list(BeamConfig().pipeline_args)) as graph:
+        prepared = graph | PrepareInteractions(config.data)
+        _ = prepared[rows.TRAIN] | beam.io.WriteToTFRecord(str(work / "train"), file_name_suffix=".tfrecord.gz")
+        _ = prepared["catalog"] | beam.ParDo(WriteCatalog(str(work / "catalog")))
+    catalog = read_catalog(str(work / "catalog"))
+    by_user: dict[str, list[Moment]] = {}
+    parse = ParseMoments()
+    files = [str(file) for file in sorted(work.glob("train-*.tfrecord.gz"))]
+    for row in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
+        for moment in parse.process(row):
+            by_user.setdefault(moment.user_id, []).append(moment)
+    drawn = [
+        min(moments, key=lambda m: seeded_fraction(SEED, "moment", m.user_id, m.position))
+        for moments in by_user.values()
+    ]
+    return TrainSplit(
+        catalog=catalog,
+        moments=tuple(sorted(drawn, key=lambda m: seeded_fraction(SEED, "user", m.user_id))),
+        chosen={user: frozenset(m.item_id for m in moments) for user, moments in by_user.items()},
+    )
+
+
+def contexts_of(split: TrainSplit, count: int, config: CandidateConfig) -> list[tuple[Moment, Context]]:
+    """The first `count` moments as labelled probes."""
+    pools = CandidatePools(split.catalog, config)
+    able = (m for m in split.moments if m.history_item_ids and split.catalog[m.item_id].title)
+    return [
+        (
+            moment,
+            pools.context(
+                moment,
+                name=OTHER,
+                probe=True,
+                chosen_anywhere=split.chosen[moment.user_id],
+                size=config.per_context,
+                seed=SEED,
+            ),
+        )
+        for moment in itertools.islice(able, count)
+    ]
+
+
+class Asker:
+    """Sends a context's requests in order, contexts side by side; what was asked before is not asked again."""
+
+    def __init__(self, config: LlmConfig, base_url: str):
+        self._client = LlmClient(config, base_url)
+        self._threads = config.concurrency or 1
+        self._answers: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+        self.calls = 0
+        self.usage = Usage()
+
+    def answer(self, groups: Iterable[tuple[LlmRequest, ...]]) -> list[list[Answer]]:
+        """One list of answers for each group."""
+        with ThreadPoolExecutor(self._threads) as pool:
+            return list(pool.map(lambda group: [self._ask(request) for request in group], groups))
+
+    def _ask(self, request: LlmRequest) -> Answer:
+        known = self._answers.get(request.key)
+        if known is not None:
+            return Answer(response=known, cached=True)
+        response = self._client.send(request)
+        used = Usage.of(response)
+        with self._lock:
+            self.calls += 1
+            self.usage = Usage(
+                prompt=self.usage.prompt + used.prompt,
+                cached_prompt=self.usage.cached_prompt + used.cached_prompt,
+                completion=self.usage.completion + used.completion,
+            )
+            self._answers[request.key] = response
+        return Answer(response=response)
+
+
+def without_shared_prefix(groups: list[tuple[LlmRequest, ...]]) -> list[tuple[LlmRequest, ...]]:
+    """The same requests, each prompt behind a number of its own."""
+    number = itertools.count(100_000)
+
+    def behind(request: LlmRequest) -> LlmRequest:
+        if request.kind == exchange.FORCED:
+            body = {**request.body, "prompt": f"{next(number)} {request.body['prompt']}"}
+        else:
+            first, *others = request.body["messages"]
+            body = {
+                **request.body,
+                "messages": [{**first, "content": f"{next(number)} {first['content']}"}, *others],
+            }
+        return dataclasses.replace(request, body=body)
+
+    return [tuple(behind(request) for request in group) for group in groups]
+
+
+def measure_speed(config: LlmConfig, split: TrainSplit, url: str, *, contexts: int, shared: bool) -> dict[str, Any]:
+    """One strategy, with or without shared prefixes."""
+    strategy = create_strategy(config)
+    asked = [context for _, context in contexts_of(split, contexts, CandidateConfig())]
+    groups = [strategy.requests(context, split.catalog) for context in asked]
+    groups = groups if shared else without_shared_prefix(groups)
+    asker = Asker(config, url)
+    before, own_before, started = tree_sample(os.getpid()).cpu_s, time.process_time(), time.monotonic()
+    asker.answer(groups)
+    seconds = time.monotonic() - started
+    server_cpu_s = tree_sample(os.getpid()).cpu_s - before - (time.process_time() - own_before)
+    pairs = sum(len(context.candidates) for context in asked)
+    return {
+        "pairs": pairs,
+        "calls": asker.calls,
+        "pairs_per_s": round(pairs / seconds, 2),
+        "calls_per_s": round(asker.calls / seconds, 2),
+        "server_cpu_s_per_call": round(server_cpu_s / asker.calls, 3),
+        "server_cpu_s_per_pair": round(server_cpu_s / pairs, 3),
+        "prompt_tokens": asker.usage.prompt,
+        "cached_share": round(asker.usage.cached_prompt / asker.usage.prompt, 3),
+    }
+
+
+def with_uniform_negative(split: TrainSplit, moment: Moment, probe: Context) -> Context:
+    """The probe's chosen item and its negative, and an item drawn uniformly."""
+    taken = {c.item_id for c in probe.candidates} | split.chosen[moment.user_id] | set(moment.history_item_ids)
+    titled = sorted(item.item_id for item in split.catalog.values() if item.title and item.item_id not in taken)
+    uniform = random.Random(f"{SEED}/{probe.context_id}").choice(titled)
+    negative = next(c for c in probe.candidates if c.role == NEGATIVE)
+    chosen = next(c for c in probe.candidates if c.item_id == moment.item_id)
+    return dataclasses.replace(probe, candidates=(chosen, negative, Candidate(item_id=uniform, role=POPULAR)))
+
+
+def measure_skill(
+    split: TrainSplit, users: int, raw_scores: Callable[[list[Context]], list[list[float | None]]]
+) -> dict[str, Any]:
+    """How often the chosen item gets more than either negative.
+
+    Args:
+        raw_scores: a list of scores for each context's chosen item, negative about as popular, and uniform negative.
+    """
+    config = CandidateConfig(per_context=2, negatives_per_probe=1, tail_per_context=0)
+    probes = [with_uniform_negative(split, moment, probe) for moment, probe in contexts_of(split, users, config)]
+    scored = [[s for s in scores if s is not None] for scores in raw_scores(probes)]
+    scored = [scores for scores in scored if len(scores) == 3]
+    result: dict[str, Any] = {"users": len(probes), "scored": len(scored)}
+    for name, index in (("popularity_matched", 1), ("uniform", 2)):
+        wins = [(scores[0] > scores[index]) + (scores[0] == scores[index]) / 2 for scores in scored]
+        share = sum(wins) / len(wins)
+        deviation = math.sqrt(sum((win - share) ** 2 for win in wins) / (len(wins) - 1))
+        result[name] = {"auc": round(share, 3), "half_width": round(1.96 * deviation / math.sqrt(len(wins)), 3)}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=("speed", "skill"), default=("speed", "skill"))
+    parser.add_argument("--users", type=int, default=150)
+    parser.add_argument("--contexts", type=int, default=20)
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    arguments = parser.parse_args()
+    results = Results(arguments.results)
+    used = versions("xllamacpp")
+    with tempfile.TemporaryDirectory(prefix="local-server-benchmark-") as directory:
+        work = pathlib.Path(directory)
+        split = read_train_split(work)
+        model = fetch_local_model(os.path.join(load_config(CONFIG).cache_dir, "models"))
+        for strategy in (TITLE_LIKELIHOOD, YES_NO, EMBEDDING):
+            config = LlmConfig(strategy=strategy).resolve()
+            settings = config.local_server
+            with local_server(
+                model,
+                threads=settings.threads,
+                slots=settings.slots,
+                context=settings.context,
+                embeddings=strategy == EMBEDDING,
+                log_path=str(work / "server.log"),
+            ) as url:
+                prompt = create_strategy(config).prompt_version
+                common = {"strategy": strategy, "prompt": prompt, "history_items": config.history_items, **used}
+                # A catalogue's vectors share no prompt.
+                for shared in (True, False) if "speed" in arguments.parts and strategy != EMBEDDING else ():
+                    cell = {"part": "speed", "shared_prefix": shared, "contexts": arguments.contexts, **common}
+                    if not results.holds(cell):
+                        speed = measure_speed(config, split, url, contexts=arguments.contexts, shared=shared)
+                        results.append(cell, {"threads": settings.threads, "slots": settings.slots, **speed})
+                cell = {"part": "skill", "users": arguments.users, **common}
+                if "skill" in arguments.parts and not results.holds(cell):
+                    results.append(cell, measure_skill(split, arguments.users, _scores_by(config, split, url)))
+        cell = {"part": "skill", "users": arguments.users, "strategy": "popularity"}
+        if "skill" in arguments.parts and not results.holds(cell):
+            results.append(cell, measure_skill(split, arguments.users, _train_counts(split)))
+
+
+def _scores_by(config: LlmConfig, split: TrainSplit, url: str) -> Callable[[list[Context]], list[list[float | None]]]:
+    def scores(contexts: list[Context]) -> list[list[float | None]]:
+        strategy = create_strategy(config)
+        answers = Asker(config, url).answer([strategy.requests(context, split.catalog) for context in contexts])
+        return [
+            [result.raw_score for result in strategy.results(context, answered)]
+            for context, answered in zip(contexts, answers, strict=True)
+        ]
+
+    return scores
+
+
+def _train_counts(split: TrainSplit) -> Callable[[list[Context]], list[list[float | None]]]:
+    def scores(contexts: list[Context]) -> list[list[float | None]]:
+        return [[float(split.catalog[c.item_id].train_count) for c in context.candidates] for context in contexts]
+
+    return scores
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""One client of the scoring benchmark, in a process of its own: see scoring.py, which starts it.
+
+    python benchmarks/scoring_clients.py CLIENT --url URL --input DIR --output DIR --concurrency N
+
+Each asks every request of the input once and writes every answer to a file. A script, and not a module of a package:
+the peer's environment holds nothing of this project.
+"""
+
+import argparse
+import asyncio
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+
+
+def run_sllmr(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int) -> None:
+    """ScoringJob on Beam's local runner: chooses users and candidates from the rows, asks, writes the score table."""
+    import functools
+
+    import pipeline  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
+
+    from pipeline.config import BeamConfig  # isort: skip
+
+    import apache_beam as beam
+
+    from components.llm_scorer.config import LlmConfig
+    from components.llm_scorer.job import ScoringJob
+
+    size = json.loads((source / "size.json").read_text())
+    for directory in ("work", "scores"):
+        (output / directory).mkdir()
+    job = ScoringJob(
+        config=LlmConfig.model_validate(
+            {
+                "model": "loopback",
+                "base_url": url,
+                "api_key_env": "SLLMR_BENCHMARK_KEY",
+                "concurrency": concurrency,
+                "budget": {"pairs": size["requests"] * size["candidates"]},
+                "candidates": {"per_context": size["candidates"]},
+            }
+        ),
+        catalog_directory=str(source / "catalog"),
+        cache_directory=str(output / "cache"),
+        work_directory=str(output / "work"),
+        output_directory=str(output / "scores"),
+        make_pipeline=functools.partial(beam.Pipeline, argv=list(BeamConfig().pipeline_args)),
+    )
+    book = job.run(beam.io.ReadFromTFRecord(str(source / "rows-*.tfrecord.gz")))
+    print(json.dumps({"answers": book["calls"]["sent"], "scored_pairs": book["scored"]}))
+
+
+def run_asyncio(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int) -> None:
+    """The plainest fast client: that many coroutines over one AsyncOpenAI; no cache, no accounts, no resume."""
+    print(json.dumps({"answers": asyncio.run(_ask_all(url, source, output, concurrency))}))
+
+
+async def _ask_all(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int) -> int:
+    import openai
+
+    # As many under way as the semaphore of a usual script lets through; a task for each request would hold them all.
+    under_way = asyncio.Semaphore(concurrency)
+    answers = 0
+    with open(source / "requests.jsonl") as lines, open(output / "answers.jsonl", "w") as file:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none") as client, asyncio.TaskGroup() as tasks:
+
+            async def ask(body: dict) -> None:
+                nonlocal answers
+                try:
+                    completion = await client.chat.completions.create(model="loopback", **body)
+                finally:
+                    under_way.release()
+                answers += 1
+                file.write(completion.model_dump_json() + "\n")
+
+            for line in lines:
+                await under_way.acquire()
+                tasks.create_task(ask(json.loads(line)))
+    return answers
+
+
+def run_curator(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int) -> None:
+    """bespokelabs-curator: an LLM over a dataset, with its own cache of answers, retries and progress."""
+    litellm = importlib.util.find_spec("litellm")
+    assert litellm is not None
+    assert litellm.origin is not None
+    os.environ.update(
+        TELEMETRY_ENABLED="0",
+        HF_HUB_OFFLINE="1",
+        CURATOR_CACHE_DIR=str(output / "cache"),
+        # It counts tokens by a vocabulary that it would download; a package that it depends on carries the same file.
+        TIKTOKEN_CACHE_DIR=str(pathlib.Path(litellm.origin).parent / "litellm_core_utils" / "tokenizers"),
+    )
+    from bespokelabs import curator
+
+    class Scorer(curator.LLM):
+        def prompt(self, row: dict) -> list[dict]:
+            return row["messages"]
+
+        def parse(self, row: dict, response: str) -> dict:
+            return {"response": response}
+
+    with open(source / "requests.jsonl") as lines:
+        rows = [{"messages": json.loads(line)["messages"]} for line in lines]
+    scorer = Scorer(
+        model_name="gpt-4o-mini",
+        backend="openai",
+        backend_params={
+            "base_url": url,
+            "api_key": "none",
+            "max_concurrent_requests": concurrency,
+            # No limit that would bind.
+            "max_requests_per_minute": 10**6,
+            "max_tokens_per_minute": 10**12,
+        },
+    )
+    answers = scorer(rows)
+    dataset = getattr(answers, "dataset", answers)
+    with open(output / "answers.jsonl", "w") as file:
+        for row in itertools.islice(dataset, None):
+            file.write(json.dumps(row["response"]) + "\n")
+    print(json.dumps({"answers": len(dataset)}))
+
+
+CLIENTS = {"sllmr": run_sllmr, "asyncio": run_asyncio, "curator": run_curator}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("client", choices=CLIENTS)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--input", required=True, type=pathlib.Path)
+    parser.add_argument("--output", required=True, type=pathlib.Path)
+    parser.add_argument("--concurrency", required=True, type=int)
+    arguments = parser.parse_args()
+    CLIENTS[arguments.client](arguments.url, arguments.input, arguments.output, arguments.concurrency)
+
+
+if __name__ == "__main__":
+    main()

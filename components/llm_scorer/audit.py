@@ -1,0 +1,118 @@
+"""Position bias: how often the order in which candidates are told decides which of them the LLM prefers.
+
+A share of the contexts, drawn by hash, is asked in two orders, the second the reverse of the first. What flips is the
+order's doing, or the endpoint's own noise, which temperature 0 and a seed reduce and do not rule out.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from components.llm_scorer.candidates import seeded_fraction
+from components.llm_scorer.config import LlmConfig
+from components.scores import ScoreRecord
+
+GAP_BOUNDS = (0.1, 0.25, 0.5)
+"""Upper bounds of the score gaps that flips are told by; the last class is open."""
+
+_GAP_CLASSES = (*(f"below {bound:g}" for bound in GAP_BOUNDS), f"{GAP_BOUNDS[-1]:g} or more")
+
+_Z_95 = 1.959963984540054
+"""Of the standard normal distribution 95% lie within so many standard deviations."""
+
+
+def is_audited(context_id: str, config: LlmConfig) -> bool:
+    """Whether a context is asked in two orders; depends on the context and llm.seed alone."""
+    return seeded_fraction(config.seed, "audit", context_id) < config.audit.share
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flips:
+    """Of `pairs` of one context's candidates, ordered strictly by both answers, `flipped` changed their order."""
+
+    pairs: int = 0
+    flipped: int = 0
+
+    def __add__(self, other: "Flips") -> "Flips":
+        return Flips(pairs=self.pairs + other.pairs, flipped=self.flipped + other.flipped)
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, flip rate and its 95% interval; both None without pairs."""
+        rate = self.flipped / self.pairs if self.pairs else None
+        return {
+            "pairs": self.pairs,
+            "flipped": self.flipped,
+            "flip_rate": rate,
+            "interval_95": list(wilson_interval(self.flipped, self.pairs)) if self.pairs else None,
+        }
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95% interval of a share, (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+
+    It takes trials as independent. Pairs of one context are not, so for flip rates it is somewhat too narrow.
+
+    Source: Wilson 1927, Journal of the American Statistical Association 22.
+    """
+    share, square = successes / trials, _Z_95**2
+    centre = share + square / (2 * trials)
+    half = _Z_95 * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
+    return (centre - half) / (1 + square / trials), (centre + half) / (1 + square / trials)
+
+
+def flips_by_gap(record: ScoreRecord) -> dict[str, Flips]:
+    """The flips of one context by class of the gap between the two candidates' scores; none without an audit."""
+    found: dict[str, Flips] = {}
+    candidates = zip(record.first_llm_scores, record.second_llm_scores, record.llm_scores, strict=False)
+    for (first_a, second_a, score_a), (first_b, second_b, score_b) in itertools.combinations(candidates, 2):
+        if first_a != first_b and second_a != second_b:
+            flipped = (first_a > first_b) != (second_a > second_b)
+            name = _GAP_CLASSES[sum(abs(score_a - score_b) >= bound for bound in GAP_BOUNDS)]
+            found[name] = found.get(name, Flips()) + Flips(pairs=1, flipped=int(flipped))
+    return found
+
+
+class OrderAudit:
+    """Sums the flips of a table, record by record."""
+
+    def __init__(self) -> None:
+        self._audited: set[str] = set()
+        self._flips: dict[str, Flips] = {}
+
+    def add(self, record: ScoreRecord) -> None:
+        """Counts one context; nothing where it was not audited."""
+        if record.is_audited:
+            self._audited.add(record.context_id)
+            for name, flips in flips_by_gap(record).items():
+                self._flips[name] = self._flips.get(name, Flips()) + flips
+
+    def report(self, picked: Iterable[str]) -> dict[str, Any] | None:
+        """The audit's part of ledger.json; None where nothing was asked twice.
+
+        Args:
+            picked: ids of the contexts that were to be asked twice.
+        """
+        unanswered = len(set(picked) - self._audited)
+        if not self._audited and not unanswered:
+            return None
+        return {
+            "contexts": len(self._audited),
+            "contexts_without_two_answers": unanswered,
+            **sum(self._flips.values(), Flips()).to_json(),
+            "by_score_gap": {name: self._flips[name].to_json() for name in _GAP_CLASSES if name in self._flips},
+        }
+
+
+def audit_line(report: dict[str, Any]) -> str:
+    """`order audit: 12.5% of 320 pairs flip when the order is reversed (95%: 9.3% to 16.6%), 10 contexts`."""
+    without = report["contexts_without_two_answers"]
+    missing = f"; {without} more contexts have no second answer" if without else ""
+    if report["flip_rate"] is None:
+        return f"order audit: no pair is ordered by both answers, {report['contexts']} contexts{missing}"
+    low, high = report["interval_95"]
+    return (
+        f"order audit: {report['flip_rate']:.1%} of {report['pairs']} pairs flip when the order is reversed "
+        f"(95%: {low:.1%} to {high:.1%}), {report['contexts']} contexts{missing}"
+    )
