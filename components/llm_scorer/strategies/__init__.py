@@ -37,8 +37,8 @@ class Strategy(Protocol):
         """What to send for a context, in the order in which a server's prefix cache serves best."""
 
     def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
-        """One result for each candidate, in order, and then one with exchange.UNKNOWN_ITEM for each thing in the answers
-        that was not asked about; `answers` belong to `requests`, one by one.
+        """One result for each candidate, in order, and then one with exchange.UNKNOWN_ITEM for each thing in the
+        answers that was not asked about; `answers` belong to `requests`, one by one.
         """
 
 
