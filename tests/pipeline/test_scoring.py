@@ -139,7 +139,14 @@ def test_a_stopped_score_goes_on_where_it_was(config_file, stub, tmp_path, how):
     stub.free_answers = 4
     stub.gate.clear()
     command = [sys.executable, "-m", "pipeline.cli", "score", "--config", str(config_file), "--output", str(output)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background job, as tests may be run, ignores SIGINT, and so would its children.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     # Two calls wait at the gate, so both threads have stored all that they were answered before.
     stub.wait_until(lambda: len(stub.received) == 6)
     os.kill(process.pid, how)

@@ -108,8 +108,9 @@ def test_the_teacher_that_knows_the_groups_lifts_late_fusion_and_stands_beside_i
     fused = [line for line in found if line["arm"] == "late_fusion"]
 
     for line in fused:
-        assert line["baselines"]["teacher"]["overall"] > 0.9
-        assert line["metrics"]["overall"]["auc"] > 0.9
+        # Half of the negatives are of the user's own group, which the teacher cannot tell from the positives.
+        assert line["baselines"]["teacher"]["overall"] > 0.65
+        assert line["versus_none"]["overall"]["difference"] > 0.1
         assert line["training"]["fusion"]["teacher"] > 0
 
 
