@@ -234,7 +234,7 @@ def main() -> None:
         split = read_train_split(work)
         model = fetch_local_model(os.path.join(load_config(CONFIG).cache_dir, "models"))
         for strategy in (TITLE_LIKELIHOOD, YES_NO, EMBEDDING):
-            config = LlmConfig(strategy=strategy).resolve()
+            config = LlmConfig(strategy=strategy, timeout_s=600).resolve()
             settings = config.local_server
             with local_server(
                 model,
