@@ -1,10 +1,12 @@
-"""The popularity baseline: how well "bought more often in train" alone orders the test rows."""
+"""How well a score orders the test rows by slice, and the popularity baseline: "bought more often in train" alone."""
 
-import collections
 import glob
 import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
@@ -12,6 +14,8 @@ from models import features
 from pipeline.slices import SLICES, slice_rule
 
 _COLUMNS = (features.LABEL, features.ITEM_TRAIN_COUNT, features.IS_COLD, features.IS_TAIL)
+
+Columns = Mapping[str, npt.ArrayLike | tf.Tensor]
 
 
 def popularity_auc(split_directory: str) -> dict[str, dict[str, Any]]:
@@ -21,26 +25,44 @@ def popularity_auc(split_directory: str) -> dict[str, dict[str, Any]]:
         split_directory: the test split of an Examples artifact.
 
     Returns:
-        slice -> auc (None where the slice holds one class only), examples, positives. Slices without rows are absent.
+        As `auc_by_slice`; slices without rows are absent.
     """
     files = sorted(glob.glob(os.path.join(split_directory, "*")))
     spec = {name: tf.io.FixedLenFeature((), tf.int64) for name in _COLUMNS}
     dataset = tf.data.TFRecordDataset(files, compression_type="GZIP").batch(4096)
-    columns: dict[str, list[int]] = collections.defaultdict(list)
-    for batch in dataset.map(lambda serialized: tf.io.parse_example(serialized, spec)):
-        for name in _COLUMNS:
-            columns[name].extend(batch[name].numpy().tolist())
-    result: dict[str, dict[str, Any]] = {}
-    for name in SLICES:
-        rule = slice_rule(name)
-        rows = [i for i in range(len(columns[features.LABEL])) if rule is None or columns[rule[0]][i] == rule[1]]
-        if not rows:
-            continue
-        labels = [columns[features.LABEL][i] for i in rows]
-        scores = [columns[features.ITEM_TRAIN_COUNT][i] for i in rows]
+    batches = list(dataset.map(lambda serialized: tf.io.parse_example(serialized, spec)).as_numpy_iterator())
+    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in _COLUMNS}
+    aucs = auc_by_slice(columns, columns[features.ITEM_TRAIN_COUNT], SLICES)
+    return {name: values for name, values in aucs.items() if values["examples"]}
+
+
+def auc_by_slice(rows: Columns, scores: npt.ArrayLike, slices: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How well scores order rows, by slice.
+
+    Args:
+        rows: [rows] each: the label and the features that pipeline.slices goes by.
+        scores: [rows]; a row whose score is NaN takes no part.
+        slices: of pipeline.slices.
+
+    Returns:
+        slice -> auc (None where the slice does not hold both labels), examples, positives.
+    """
+    labels, scores = np.asarray(rows[features.LABEL]), np.asarray(scores)
+    result = {}
+    for name in slices:
+        inside = in_slice(rows, name) & ~np.isnan(scores)
+        both = len(set(labels[inside].tolist())) == 2
         result[name] = {
-            "auc": float(roc_auc_score(labels, scores)) if len(set(labels)) == 2 else None,
-            "examples": len(rows),
-            "positives": sum(labels),
+            "auc": float(roc_auc_score(labels[inside], scores[inside])) if both else None,
+            "examples": int(inside.sum()),
+            "positives": int(labels[inside].sum()),
         }
     return result
+
+
+def in_slice(rows: Columns, name: str) -> np.ndarray:
+    """bool [rows]: which rows a slice holds."""
+    rule = slice_rule(name)
+    if rule is None:
+        return np.ones(len(np.asarray(rows[features.LABEL])), bool)
+    return np.asarray(rows[rule[0]]) == rule[1]

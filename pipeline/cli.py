@@ -5,7 +5,6 @@ import os
 import pathlib
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -35,13 +34,10 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from pipeline.start import diverted_stderr
+    from pipeline.start import command_log
 
     output = pathlib.Path(arguments.output).expanduser().resolve()
-    log_file = output / "logs" / time.strftime("score-%Y%m%d-%H%M%S.log")
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{arguments.config} -> {output}", flush=True)
-    with diverted_stderr(log_file):
+    with command_log("score", arguments.config, output) as log_file:
         from pipeline import scoring
 
         scoring.score(pathlib.Path(arguments.config), output, log_file)
@@ -49,13 +45,10 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _batch(arguments: argparse.Namespace) -> int:
-    from pipeline.start import diverted_stderr
+    from pipeline.start import command_log
 
     output = pathlib.Path(arguments.output).expanduser().resolve()
-    log_file = output / "logs" / time.strftime("batch-%Y%m%d-%H%M%S.log")
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{arguments.config} -> {output}", flush=True)
-    with diverted_stderr(log_file):
+    with command_log("batch", arguments.config, output) as log_file:
         from pipeline import scoring
 
         config = pathlib.Path(arguments.config)
@@ -64,14 +57,11 @@ def _batch(arguments: argparse.Namespace) -> int:
 
 
 def _rescore(arguments: argparse.Namespace) -> int:
-    from pipeline.start import diverted_stderr
+    from pipeline.start import command_log
 
     output = pathlib.Path(arguments.output).expanduser().resolve()
     table = pathlib.Path(arguments.scores).expanduser().resolve()
-    log_file = output / "logs" / time.strftime("rescore-%Y%m%d-%H%M%S.log")
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{arguments.config}, {table} -> {output}", flush=True)
-    with diverted_stderr(log_file):
+    with command_log("rescore", f"{arguments.config}, {table}", output) as log_file:
         from pipeline import scoring
 
         scoring.rescore(pathlib.Path(arguments.config), table, output, arguments.max_age_days, log_file)
@@ -79,7 +69,7 @@ def _rescore(arguments: argparse.Namespace) -> int:
 
 
 def _ablate(arguments: argparse.Namespace) -> int:
-    from pipeline.start import diverted_stderr
+    from pipeline.start import command_log
 
     config = pathlib.Path(arguments.config) if arguments.config else None
     output = pathlib.Path(arguments.output or f"runs/{config.stem if config else 'ablation'}").expanduser().resolve()
@@ -92,10 +82,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
             print(file)
         return 0
     assert config is not None
-    log_file = output / "logs" / time.strftime("ablate-%Y%m%d-%H%M%S.log")
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{config} -> {output}", flush=True)
-    with diverted_stderr(log_file):
+    with command_log("ablate", str(config), output):
         if arguments.tune:
             from pipeline.ablation import tuning
 

@@ -12,14 +12,30 @@ from typing import Any
 def start(config: pathlib.Path, output: pathlib.Path) -> dict[str, Any] | None:
     """Runs `config` into `output`; see pipeline.runner.run."""
     output = output.expanduser().resolve()
-    log_file = output / "logs" / time.strftime("run-%Y%m%d-%H%M%S.log")
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{config} -> {output}", flush=True)
-    with diverted_stderr(log_file):
+    with command_log("run", str(config), output) as log_file:
         # Imported here: TensorFlow's C++ side writes to stderr while it is being imported.
         from pipeline import runner
 
         return runner.run(config, output, log_file)
+
+
+@contextlib.contextmanager
+def command_log(command: str, source: str, output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Says what goes where, and keeps what libraries write to file descriptor 2 in a log file of `output`.
+
+    Args:
+        command: names the log file.
+        source: what the command reads, in words.
+        output: an absolute folder, made where it is missing.
+
+    Yields:
+        The log file.
+    """
+    log_file = output / "logs" / time.strftime(f"{command}-%Y%m%d-%H%M%S.log")
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{source} -> {output}", flush=True)
+    with diverted_stderr(log_file):
+        yield log_file
 
 
 @contextlib.contextmanager

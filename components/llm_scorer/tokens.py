@@ -1,10 +1,8 @@
 """How many tokens a request takes, told without a server and without a download.
 
 Exact for the bundled model's tokenizer, whose merges lie in vocabulary/. Other models' are not at hand (OpenAI's would
-have to be fetched): their counts are scaled from the bundled one's. Measured on the prompts of four strategies over
-three catalogues, MovieLens and two of Amazon's: .98 to 1.06 of o200k_base's tokens (gpt-4o and later), .96 to 1.03 of
-cl100k_base's. Titles in German, French, Russian, Arabic, Japanese, Chinese and Korean: .88 to 1.16 of o200k_base's, but
-.56 to .87 of cl100k_base's. What the first answers took corrects the rest: see estimate.py.
+have to be fetched): their counts are scaled from the bundled one's. That holds
+least well for scripts that the tokenizers divide differently. What the first answers took corrects it: see estimate.py.
 """
 
 import functools

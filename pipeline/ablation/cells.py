@@ -5,7 +5,6 @@ import gc
 import hashlib
 import json
 import pathlib
-import time
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,11 @@ from sklearn.metrics import roc_auc_score
 
 from models import features, inputs, training
 from models.item_vectors import read_item_vectors
+from models.ranking import RankingModel
 from pipeline.ablation.arms import NONE, Arm
-from pipeline.ablation.domain import SLICES, Columns, Domain, filled, slice_mask
+from pipeline.ablation.domain import SLICES, Columns, Domain, filled
 from pipeline.ablation.statistics import delong, logistic_fusion
+from pipeline.baseline import in_slice
 from pipeline.config import Config, ConfigError
 
 _ROWS_AT_ONCE = 4096
@@ -45,13 +46,13 @@ class Trained:
     training: dict[str, Any]
 
 
-def train_arm(domain: Domain, config: Config, arm: Arm) -> Trained:
-    """Fits the arm's model on the domain's train rows; test rows are scored once, at the end."""
+def fit_arm(domain: Domain, config: Config, arm: Arm) -> tuple[RankingModel, training.TrainingReport]:
+    """Fits the arm's model on the domain's train rows, stopped by the validation rows; reads no test row."""
     weighs_llm = config.loss.llm_weight > 0
     vectors = config.model.item_vectors_file
     keras.backend.clear_session()
     gc.collect()
-    model, report = training.train(
+    return training.train(
         vocabulary=domain.vocabulary,
         model_config=config.model,
         gate_config=config.gate,
@@ -62,6 +63,11 @@ def train_arm(domain: Domain, config: Config, arm: Arm) -> Trained:
         pairs=share_of_contexts(domain.pairs, arm.scored_share) if weighs_llm else None,
         item_vectors=None if vectors is None else read_item_vectors(vectors).by_index(domain.item_ids),
     )
+
+
+def train_arm(domain: Domain, config: Config, arm: Arm) -> Trained:
+    """Fits the arm's model, then scores the validation and the test rows once."""
+    model, report = fit_arm(domain, config, arm)
     valid, test = (
         training.predict(model, inputs.row_batches(rows, batch_size=_ROWS_AT_ONCE))[1]
         for rows in (domain.valid, domain.test)
@@ -112,27 +118,12 @@ def share_of_contexts(pairs: Columns, share: float) -> Columns:
     return {name: np.asarray(values)[kept] for name, values in pairs.items()}
 
 
-def slice_metrics(domain: Domain, scores: np.ndarray) -> dict[str, dict[str, Any]]:
-    """AUC, examples and positives of the test rows by slice."""
-    labels = np.asarray(domain.test[features.LABEL])
-    metrics = {}
-    for name in SLICES:
-        inside = slice_mask(domain.test, name)
-        both = len(set(labels[inside].tolist())) == 2
-        metrics[name] = {
-            "auc": float(roc_auc_score(labels[inside], scores[inside])) if both else None,
-            "examples": int(inside.sum()),
-            "positives": int(labels[inside].sum()),
-        }
-    return metrics
-
-
 def differences(domain: Domain, scores: np.ndarray, none: np.ndarray) -> dict[str, dict[str, float] | None]:
     """AUC minus the AUC of the arm `none` by slice, with DeLong's standard error; None for a slice of one class."""
     labels = np.asarray(domain.test[features.LABEL])
     result: dict[str, dict[str, float] | None] = {}
     for name in SLICES:
-        inside = slice_mask(domain.test, name)
+        inside = in_slice(domain.test, name)
         if min(np.bincount(labels[inside], minlength=2)) < 2:
             result[name] = None
             continue
@@ -171,8 +162,3 @@ class BaselineScores:
 
     def _file(self, fingerprint: str) -> pathlib.Path:
         return self._directory / f"{NONE}-{fingerprint}.npz"
-
-
-def now() -> str:
-    """UTC, ISO 8601."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 from rich.console import Console
-from sklearn.metrics import roc_auc_score
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
 from components.catalog import Item, read_catalog
@@ -20,12 +19,11 @@ from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.exchange import Candidate, Context
 from components.llm_scorer.strategies import create_strategy
 from models import features, inputs, preprocessing
-from pipeline.baseline import popularity_auc
+from pipeline.baseline import auc_by_slice
 from pipeline.config import Config
 from pipeline.console import run_log
 from pipeline.datasets.fetch import fetch_missing
 from pipeline.graph import build_data_pipeline
-from pipeline.slices import slice_rule
 from pipeline.summary import read_steps
 
 SLICES = ("overall", "cold", "tail")
@@ -48,7 +46,7 @@ class Domain:
             the teacher cannot score evaluation rows for nothing.
         baselines: AUC by slice of popularity, and of the teacher alone.
         definitions: of the slices cold and tail, in words.
-        hashes: SHA-256 of the test rows and of the pairs; the evaluation negatives' from the data report.
+        hashes: SHA-256 of the rows of each split and of the pairs; the evaluation negatives' from the data report.
     """
 
     name: str
@@ -99,7 +97,6 @@ def prepare_domain(name: str, config: Config, output: pathlib.Path, console: Con
     catalog = read_catalog(steps["InteractionsExampleGen"]["catalog"])
     teacher = _teacher(config.llm.resolve(), splits, catalog) if pairs else None
     data = json.loads((pathlib.Path(steps["InteractionsExampleGen"]["report"]) / report.FILE_NAME).read_text())
-    labels = np.asarray(rows["test"][features.LABEL])
     return Domain(
         name=name,
         vocabulary=preprocessing.vocabulary_sizes(transform_output, use_user_id=config.model.use_user_id),
@@ -110,24 +107,16 @@ def prepare_domain(name: str, config: Config, output: pathlib.Path, console: Con
         pairs=pairs,
         teacher=teacher,
         baselines={
-            "popularity": {s: v["auc"] for s, v in popularity_auc(splits["test"]).items() if s in SLICES},
-            "teacher": None if teacher is None else _auc(labels, teacher["test"], rows["test"]),
+            "popularity": _aucs(rows["test"], rows["test"][features.ITEM_TRAIN_COUNT]),
+            "teacher": None if teacher is None else _aucs(rows["test"], teacher["test"]),
         },
         definitions={part: data[part]["definition"] for part in ("cold", "tail")},
         hashes={
-            "test_rows": _sha256(_records(splits["test"])),
+            **{f"{split}_rows": _sha256(_records(folder)) for split, folder in splits.items()},
             "pairs": _sha256(np.asarray(pairs[name]).tobytes() for name in sorted(pairs)),
             "evaluation_negatives": data["negatives"]["evaluation_hash"],
         },
     )
-
-
-def slice_mask(rows: Columns, name: str) -> np.ndarray:
-    """bool [rows]: which rows a slice holds."""
-    rule = slice_rule(name)
-    if rule is None:
-        return np.ones(len(rows[features.LABEL]), bool)
-    return np.asarray(rows[rule[0]]) == rule[1]
 
 
 def filled(teacher: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -135,19 +124,14 @@ def filled(teacher: np.ndarray, like: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(teacher), np.nanmean(like), teacher)
 
 
-def _auc(labels: np.ndarray, scores: np.ndarray, rows: Columns) -> dict[str, float | None]:
-    result: dict[str, float | None] = {}
-    for name in SLICES:
-        inside = slice_mask(rows, name) & ~np.isnan(scores)
-        both = len(set(labels[inside].tolist())) == 2
-        result[name] = float(roc_auc_score(labels[inside], scores[inside])) if both else None
-    return result
+def _aucs(rows: Columns, scores: np.ndarray) -> dict[str, float | None]:
+    return {name: values["auc"] for name, values in auc_by_slice(rows, scores, SLICES).items()}
 
 
 def _teacher(config: LlmConfig, splits: Mapping[str, str], catalog: Mapping[str, Item]) -> dict[str, np.ndarray] | None:
-    strategy = create_strategy(config)
-    if not config.asks_nobody or config.replay_table is not None:
+    if config.embedding_file is None:
         return None
+    strategy = create_strategy(config)
     scores = {}
     for split in ("valid", "test"):
         results = [strategy.results(context, ())[0] for context in _contexts(splits[split])]

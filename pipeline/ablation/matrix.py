@@ -2,8 +2,6 @@
 
 import importlib.metadata
 import itertools
-import json
-import os
 import pathlib
 import time
 from collections import defaultdict
@@ -12,25 +10,16 @@ from typing import Any
 
 from rich.console import Console
 
+from pipeline.ablation import results
 from pipeline.ablation.arms import NONE
-from pipeline.ablation.cells import (
-    BaselineScores,
-    Trained,
-    differences,
-    fingerprint,
-    fuse,
-    now,
-    slice_metrics,
-    train_arm,
-)
+from pipeline.ablation.cells import BaselineScores, differences, fingerprint, fuse, train_arm
 from pipeline.ablation.config import Ablation, load_ablation
-from pipeline.ablation.domain import Domain, prepare_domain
+from pipeline.ablation.domain import SLICES, Domain, prepare_domain
+from pipeline.baseline import auc_by_slice
 from pipeline.code_version import code_version
+from pipeline.config import ConfigError
 
 _PACKAGES = ("sllmr", "tensorflow", "tf-keras", "tensorflow-recommenders", "tfx", "numpy", "scikit-learn")
-
-Cell = tuple[str, str, str, int]
-"""Domain, backbone, arm, seed."""
 
 
 def run_matrix(
@@ -48,25 +37,29 @@ def run_matrix(
         domains: of the configuration, those to run; None runs all.
 
     Raises:
-        ConfigError: the configuration cannot be used.
+        ConfigError: the configuration cannot be used, or does not hold a domain.
     """
     ablation = load_ablation(config_file)
     console = Console(highlight=False)
     matrix = ablation.config
+    unknown = [name for name in domains or () if name not in matrix.domains]
+    if unknown:
+        raise ConfigError(f"--domains must be among {', '.join(matrix.domains)}, got {', '.join(unknown)}")
     names = [name for name in matrix.domains if domains is None or name in domains]
     cells = len(matrix.backbones) * len(matrix.arms) * len(matrix.seeds)
     console.print(
         f"{len(names)} domains x {len(matrix.backbones)} backbones x {len(matrix.arms)} arms x {len(matrix.seeds)} "
         f"seeds: {cells * len(names)} cells"
     )
-    done = _read_done(results_file)
+    done = {cell: run.hashes.cell for cell, run in results.last_runs(results_file).items()}
+    versions = {**{p: importlib.metadata.version(p) for p in _PACKAGES}, "code": code_version()}
     progress = _Progress(console, total=cells * len(names))
     for name in names:
         console.print(f"[bold]{name}[/bold]")
         domain = prepare_domain(name, ablation.domain(name), output / name, console)
         # All arms of one seed before the next seed: a run that is cut leaves whole comparisons.
         for seed, backbone in itertools.product(matrix.seeds, matrix.backbones):
-            _run_block(ablation, domain, backbone, seed, output, results_file, done, progress)
+            _run_block(ablation, domain, backbone, seed, output, results_file, done, versions, progress)
 
 
 def _run_block(
@@ -76,7 +69,8 @@ def _run_block(
     seed: int,
     output: pathlib.Path,
     results_file: pathlib.Path,
-    done: dict[Cell, str],
+    done: dict[results.Cell, str],
+    versions: dict[str, str],
     progress: "_Progress",
 ) -> None:
     """All arms of one backbone and seed; `none` first, as the others are measured against it."""
@@ -89,13 +83,12 @@ def _run_block(
         hyperparameters = ablation.hyperparameters(config)
         mark = fingerprint(domain, hyperparameters, arm)
         if name == NONE:
-            none_mark, none = mark, store.load(mark)
+            none = store.load(mark)
         cell = (domain.name, backbone, name, seed)
         if done.get(cell) == mark and none is not None:
             progress.skip()
             continue
-        started_at, start = now(), time.monotonic()
-        trained: Trained
+        started_at, start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
         if arm.late_fusion:
             assert none is not None
             trained = fuse(domain, none)
@@ -103,14 +96,14 @@ def _run_block(
             trained = train_arm(domain, config, arm)
         if name == NONE:
             none = trained.scores
-            store.save(none_mark, none)
+            store.save(mark, none)
         assert none is not None
         line = {
             "domain": domain.name,
             "backbone": backbone,
             "arm": name,
             "seed": seed,
-            "metrics": slice_metrics(domain, trained.scores.test),
+            "metrics": auc_by_slice(domain.test, trained.scores.test, SLICES),
             "valid_auc": trained.valid_auc,
             "versus_none": None if name == NONE else differences(domain, trained.scores.test, none.test),
             "baselines": domain.baselines,
@@ -119,46 +112,17 @@ def _run_block(
             "training": trained.training,
             "definitions": domain.definitions,
             "hashes": {**domain.hashes, "cell": mark},
-            "versions": {**{p: importlib.metadata.version(p) for p in _PACKAGES}, "code": code_version()},
+            "versions": versions,
             "started_at": started_at,
             "seconds": round(time.monotonic() - start, 2),
         }
-        _append(results_file, line)
+        results.append(results_file, line)
         done[cell] = mark
         progress.tell(line)
 
 
-def _append(file: pathlib.Path, line: dict[str, Any]) -> None:
-    """One write of a whole line, on disk before it returns; what a killed run left half-written is closed first."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+b") as results:
-        if results.tell():
-            results.seek(-1, os.SEEK_END)
-            if results.read(1) != b"\n":
-                _drop_unfinished(results)
-        results.write(json.dumps(line).encode() + b"\n")
-        results.flush()
-        os.fsync(results.fileno())
-
-
-def _drop_unfinished(results: Any) -> None:
-    results.seek(0)
-    results.truncate(results.read().rfind(b"\n") + 1)
-
-
-def _read_done(file: pathlib.Path) -> dict[Cell, str]:
-    """The fingerprint of each cell's last line, which is the one that the report takes."""
-    done: dict[Cell, str] = {}
-    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-    for line in lines:
-        if line.endswith(b"\n"):
-            run = json.loads(line)
-            done[run["domain"], run["backbone"], run["arm"], run["seed"]] = run["hashes"]["cell"]
-    return done
-
-
 class _Progress:
-    """One line a cell, with an estimate of the time left from the cells of this backbone and arm so far."""
+    """One line a cell, with an estimate of the time left from the mean of each arm's cells so far."""
 
     def __init__(self, console: Console, total: int):
         self._console = console

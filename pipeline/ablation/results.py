@@ -2,12 +2,17 @@
 
 import json
 import logging
+import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 _LOG = logging.getLogger(__name__)
+
+Cell = tuple[str, str, str, int]
+"""Domain, backbone, arm, seed."""
 
 
 class _Record(BaseModel):
@@ -41,6 +46,7 @@ class Hashes(_Record):
     """What the run was given, by content."""
 
     test_rows: str
+    cell: str = Field(default="", description="fingerprint of what decides the run, see pipeline.ablation.cells")
 
 
 class Run(_Record):
@@ -72,8 +78,16 @@ def read(file: pathlib.Path) -> list[Run]:
     """
     if not file.exists():
         raise FileNotFoundError(f"there is no results file {file}; make it with `sllmr ablate --config FILE`")
-    lines = file.read_bytes().split(b"\n")
-    runs: dict[tuple[str, str, str, int], Run] = {}
+    runs = last_runs(file)
+    if not runs:
+        raise ValueError(f"{file} holds no runs; make some with `sllmr ablate --config FILE`")
+    return list(runs.values())
+
+
+def last_runs(file: pathlib.Path) -> dict[Cell, Run]:
+    """The last run of each cell, as `read`, but none where there is no file or no run in it."""
+    lines = file.read_bytes().split(b"\n") if file.exists() else []
+    runs: dict[Cell, Run] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -95,6 +109,18 @@ def read(file: pathlib.Path) -> list[Run]:
         key = (run.domain, run.backbone, run.arm, run.seed)
         runs.pop(key, None)
         runs[key] = run
-    if not runs:
-        raise ValueError(f"{file} holds no runs; make some with `sllmr ablate --config FILE`")
-    return list(runs.values())
+    return runs
+
+
+def append(file: pathlib.Path, line: Mapping[str, Any]) -> None:
+    """Adds one run, on disk before it returns; what a killed run left half-written goes first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+b") as results:
+        if results.tell():
+            results.seek(-1, os.SEEK_END)
+            if results.read(1) != b"\n":
+                results.seek(0)
+                results.truncate(results.read().rfind(b"\n") + 1)
+        results.write(json.dumps(line).encode() + b"\n")
+        results.flush()
+        os.fsync(results.fileno())

@@ -8,7 +8,7 @@ import yaml
 from rich.console import Console
 
 from pipeline.ablation.arms import NONE, Arm
-from pipeline.ablation.cells import train_arm
+from pipeline.ablation.cells import fit_arm
 from pipeline.ablation.config import Sections, Tuned, load_ablation
 from pipeline.ablation.domain import Domain, prepare_domain
 from pipeline.ablation.tuning_config import TuningConfig
@@ -105,9 +105,9 @@ class _Tuner(keras_tuner.RandomSearch):
         config = self._start.model_copy(
             update={s: getattr(self._start, s).model_copy(update=changes) for s, changes in sections.items()}
         )
-        trained = train_arm(self._domain, config, self._arm)
-        self._console.print(f"{self._name} {trial.hyperparameters.values}: validation AUC {trained.valid_auc:.4f}")
-        return {_OBJECTIVE: trained.valid_auc}
+        _, report = fit_arm(self._domain, config, self._arm)
+        self._console.print(f"{self._name} {trial.hyperparameters.values}: validation AUC {report.best_valid_auc:.4f}")
+        return {_OBJECTIVE: report.best_valid_auc}
 
     def load_model(self, trial: Any) -> None:
         """Trials keep no models."""

@@ -6,8 +6,9 @@ import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
 from models import features
-from pipeline.ablation.cells import BaselineScores, Scores, differences, fuse, share_of_contexts, slice_metrics
-from pipeline.ablation.domain import Domain, filled
+from pipeline.ablation.cells import BaselineScores, Scores, differences, fuse, share_of_contexts
+from pipeline.ablation.domain import SLICES, Domain, filled
+from pipeline.baseline import auc_by_slice
 from pipeline.config import ConfigError
 
 
@@ -39,7 +40,7 @@ def domain(rows: int = 400, teacher: bool = True) -> Domain:
 def test_metrics_count_each_slice_and_say_where_there_is_one_class_only():
     made = domain()
     scores = np.random.default_rng(1).normal(size=400)
-    metrics = slice_metrics(made, scores)
+    metrics = auc_by_slice(made.test, scores, SLICES)
     cold = np.asarray(made.test[features.IS_COLD]) == 1
     labels = np.asarray(made.test[features.LABEL])
 

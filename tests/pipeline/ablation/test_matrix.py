@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
+from pipeline.ablation.config import load_ablation
+
 USERS, ITEMS, LENGTH = 60, 40, 8
 ARMS = ("none", "global", "gated_supervised", "pointwise", "distill", "text_features", "late_fusion")
 
@@ -151,3 +153,29 @@ def test_the_report_is_made_of_the_results_alone(killed_and_finished, tmp_path):
 
     written = {file.suffix for file in tmp_path.iterdir()}
     assert {".md", ".html"} <= written
+
+
+def test_tuning_gives_backbone_and_arm_their_trials_and_the_matrix_reads_what_it_wrote(killed_and_finished):
+    file, _ = killed_and_finished
+    matrix = yaml.safe_load(file.read_text()) | {"arms": ["none", "global"], "tuning": {"trials": 2, "backbone": "dcn"}}
+    tuned_file = file.parent / "tuned.yaml"
+    small = file.parent / "small.yaml"
+    small.write_text(yaml.safe_dump(matrix))
+    subprocess.run([*ablate(small), "--tune", str(tuned_file)], check=True, capture_output=True)
+    small.write_text(yaml.safe_dump(matrix | {"tuned": "tuned.yaml"}))
+
+    tuned = yaml.safe_load(tuned_file.read_text())
+    trials = list((file.parent / "out" / "shop" / "tuning").glob("*/trial_*"))
+    cell = load_ablation(small).cell("shop", "dcn", "global", 1)
+    assert sorted(trial.parent.name for trial in trials) == ["dcn-global"] * 2 + ["dcn-none"] * 2
+    assert 0 < tuned["valid_auc"]["dcn"] <= 1
+    assert cell.model.dropout == tuned["backbones"]["dcn"]["model"]["dropout"]
+    assert cell.loss.llm_weight == tuned["arms"]["global"]["loss"]["llm_weight"]
+
+
+def test_a_domain_that_the_matrix_does_not_hold_is_refused(killed_and_finished):
+    file, _ = killed_and_finished
+    result = subprocess.run([*ablate(file), "--domains", "shp"], check=False, capture_output=True, text=True)
+
+    assert result.returncode == 1
+    assert "--domains must be among shop, got shp" in result.stderr
