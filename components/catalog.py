@@ -67,7 +67,9 @@ class ItemFeatures:
     def __init__(self, items: Iterable[Item], sizes: FeatureSizes):
         self._sizes = sizes
         self._values: dict[str, dict[str, Any]] = {}
+        self._words: dict[str, int] = {}
         for item in items:
+            self._words[item.item_id] = sum(len(text.split()) for text in (item.title, *item.categories, item.text))
             categories = [name.encode() for name in item.categories[: sizes.categories]]
             self._values[item.item_id] = {
                 features.ITEM_ID: item.item_id.encode(),
@@ -80,6 +82,10 @@ class ItemFeatures:
     def item(self, item_id: str) -> dict[str, Any]:
         """The Role.ITEM features of one candidate; KeyError where the catalogue does not hold it."""
         return self._values[item_id]
+
+    def words(self, item_id: str) -> int:
+        """How many words title, categories and text have; KeyError as above."""
+        return self._words[item_id]
 
     def history(self, item_ids: Sequence[str]) -> dict[str, Any]:
         """The features of the items of a history, latest first, cut and padded to L; KeyError as above."""

@@ -41,9 +41,11 @@ NEGATIVE = "negative"
 POPULAR = "popular"
 DIVERSE = "diverse"
 TAIL = "tail"
-ROLES = (CHOSEN, NEGATIVE, POPULAR, DIVERSE, TAIL)
+SIMILAR = "similar"
+ROLES = (CHOSEN, NEGATIVE, POPULAR, DIVERSE, TAIL, SIMILAR)
 """Why a candidate was asked about: the user's choice in a labelled probe, a sampled negative beside it, the
-popularity pool, the synthetic cold-start set (diverse items), the synthetic long-tail set."""
+popularity pool, the synthetic cold-start set (diverse items), the synthetic long-tail set, items of the history's
+categories."""
 
 SCORES_PREFIX = "scores"
 FAILURES_PREFIX = "failures"

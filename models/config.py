@@ -79,7 +79,7 @@ class GateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Literal["frozen", "paper", "supervised"] = Field(
+    mode: Literal["frozen", "paper", "supervised", "advantage", "fused"] = Field(
         default="supervised", description="which loss fits alpha; see models/gate.py"
     )
     frozen_alpha: float = Field(default=1.0, ge=0, le=1, description="alpha of mode frozen; 1 is global regularisation")
@@ -93,6 +93,24 @@ class GateConfig(BaseModel):
         ge=0,
         description="short_history is 1 up to this many earlier positives (the paper's tau_u - 1)",
     )
+    held_out_share: float = Field(
+        default=0.3,
+        gt=0,
+        le=1,
+        description="of modes advantage and fused: share of the labelled contexts whose rows the first stage does not "
+        "see and on which the gate is fitted",
+    )
+    weights_from: str | None = Field(
+        default=None,
+        description="of modes advantage and fused: a training.json of another run, say on another domain, whose gate "
+        "is taken as it is; None: the gate is fitted here",
+    )
+    on_collapse: Literal["warn", "fail"] = Field(
+        default="warn",
+        description="what follows when alpha is near 0 or 1 everywhere, or inverted, against what the probes say; see "
+        "models.reliability.collapse",
+    )
+    dropout_passes: int = Field(default=10, ge=2, le=100, description="of the signal dropout_variance")
     initial_bias: float = Field(default=0.0, description="b at the start; alpha starts at sigmoid(b)")
     learning_rate: float = Field(
         default=0.02,
@@ -119,14 +137,16 @@ class LossConfig(BaseModel):
     L_LLM by `form`, s the logit, y the LLM's score:
         pairwise: alpha * max(0, margin - (s_i - s_j)) where the LLM prefers i to j
         pointwise: (sigmoid(s) - y)^2 for both items of a pair
-        distillation: cross-entropy of sigmoid(s) and sigmoid(a y + b), with a and b fitted on the labelled probes
+        distillation: cross-entropy of sigmoid(s) and sigmoid(a y + b), with a and b fitted on the labelled probes; with
+            gate.mode fused, of sigmoid(s) and the fused probability
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     llm_weight: float = Field(default=0.1, ge=0, description="lambda; 0 trains without pairs (the arm `none`)")
     form: Literal["pairwise", "pointwise", "distillation"] = Field(
-        default="pairwise", description="L_LLM, see above; the gate takes part in pairwise alone"
+        default="pairwise",
+        description="L_LLM, see above; the gate takes part in pairwise, and mode fused in distillation alone",
     )
     margin: float = Field(default=1.0, gt=0, description="m of the hinge, in logits")
 

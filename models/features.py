@@ -31,7 +31,15 @@ IS_TAIL = "is_tail"
 LABEL = "label"
 
 LLM_SCORE = "llm_score"
+LLM_DISAGREEMENT = "llm_disagreement"
+TEXT_WORDS = "text_words"
 PROBE_LABEL = "probe_label"
+
+FIRST_STAGE_LOGIT = "first_stage_logit"
+DROPOUT_VARIANCE = "dropout_variance"
+SOFT_LABEL = "soft_label"
+"""Of each item of a pair, in memory alone: what models/first_stage.py adds; SOFT_LABEL, a probability that the user
+chooses the item, is also what plain distillation learns from."""
 
 PREFERRED = "preferred_"
 OTHER = "other_"
@@ -134,14 +142,20 @@ def row_features(sizes: FeatureSizes) -> tuple[Feature, ...]:
 def pair_features(sizes: FeatureSizes) -> tuple[Feature, ...]:
     """Every feature of a preference pair as PairBuilder writes it: one context, two items, the LLM's verdict.
 
-    `llm_score` of each item is in [0, 1], the preferred one's above the other's. `probe_label` is 1 where the user
-    chose `preferred`, 0 where the user chose `other`, NOT_A_PROBE where neither choice is known.
+    `llm_score` of each item is in [0, 1], the preferred one's above the other's; `llm_disagreement` is the distance of
+    the LLM's two answers where it was asked twice (llm.audit), else 0. `probe_label` is 1 where the user chose
+    `preferred` and `other` is a sampled negative, 0 where it is the other way round, NOT_A_PROBE elsewhere.
     """
     features = [f for f in row_features(sizes) if f.role is Role.CONTEXT]
     items = [f for f in row_features(sizes) if f.role is Role.ITEM]
-    score = Feature(name=LLM_SCORE, dtype="float32", shape=(), role=Role.ITEM, served=False, meaning="by the LLM")
+    for name, dtype, meaning in (
+        (LLM_SCORE, "float32", "by the LLM"),
+        (LLM_DISAGREEMENT, "float32", "between the LLM's two answers"),
+        (TEXT_WORDS, "int64", "words that a prompt can tell of the item"),
+    ):
+        items.append(Feature(name=name, dtype=dtype, shape=(), role=Role.ITEM, served=False, meaning=meaning))
     for prefix in (PREFERRED, OTHER):
-        features += [f.model_copy(update={"name": prefix + f.name}) for f in (*items, score)]
+        features += [f.model_copy(update={"name": prefix + f.name}) for f in items]
     label = Feature(name=PROBE_LABEL, dtype="int64", shape=(), role=Role.ROW, served=False, meaning="LLM is right")
     return (*features, label)
 

@@ -5,10 +5,20 @@ alpha(u, i, j) = (alpha(u, i) + alpha(u, j)) / 2
 
 The modes differ in which loss reaches w and b. In none of them does the gate train the ranking model through
 z: the signals are detached. Source: S-LLMR, arXiv 2512.21526v1, the item gate and the pair gate.
+
+Two modes, advantage and fused, are fitted before the ranking model is trained, on labelled probes that a first-stage
+model has not seen (models/first_stage.py); then they are constants. docs/gate.md says why.
 """
 
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+import scipy.optimize
+import scipy.special
 import tensorflow as tf
 import tf_keras as keras
+from sklearn.linear_model import LogisticRegression
 
 from models.config import GateConfig
 from models.features import NOT_A_PROBE
@@ -26,8 +36,8 @@ class FrozenGate(keras.layers.Layer):
         """alpha(u, i, j), float32 [pairs]."""
         return tf.fill(tf.shape(preferred.logit), self.config.frozen_alpha)
 
-    def hinge_weight(self, alpha: tf.Tensor) -> tf.Tensor:
-        """What the hinge is multiplied by."""
+    def hinge_weight(self, alpha: tf.Tensor, preferred: PairSide, other: PairSide) -> tf.Tensor:
+        """What the hinge is multiplied by, float32 [pairs]."""
         return alpha
 
     def loss(self, alpha: tf.Tensor, probe_label: tf.Tensor) -> tf.Tensor:
@@ -64,7 +74,7 @@ class SupervisedGate(PaperGate):
     w and b alone. The hinge sees alpha detached: it reaches the ranking model alone.
     """
 
-    def hinge_weight(self, alpha: tf.Tensor) -> tf.Tensor:
+    def hinge_weight(self, alpha: tf.Tensor, preferred: PairSide, other: PairSide) -> tf.Tensor:
         return tf.stop_gradient(alpha)
 
     def loss(self, alpha: tf.Tensor, probe_label: tf.Tensor) -> tf.Tensor:
@@ -75,5 +85,205 @@ class SupervisedGate(PaperGate):
         return tf.math.divide_no_nan(tf.reduce_sum(is_probe * entropy), tf.reduce_sum(is_probe))
 
 
-GATES = {"frozen": FrozenGate, "paper": PaperGate, "supervised": SupervisedGate}
+class FittedGate(FrozenGate):
+    """A gate that is fitted once, before training, and then constant: no loss reaches it, and the hinge reaches the
+    ranking model alone.
+
+    The signals see the first-stage model's logits, never those of the model that is trained. z holds 1, each signal and
+    the product of any two: where the LLM is right if the history is short or the item rare, a sum of both would open
+    the gate twice as far where they meet, and a little where it is no use.
+    """
+
+    def __init__(self, config: GateConfig):
+        super().__init__(config)
+        products = ("*".join(pair) for pair in itertools.combinations(config.signals, 2))
+        self._names = ("bias", *config.signals, *products)
+        width = len(self._names)
+        self.model_weights, self.llm_weights = (
+            self.add_weight(name=name, shape=(width,), initializer="zeros", trainable=False)
+            for name in ("model_weights", "llm_weights")
+        )
+
+    def fit(self, preferred: PairSide, other: PairSide, probe_label: tf.Tensor) -> None:
+        """Sets the weights.
+
+        Args:
+            preferred: of labelled probes alone, with the logits of a model that was not trained on them.
+            other: as `preferred`.
+            probe_label: int [pairs], 1 where the user chose `preferred`, 0 where `other`.
+        """
+        raise NotImplementedError
+
+    def named_weights(self) -> dict[str, float]:
+        """All that was fitted: of each part of the formula `bias`, one for each signal and product."""
+        return {
+            f"{part}:{name}": float(value)
+            for part, (names, variable) in self._parts().items()
+            for name, value in zip(names, variable.numpy(), strict=True)
+        }
+
+    def take_weights(self, weights: Mapping[str, float]) -> None:
+        """Sets what `named_weights` of another gate of this mode gave.
+
+        Raises:
+            ValueError: names are missing, or there are others.
+        """
+        own = self.named_weights()
+        if own.keys() != weights.keys():
+            raise ValueError(
+                f"a gate of mode {self.config.mode} with the signals {', '.join(self.config.signals)} has the weights "
+                f"{', '.join(own)}, got {', '.join(weights)}; take those of a gate of the same mode and signals"
+            )
+        for part, (names, variable) in self._parts().items():
+            variable.assign([weights[f"{part}:{name}"] for name in names])
+
+    def _parts(self) -> dict[str, tuple[tuple[str, ...], tf.Variable]]:
+        """By name: what its elements are called, and the variable."""
+        return {"model": (self._names, self.model_weights), "llm": (self._names, self.llm_weights)}
+
+    def _signals(self, side: PairSide) -> tf.Tensor:
+        """z(u, i), float32 [pairs, 1 + signals + products]."""
+        z = [SIGNALS[name](side, self.config) for name in self.config.signals]
+        products = [first * second for first, second in itertools.combinations(z, 2)]
+        return tf.stack([tf.ones_like(z[0]), *z, *products], axis=-1)
+
+
+class AdvantageGate(FittedGate):
+    """alpha(u, i, j) = min(1, 4 max(0, P(LLM right | z) - P(model right | z))), z the mean of both items' signals.
+
+    Both probabilities are logistic in z, fitted by maximum likelihood on the held-out probes, where the model is right
+    if it scores the chosen item higher. alpha is 0 wherever the LLM is no better than the model, however good it is.
+    """
+
+    def fit(self, preferred: PairSide, other: PairSide, probe_label: tf.Tensor) -> None:
+        z = self._pair_signals(preferred, other).numpy()
+        llm_right = np.asarray(probe_label)
+        model_right = (np.asarray(preferred.logit > other.logit) == (llm_right == 1)).astype(int)
+        for weights, right in ((self.model_weights, model_right), (self.llm_weights, llm_right)):
+            weights.assign(_logistic(z, right))
+
+    def alpha(self, preferred: PairSide, other: PairSide) -> tf.Tensor:
+        z = self._pair_signals(preferred, other)
+        model, llm = (tf.sigmoid(tf.linalg.matvec(z, w)) for w in (self.model_weights, self.llm_weights))
+        return tf.minimum(1.0, 4.0 * tf.nn.relu(llm - model))
+
+    def _pair_signals(self, preferred: PairSide, other: PairSide) -> tf.Tensor:
+        return (self._signals(preferred) + self._signals(other)) / 2.0
+
+
+class FusedGate(FittedGate):
+    """The better judgement of model and LLM together: P(u chooses i) = sigmoid(f),
+
+    f(u, i) = a(z) s(u, i) + b(z) y(u, i) + c(z), a, b and c linear in z, a and b at least 0,
+
+    s the first stage's logit and y the LLM's score, each at mean 0 and spread 1 over the held-out probes. a and b are
+    fitted on the probes' pairs, P(u prefers i to j) = sigmoid(a(z) (s_i - s_j) + b(z) (y_i - y_j)) with z the mean of
+    both items' signals, by penalised maximum likelihood; the penalty, half the squared norm of the weights, is one
+    observation's worth and draws a useless b to 0.
+
+    Each pair is weighted by how alike its items are, prod (1 - |z_i - z_j|), since z must not tell which of the two was
+    chosen: a popular item against a rare one is an easy pair for the model, and says nothing of how well it tells rare
+    items apart. c is then what makes half of the probes' items chosen, as half are; no c(z), for the same reason. So
+    signals of the item bend the level of rare items against others: where f itself is the target, take those of the
+    context (docs/gate.md).
+
+    The training pairs then follow f and not the LLM (models.first_stage.fused): distillation learns sigmoid(f) of each
+    item, the hinge the fused order, weighted by its certainty 2 sigmoid(f_preferred - f_other) - 1.
+
+    alpha(u, i) = b(z) / (a(z) + b(z)), the LLM's share in the judgement: 0 where it is not listened to, 1 where it
+    alone decides. It explains the targets and weighs nothing by itself.
+    """
+
+    def __init__(self, config: GateConfig):
+        super().__init__(config)
+        self.intercept = self.add_weight(name="intercept", shape=(1,), initializer="zeros", trainable=False)
+        self.centres, self.spreads = (
+            self.add_weight(name=name, shape=(2,), initializer=start, trainable=False)
+            for name, start in (("centres", "zeros"), ("spreads", "ones"))
+        )
+
+    def fit(self, preferred: PairSide, other: PairSide, probe_label: tf.Tensor) -> None:
+        judged = np.stack([[side.logit, side.llm_score] for side in (preferred, other)])  # [2 sides, 2 judges, pairs]
+        centres, spreads = judged.mean(axis=(0, 2)), np.maximum(judged.std(axis=(0, 2)), 1e-6)
+        judged = (judged - centres[:, np.newaxis]) / spreads[:, np.newaxis]
+        z = np.stack([self._signals(side).numpy() for side in (preferred, other)])  # [2 sides, pairs, 1 + signals]
+        margins = judged[0] - judged[1]
+        label = np.asarray(probe_label)
+        alike = np.prod(1.0 - np.abs(z[0] - z[1]), axis=1)
+        columns = [z.mean(axis=0) * margin[:, np.newaxis] for margin in margins]
+        model, llm = np.split(_pairwise_logistic(np.concatenate(columns, axis=1), label, alike), 2)
+
+        # Per item, [2 sides, pairs].
+        level = np.maximum(z @ model, 0.0) * judged[:, 0] + np.maximum(z @ llm, 0.0) * judged[:, 1]
+        intercept = scipy.optimize.brentq(lambda c: scipy.special.expit(level + c).mean() - 0.5, -50.0, 50.0)
+        for variable, values in (
+            (self.centres, centres),
+            (self.spreads, spreads),
+            (self.model_weights, model),
+            (self.llm_weights, llm),
+            (self.intercept, [intercept]),
+        ):
+            variable.assign(values)
+
+    def _parts(self) -> dict[str, tuple[tuple[str, ...], tf.Variable]]:
+        judges = ("model", "llm")
+        return {
+            **super()._parts(),
+            "intercept": (("bias",), self.intercept),
+            "centre": (judges, self.centres),
+            "spread": (judges, self.spreads),
+        }
+
+    def hinge_weight(self, alpha: tf.Tensor, preferred: PairSide, other: PairSide) -> tf.Tensor:
+        gap = logit(preferred.soft_label) - logit(other.soft_label)
+        return 2.0 * tf.sigmoid(gap) - 1.0
+
+    def fused_logit(self, side: PairSide) -> tf.Tensor:
+        """f(u, i), float32 [pairs]."""
+        a, b = self._coefficients(side)
+        s, y = ((v - self.centres[n]) / self.spreads[n] for n, v in enumerate((side.logit, side.llm_score)))
+        return a * s + b * y + self.intercept
+
+    def alpha(self, preferred: PairSide, other: PairSide) -> tf.Tensor:
+        return (self._side_alpha(preferred) + self._side_alpha(other)) / 2.0
+
+    def _side_alpha(self, side: PairSide) -> tf.Tensor:
+        a, b = self._coefficients(side)
+        return tf.math.divide_no_nan(b, a + b)
+
+    def _coefficients(self, side: PairSide) -> tuple[tf.Tensor, tf.Tensor]:
+        """a and b, float32 [pairs] each."""
+        z = self._signals(side)
+        a, b = (tf.linalg.matvec(z, weights) for weights in (self.model_weights, self.llm_weights))
+        return tf.nn.relu(a), tf.nn.relu(b)
+
+
+def logit(probability: tf.Tensor) -> tf.Tensor:
+    """ln(p / (1 - p)), p kept within [1e-6, 1 - 1e-6]."""
+    p = tf.clip_by_value(probability, 1e-6, 1.0 - 1e-6)
+    return tf.math.log(p) - tf.math.log1p(-p)
+
+
+def _pairwise_logistic(margins: np.ndarray, label: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """w of P(preferred was chosen) = sigmoid(w . margin), penalised by |w|^2 / 2; float [columns]."""
+    # Mirrored, so that both labels occur: the pair the other way round is the same observation, and counts once.
+    fit = LogisticRegression(C=0.5, max_iter=1000, fit_intercept=False).fit(
+        np.concatenate([margins, -margins]), np.concatenate([label, 1 - label]), np.concatenate([weight, weight])
+    )
+    return fit.coef_[0]
+
+
+def _logistic(z: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Weights of P(right) = sigmoid(w . z), its first column 1; a constant where one class alone occurs."""
+    if right.min() == right.max():
+        certain = 6.0  # sigmoid(6) = .998
+        return np.array([certain if right[0] else -certain] + [0.0] * (z.shape[1] - 1))
+    fit = LogisticRegression(C=1.0, max_iter=1000).fit(z[:, 1:], right)
+    return np.concatenate([fit.intercept_, fit.coef_[0]])
+
+
+FITTED_GATES = {"advantage": AdvantageGate, "fused": FusedGate}
+"""By GateConfig.mode: those that are fitted beforehand."""
+
+GATES = {"frozen": FrozenGate, "paper": PaperGate, "supervised": SupervisedGate, **FITTED_GATES}
 """By GateConfig.mode."""

@@ -9,6 +9,7 @@ from models.features import OTHER, PREFERRED, Feature, FeatureSizes, Role
 from models.ranking import PAIRS, ROWS
 
 _ROWS_AT_ONCE = 4096
+_BLOCK = 128
 
 Features = Mapping[str, tf.Tensor]
 Transform = Callable[[Features], Features]
@@ -56,7 +57,7 @@ def load_pairs(patterns: Sequence[str], sizes: FeatureSizes, transform: Transfor
 
     Returns:
         [pairs] + shape each: the context's transformed features by name, each item's with PREFERRED or OTHER
-        before its name, its LLM_SCORE, and PROBE_LABEL.
+        before its name, what pair_features adds to it, and PROBE_LABEL.
 
     Raises:
         ValueError: no file matches, or there is no pair in them.
@@ -82,8 +83,9 @@ def transform_pairs(pairs: Features, sizes: FeatureSizes, transform: Transform) 
     transformed = transform(both)
 
     index_of = {raw: index for group in features.INDEXED.values() for raw, index in group.items()}
-    verdict = (PREFERRED + features.LLM_SCORE, OTHER + features.LLM_SCORE, features.PROBE_LABEL)
-    result = {name: pairs[name] for name in verdict}
+    of_the_item = (features.LLM_SCORE, features.LLM_DISAGREEMENT, features.TEXT_WORDS)
+    verdict = [prefix + name for prefix in (PREFERRED, OTHER) for name in of_the_item]
+    result = {name: pairs[name] for name in (*verdict, features.PROBE_LABEL)}
     for f in columns:
         name = index_of.get(f.name, f.name)
         if f.role is Role.ROW or name not in transformed:
@@ -154,12 +156,14 @@ def records(patterns: Sequence[str], what: str) -> tf.data.Dataset:
     files = sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
     if not files:
         raise ValueError(f"training needs files of {what}, got none that match {list(patterns)}")
-    return tf.data.Dataset.from_tensor_slices(files).interleave(
-        lambda file: tf.data.TFRecordDataset(file, compression_type="GZIP", buffer_size=1 << 20),
+    # In blocks: handing over records one by one costs the parallel interleave more than reading them.
+    blocks = tf.data.Dataset.from_tensor_slices(files).interleave(
+        lambda file: tf.data.TFRecordDataset(file, compression_type="GZIP", buffer_size=1 << 20).batch(_BLOCK),
         cycle_length=min(4, len(files)),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
+    return blocks.unbatch()
 
 
 def narrow(batch: Features) -> dict[str, tf.Tensor]:

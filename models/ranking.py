@@ -1,6 +1,6 @@
 """The ranking model and its training step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -11,7 +11,7 @@ from models import features
 from models.backbones import BACKBONES
 from models.config import GateConfig, LossConfig, ModelConfig
 from models.embeddings import FeatureEmbedding
-from models.gate import GATES, FrozenGate
+from models.gate import GATES, FittedGate, FrozenGate
 from models.losses import POINTWISE, GatedPairwiseLoss, recommendation_loss
 from models.signals import PairSide
 
@@ -32,6 +32,7 @@ class RankingModel(tfrs.Model):
         gate: mode and signals.
         loss: form, lambda and margin.
         item_vectors: float32 [items + 2, any] by item index, exactly with model.item_vectors_file.
+        fitted_gate: of the modes that are fitted beforehand; None makes one from `gate`.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class RankingModel(tfrs.Model):
         gate: GateConfig,
         loss: LossConfig,
         item_vectors: np.ndarray | None = None,
+        fitted_gate: FittedGate | None = None,
     ):
         super().__init__(name="ranking_model")
         backbone = BACKBONES[model.backbone]
@@ -60,7 +62,7 @@ class RankingModel(tfrs.Model):
         if self.llm_weight > 0:
             parts.append("llm_loss")
             if self._form == "pairwise":
-                self.gate = GATES[gate.mode](gate)
+                self.gate = GATES[gate.mode](gate) if fitted_gate is None else fitted_gate
                 self.pairwise_loss = GatedPairwiseLoss(loss.margin)
                 parts += ["gate_loss", "alpha"]
         self._parts = {name: keras.metrics.Mean(name) for name in parts}
@@ -99,11 +101,13 @@ class RankingModel(tfrs.Model):
 
         gate_loss = tf.constant(0.0)
         if self.gate is None:
-            llm_scores = tf.concat([side[features.LLM_SCORE] for side in sides], axis=0)
-            llm_loss = POINTWISE[self._form](tf.concat(side_logits, axis=0), llm_scores)
+            target = features.SOFT_LABEL if self._form == "distillation" else features.LLM_SCORE
+            targets = tf.concat([side[target] for side in sides], axis=0)
+            llm_loss = POINTWISE[self._form](tf.concat(side_logits, axis=0), targets)
         else:
-            alpha = self.gate.alpha(*map(gate_input, sides, side_logits))
-            llm_loss = self.pairwise_loss(*side_logits, self.gate.hinge_weight(alpha))
+            seen = pair_input(pairs, side_logits)
+            alpha = self.gate.alpha(*seen)
+            llm_loss = self.pairwise_loss(*side_logits, self.gate.hinge_weight(alpha, *seen))
             gate_loss = self.gate.loss(alpha, pairs[features.PROBE_LABEL])
             self._parts["gate_loss"].update_state(gate_loss)
             self._parts["alpha"].update_state(alpha)
@@ -134,12 +138,6 @@ class RankingModel(tfrs.Model):
         self._rows.update_state(tf.shape(logits)[0])
         return loss
 
-    def pair_alpha(self, pairs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """alpha of each pair, float32 [pairs], without dropout; needs a gate."""
-        assert self.gate is not None
-        sides = [pair_side(pairs, prefix) for prefix in (features.PREFERRED, features.OTHER)]
-        return self.gate.alpha(*(gate_input(side, self(side)) for side in sides))
-
 
 def input_names(*, use_user_id: bool) -> tuple[str, ...]:
     """Names of the transformed features that enter the logit."""
@@ -158,11 +156,32 @@ def pair_side(pairs: Mapping[str, tf.Tensor], prefix: str) -> dict[str, tf.Tenso
     return side
 
 
-def gate_input(side: Mapping[str, tf.Tensor], logit: tf.Tensor) -> PairSide:
-    """What the gate may see of one side."""
-    return PairSide(
-        history_length=side[features.HISTORY_LENGTH],
-        is_tail=side[features.IS_TAIL],
-        item_train_count=side[features.ITEM_TRAIN_COUNT],
-        logit=logit,
-    )
+def pair_input(pairs: Mapping[str, tf.Tensor], logits: Sequence[tf.Tensor] | None = None) -> tuple[PairSide, PairSide]:
+    """What the gate may see of the preferred and of the other item.
+
+    Args:
+        pairs: some of inputs.load_pairs, or of first_stage.with_first_stage.
+        logits: of the two sides by the model in training; not looked at where the pairs hold the first stage's.
+    """
+    sides = [pair_side(pairs, prefix) for prefix in (features.PREFERRED, features.OTHER)]
+    gap = tf.abs(sides[0][features.LLM_SCORE] - sides[1][features.LLM_SCORE])
+
+    def gate_input(side: Mapping[str, tf.Tensor], number: int) -> PairSide:
+        logit = side.get(features.FIRST_STAGE_LOGIT)
+        if logit is None:
+            assert logits is not None
+            logit = logits[number]
+        return PairSide(
+            history_length=side[features.HISTORY_LENGTH],
+            is_tail=side[features.IS_TAIL],
+            item_train_count=side[features.ITEM_TRAIN_COUNT],
+            text_words=side[features.TEXT_WORDS],
+            llm_score=side[features.LLM_SCORE],
+            llm_gap=gap,
+            llm_disagreement=side[features.LLM_DISAGREEMENT],
+            logit=logit,
+            dropout_variance=side.get(features.DROPOUT_VARIANCE),
+            soft_label=side.get(features.SOFT_LABEL),
+        )
+
+    return gate_input(sides[0], 0), gate_input(sides[1], 1)

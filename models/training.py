@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -14,14 +15,24 @@ from sklearn.metrics import roc_auc_score
 from models import features
 from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
-from models.gate import PaperGate
+from models.first_stage import fused, held_out, with_first_stage, without_contexts, without_own_choice
+from models.gate import FITTED_GATES, FittedGate, FrozenGate, FusedGate, PaperGate, SupervisedGate
 from models.inputs import pair_batches, training_batches
 from models.optimizers import LazyAdam
-from models.ranking import RankingModel
+from models.ranking import RankingModel, pair_input, pair_side
+from models.reliability import (
+    GateCollapse,
+    ReliabilityCell,
+    calibration_error,
+    collapse,
+    labelled,
+    reliability_cells,
+)
 
 _LOGGER = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 4096
-_CLOSED, _OPEN = 0.05, 0.95
+_PAIRS_TO_WATCH = 4096
+_CONTESTED_PAIRS = 12
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -65,6 +76,28 @@ class GateCell(BaseModel):
     llm_accuracy: float | None
 
 
+class ContestedPair(BaseModel):
+    """A pair on which the gate lets the LLM contradict the model.
+
+    Attributes:
+        history_item_ids: latest first.
+        preferred_item_id: by the LLM.
+        other_item_id: by the LLM the lesser one, and by the model the better one.
+        model_margin: logit of the preferred item minus that of the other, below 0; of the first stage if there is one.
+        alpha: of the pair.
+        probe_label: 1 where the user chose the preferred item, 0 where the other one, NOT_A_PROBE where neither.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    history_item_ids: list[str]
+    preferred_item_id: str
+    other_item_id: str
+    model_margin: float
+    alpha: float
+    probe_label: int
+
+
 class TrainingReport(BaseModel):
     """What training did, as `training.json`.
 
@@ -77,8 +110,16 @@ class TrainingReport(BaseModel):
         gate: all pairs, then the four cells; empty without pairs.
         gate_weights: w by signal and `bias`; empty for a gate without parameters.
         alpha_quantiles: of alpha over all pairs, by share; empty without a gate.
-        alpha_collapse: `closed` where 95% of the pairs have alpha below .05, `open` where above .95; None
-            otherwise and for a frozen gate.
+        alpha_collapse: `closed`, `open` or `inverted`, see models.reliability.collapse; None for a sound gate and for a
+            frozen one.
+        alpha_by_epoch: the same quantiles of alpha at the end of each epoch; empty for a gate that is constant.
+        reliability: by cell of history length x popularity, see models.reliability; empty without a gate.
+        calibration_error: of the gate as a probability: of alpha that the LLM is right (modes paper and supervised), of
+            the fused probability that the user chooses the item (mode fused); None for the others, whose alpha is none.
+        contested_pairs: those of the largest alpha times -model_margin, where the gate turns the model round most;
+            empty without a gate or without item ids.
+        first_stage: epochs of the model that the gate was fitted on; empty without one.
+        first_stage_valid_auc: of its best epoch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,6 +133,12 @@ class TrainingReport(BaseModel):
     gate_weights: dict[str, float] = {}
     alpha_quantiles: dict[str, float] = {}
     alpha_collapse: str | None = None
+    alpha_by_epoch: list[dict[str, float]] = []
+    reliability: list[ReliabilityCell] = []
+    calibration_error: float | None = None
+    contested_pairs: list[ContestedPair] = []
+    first_stage: list[Epoch] = []
+    first_stage_valid_auc: float | None = None
 
 
 def train(
@@ -105,6 +152,8 @@ def train(
     valid: tf.data.Dataset,
     pairs: Mapping[str, tf.Tensor] | None,
     item_vectors: np.ndarray | None = None,
+    item_ids: Sequence[str] = (),
+    gate_weights: Mapping[str, float] | None = None,
     log_dir: str | None = None,
 ) -> tuple[RankingModel, TrainingReport]:
     """Trains until the validation AUC has not risen for `patience` epochs; returns the best epoch's weights.
@@ -116,10 +165,15 @@ def train(
         valid: batches of transformed validation rows.
         pairs: all of models.inputs.load_pairs; None if and only if loss_config.llm_weight is 0.
         item_vectors: float32 [items + 2, any] by item index, exactly with model_config.item_vectors_file.
+        item_ids: of the vocabulary, number n for index n + 1, for the report; empty names no pairs.
+        gate_weights: TrainingReport.gate_weights of another training, taken instead of being fitted; for modes
+            advantage and fused.
         log_dir: for TensorBoard; None writes nothing.
 
     Raises:
-        ValueError: pairs do not go with llm_weight, or the validation rows hold one label only.
+        ValueError: pairs do not go with llm_weight, the validation rows hold one label only, or a gate that is fitted
+            beforehand has no labelled probes.
+        GateCollapse: as gate.on_collapse has it.
     """
     if (pairs is None) != (loss_config.llm_weight == 0):
         raise ValueError(
@@ -128,67 +182,211 @@ def train(
             "set LossConfig.llm_weight"
         )
     start = time.monotonic()
-    keras.utils.set_random_seed(train_config.seed)
-    model = RankingModel(vocabulary, model_config, gate_config, loss_config, item_vectors)
-    has_own_rate = model.gate is not None and gate_config.mode == "supervised"
-    if pairs is not None and loss_config.form == "distillation":
+    first: _Fit | None = None
+    fitted: FittedGate | None = None
+    chosen = None if pairs is None else labelled(pairs)
+    asked = pairs
+    if pairs is not None and _is_fitted_beforehand(gate_config, loss_config):
+        chosen = held_out(pairs, gate_config.held_out_share)
+        keras.utils.set_random_seed(train_config.seed)
+        histories = np.asarray(pairs[features.HISTORY_ITEM_INDICES])[chosen]
+        first = _fit(
+            RankingModel(vocabulary, model_config, gate_config, LossConfig(llm_weight=0.0), item_vectors),
+            training_batches(without_contexts(rows, histories), None),
+            _Monitor(valid, "first stage, "),
+            train_config,
+        )
+        passes = gate_config.dropout_passes if "dropout_variance" in gate_config.signals else None
+        asked = pairs = without_own_choice(with_first_stage(pairs, first.model, dropout_passes=passes))
+        fitted = FITTED_GATES[gate_config.mode](gate_config)
+        probes = {name: tf.boolean_mask(values, chosen) for name, values in asked.items()}
+        if gate_weights is None:
+            fitted.fit(*pair_input(probes), probes[features.PROBE_LABEL])
+        else:
+            fitted.take_weights(gate_weights)
+        if isinstance(fitted, FusedGate):
+            pairs = fused(asked, fitted)
+    if pairs is not None and fitted is None and loss_config.form == "distillation":
         pairs = with_soft_labels(pairs)
-    model.compile(
-        optimizer=LazyAdam(train_config.learning_rate),
-        gate_optimizer=keras.optimizers.Adam(gate_config.learning_rate) if has_own_rate else None,
-    )
+
+    keras.utils.set_random_seed(train_config.seed)
+    model = RankingModel(vocabulary, model_config, gate_config, loss_config, item_vectors, fitted)
+    gate = fitted or model.gate
     endless = None
     if pairs is not None:
         endless = pair_batches(pairs, pairs_per_batch=train_config.pairs_per_batch, seed=train_config.seed)
-    batches = training_batches(rows, endless)
+    is_learnt = isinstance(gate, PaperGate)
+    monitor = _Monitor(valid, gate_pairs=asked if is_learnt else None)
+    has_own_rate = isinstance(gate, SupervisedGate)
+    fit = _fit(
+        model,
+        training_batches(rows, endless),
+        monitor,
+        train_config,
+        gate_optimizer=keras.optimizers.Adam(gate_config.learning_rate) if has_own_rate else None,
+        log_dir=log_dir,
+    )
+    on_gate = {}
+    if asked is not None and gate is not None:
+        assert chosen is not None
+        on_gate = _gate_report(model, gate, asked, chosen, item_ids)
+    report = TrainingReport(
+        epochs=monitor.epochs,
+        best_epoch=fit.best_epoch,
+        best_valid_auc=fit.best_valid_auc,
+        train_rows=monitor.train_rows,
+        seconds=time.monotonic() - start,
+        alpha_by_epoch=monitor.alpha_quantiles,
+        first_stage=first.epochs if first else [],
+        first_stage_valid_auc=first.best_valid_auc if first else None,
+        **on_gate,
+    )
+    if report.alpha_collapse is not None:
+        message = _COLLAPSED[report.alpha_collapse].format(mode=gate_config.mode)
+        if gate_config.on_collapse == "fail":
+            raise GateCollapse(f"{message}; set gate.mode or gate.signals, or gate.on_collapse to warn")
+        _LOGGER.warning(message)
+    return model, report
 
-    monitor = _Monitor(valid)
+
+_COLLAPSED = {
+    "closed": "The gate has collapsed: alpha is below .05 on 95% of the pairs (mode {mode}), so the LLM has no say, "
+    "although the probes do not show that it is useless",
+    "open": "The gate has collapsed: alpha is above .95 on 95% of the pairs (mode {mode}), so the LLM is trusted "
+    "everywhere, although the probes do not show that it is right everywhere",
+    "inverted": "The gate is inverted (mode {mode}): it is widest open where the probes show the LLM's smallest "
+    "advantage; compare mean_alpha with llm_right and model_right in the report's map",
+}
+"""By TrainingReport.alpha_collapse."""
+
+
+def _is_fitted_beforehand(gate_config: GateConfig, loss_config: LossConfig) -> bool:
+    """Whether the gate takes part in the loss and is fitted on a first stage."""
+    if loss_config.form == "pairwise":
+        return gate_config.mode in FITTED_GATES
+    return loss_config.form == "distillation" and gate_config.mode == "fused"
+
+
+class _Fit(NamedTuple):
+    """A model with the weights of its best epoch."""
+
+    model: RankingModel
+    epochs: list[Epoch]
+    best_epoch: int
+    best_valid_auc: float
+
+
+def _fit(
+    model: RankingModel,
+    batches: tf.data.Dataset,
+    monitor: "_Monitor",
+    config: TrainConfig,
+    *,
+    gate_optimizer: keras.optimizers.Optimizer | None = None,
+    log_dir: str | None = None,
+) -> _Fit:
+    """Trains until the validation AUC has not risen for `patience` epochs."""
+    model.compile(optimizer=LazyAdam(config.learning_rate), gate_optimizer=gate_optimizer)
     stopping = keras.callbacks.EarlyStopping(
-        monitor="valid_auc", mode="max", patience=train_config.patience, restore_best_weights=True
+        monitor="valid_auc", mode="max", patience=config.patience, restore_best_weights=True
     )
     callbacks = [monitor, stopping]
     if log_dir is not None:
         callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False, profile_batch=0))
-    model.fit(batches, epochs=train_config.epochs, callbacks=callbacks, verbose=0)
-
-    cells: list[GateCell] = []
-    weights: dict[str, float] = {}
-    quantiles: dict[str, float] = {}
-    collapse = None
-    if pairs is not None and model.gate is not None:
-        alpha = _pair_alpha(model, pairs)
-        cells = gate_cells(alpha, pairs, cold_max_history=gate_config.cold_max_history)
-        quantiles = {f"{share:g}": float(np.quantile(alpha, share)) for share in _QUANTILES}
-        if isinstance(model.gate, PaperGate):
-            names = (*gate_config.signals, "bias")
-            values = [*model.gate.w.numpy(), model.gate.b.numpy()]
-            weights = {name: float(value) for name, value in zip(names, values, strict=True)}
-            collapse = alpha_collapse(alpha)
-    if collapse is not None:
-        _LOGGER.warning(
-            "The gate has collapsed: alpha is %s %.2f on 95%% of the pairs (mode %s), so the LLM %s. "
-            "Compare with llm_accuracy by cell; gate.mode supervised fits alpha to it.",
-            "below" if collapse == "closed" else "above",
-            _CLOSED if collapse == "closed" else _OPEN,
-            gate_config.mode,
-            "has no say" if collapse == "closed" else "is trusted everywhere",
-        )
-    report = TrainingReport(
+    model.fit(batches, epochs=config.epochs, callbacks=callbacks, verbose=0)
+    return _Fit(
+        model=model,
         epochs=monitor.epochs,
         best_epoch=stopping.best_epoch + 1,
         best_valid_auc=monitor.epochs[stopping.best_epoch].valid_auc,
-        train_rows=monitor.train_rows,
-        seconds=time.monotonic() - start,
-        gate=cells,
-        gate_weights=weights,
-        alpha_quantiles=quantiles,
-        alpha_collapse=collapse,
     )
-    return model, report
+
+
+def _gate_report(
+    model: RankingModel,
+    gate: FrozenGate,
+    pairs: Mapping[str, tf.Tensor],
+    probes: np.ndarray,
+    item_ids: Sequence[str],
+) -> dict[str, Any]:
+    """What TrainingReport says of the gate: `pairs` in the LLM's order, `probes` those to measure on."""
+    alpha, margin = pair_alpha(model, gate, pairs)
+    cells = reliability_cells(alpha, pairs, probes)
+    weights: dict[str, float] = {}
+    if isinstance(gate, PaperGate):
+        names = (*gate.config.signals, "bias")
+        values = [*gate.w.numpy(), gate.b.numpy()]
+        weights = {name: float(value) for name, value in zip(names, values, strict=True)}
+    elif isinstance(gate, FittedGate):
+        weights = gate.named_weights()
+    return {
+        "gate": gate_cells(alpha, pairs, cold_max_history=gate.config.cold_max_history),
+        "gate_weights": weights,
+        "alpha_quantiles": alpha_quantiles(alpha),
+        "alpha_collapse": collapse(alpha, cells) if weights else None,
+        "reliability": cells,
+        "calibration_error": _calibration_error(gate, alpha, pairs, probes),
+        "contested_pairs": contested_pairs(alpha, margin, pairs, item_ids) if item_ids else [],
+    }
+
+
+def contested_pairs(
+    alpha: np.ndarray, margin: np.ndarray, pairs: Mapping[str, tf.Tensor], item_ids: Sequence[str]
+) -> list[ContestedPair]:
+    """The pairs of the largest alpha * max(0, -margin), one a context, largest first.
+
+    Args:
+        alpha: float32 [pairs].
+        margin: float32 [pairs], the model's logit of the preferred item minus that of the other.
+        pairs: in the LLM's order.
+        item_ids: number n for index n + 1.
+    """
+
+    def names(indices: Iterable[int]) -> list[str]:
+        # The last index is every item that the train split does not hold.
+        return [item_ids[index - 1] for index in indices if 0 < index <= len(item_ids)]
+
+    effect = alpha * np.maximum(0.0, -margin)
+    found: dict[bytes, ContestedPair] = {}
+    for n in np.argsort(-effect, kind="stable"):
+        if effect[n] <= 0 or len(found) == _CONTESTED_PAIRS:
+            break
+        indices = np.asarray(pairs[features.HISTORY_ITEM_INDICES][n])
+        preferred, other = (names([int(pairs[p + features.ITEM_INDEX][n])]) for p in (PREFERRED, OTHER))
+        if preferred and other and indices.tobytes() not in found:
+            found[indices.tobytes()] = ContestedPair(
+                history_item_ids=names(indices),
+                preferred_item_id=preferred[0],
+                other_item_id=other[0],
+                model_margin=float(margin[n]),
+                alpha=float(alpha[n]),
+                probe_label=int(pairs[features.PROBE_LABEL][n]),
+            )
+    return list(found.values())
+
+
+def _calibration_error(
+    gate: FrozenGate, alpha: np.ndarray, pairs: Mapping[str, tf.Tensor], probes: np.ndarray
+) -> float | None:
+    if not probes.any():
+        return None
+    right = np.asarray(pairs[features.PROBE_LABEL])[probes] == 1
+    if isinstance(gate, PaperGate):
+        return calibration_error(alpha[probes], right)
+    if isinstance(gate, FusedGate):
+        held = {name: tf.boolean_mask(values, probes) for name, values in pairs.items()}
+        soft = [tf.sigmoid(gate.fused_logit(side)).numpy() for side in pair_input(held)]
+        return calibration_error(np.concatenate(soft), np.concatenate([right, ~right]))
+    return None
+
+
+def alpha_quantiles(alpha: np.ndarray) -> dict[str, float]:
+    """Of alpha, by share; empty without pairs."""
+    return {f"{share:g}": float(np.quantile(alpha, share)) for share in _QUANTILES} if len(alpha) else {}
 
 
 def with_soft_labels(pairs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """The pairs with each LLM score y replaced by the probability sigmoid(a y + b) that the user chooses the item.
+    """The pairs with SOFT_LABEL, the probability sigmoid(a y + b) that the user chooses the item with LLM score y.
 
     a and b are fitted by maximum likelihood on the labelled probes, one chosen and one other item a pair.
 
@@ -209,8 +407,11 @@ def with_soft_labels(pairs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     scores = np.concatenate([preferred[probes], other[probes]])
     chosen = np.concatenate([labels[probes], 1 - labels[probes]])
     fit = LogisticRegression(C=np.inf).fit(scores[:, np.newaxis], chosen)
-    soft = {n: fit.predict_proba(np.asarray(pairs[n])[:, np.newaxis])[:, 1].astype(np.float32) for n in names}
-    return {**pairs, **{name: tf.constant(values) for name, values in soft.items()}}
+    soft = {}
+    for prefix, name in zip((PREFERRED, OTHER), names, strict=True):
+        probability = fit.predict_proba(np.asarray(pairs[name])[:, np.newaxis])[:, 1]
+        soft[prefix + features.SOFT_LABEL] = tf.constant(probability, tf.float32)
+    return {**pairs, **soft}
 
 
 def predict(model: RankingModel, rows: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -250,27 +451,42 @@ def gate_cells(alpha: np.ndarray, pairs: Mapping[str, tf.Tensor], *, cold_max_hi
     return [cell(None, None)] + [cell(cold, tail) for cold in (True, False) for tail in (True, False)]
 
 
-def alpha_collapse(alpha: np.ndarray) -> str | None:
-    """`closed` or `open` where 95% of the pairs have alpha near 0 or near 1; None otherwise."""
-    if np.quantile(alpha, 0.95) < _CLOSED:
-        return "closed"
-    return "open" if np.quantile(alpha, 0.05) > _OPEN else None
+def pair_alpha(model: RankingModel, gate: FrozenGate, pairs: Mapping[str, tf.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """alpha of each pair and the margin of its logits, float32 [pairs] each, without dropout.
 
+    The logits are the first stage's where the pairs hold them, else the model's.
+    """
+    has_logits = PREFERRED + features.FIRST_STAGE_LOGIT in pairs
 
-def _pair_alpha(model: RankingModel, pairs: Mapping[str, tf.Tensor]) -> np.ndarray:
-    alpha = tf.function(model.pair_alpha, reduce_retracing=True)
+    @tf.function(reduce_retracing=True)
+    def alpha_and_margin(batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        logits = None if has_logits else [model(pair_side(batch, prefix)) for prefix in (PREFERRED, OTHER)]
+        preferred, other = pair_input(batch, logits)
+        return gate.alpha(preferred, other), preferred.logit - other.logit
+
     batches = tf.data.Dataset.from_tensor_slices(dict(pairs)).batch(_ROWS_AT_ONCE)
-    return np.concatenate([alpha(batch).numpy() for batch in batches])
+    parts = [[part.numpy() for part in alpha_and_margin(batch)] for batch in batches]
+    alphas, margins = zip(*parts, strict=True)
+    return np.concatenate(alphas), np.concatenate(margins)
 
 
 class _Monitor(keras.callbacks.Callback):
-    """Validation AUC into `logs`, for EarlyStopping and TensorBoard; times and logs each epoch."""
+    """Validation AUC into `logs`, for EarlyStopping and TensorBoard; times and logs each epoch.
 
-    def __init__(self, valid: tf.data.Dataset):
+    Args:
+        valid: batches of validation rows.
+        stage: begins the line that is logged.
+        gate_pairs: whose alpha, of the first few thousand, is noted after each epoch; None notes none.
+    """
+
+    def __init__(self, valid: tf.data.Dataset, stage: str = "", gate_pairs: Mapping[str, tf.Tensor] | None = None):
         super().__init__()
         self._valid = valid
+        self._stage = stage
+        self._gate_pairs = gate_pairs and {name: values[:_PAIRS_TO_WATCH] for name, values in gate_pairs.items()}
         self._start = 0.0
         self.epochs: list[Epoch] = []
+        self.alpha_quantiles: list[dict[str, float]] = []
         self.train_rows = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -294,4 +510,10 @@ class _Monitor(keras.callbacks.Callback):
         )
         shown = ("rec_loss", "llm_loss", "gate_loss", "alpha")
         parts = ", ".join(f"{name} {losses[name]:.4f}" for name in shown if name in losses)
-        _LOGGER.info("epoch %d: validation AUC %.4f, %s, %.1f s", epoch + 1, logs["valid_auc"], parts, seconds)
+        if self._gate_pairs is not None:
+            assert self.model.gate is not None
+            alpha, _ = pair_alpha(self.model, self.model.gate, self._gate_pairs)
+            self.alpha_quantiles.append(alpha_quantiles(alpha))
+        _LOGGER.info(
+            "%sepoch %d: validation AUC %.4f, %s, %.1f s", self._stage, epoch + 1, logs["valid_auc"], parts, seconds
+        )

@@ -166,9 +166,12 @@ def with_absolute_paths(config: Config, file: pathlib.Path) -> Config:
     llm = config.llm.model_copy(update={key: path and absolute(path) for key, path in paths.items()})
     vectors = config.model.item_vectors_file
     model = config.model.model_copy(update={"item_vectors_file": vectors and absolute(vectors)})
+    weights = config.gate.weights_from
+    gate = config.gate.model_copy(update={"weights_from": weights and absolute(weights)})
     return config.model_copy(
         update={
             "model": model,
+            "gate": gate,
             "name": config.name or file.stem,
             "cache_dir": absolute(config.cache_dir),
             "data": data,

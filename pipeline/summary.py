@@ -11,7 +11,9 @@ from ml_metadata import proto
 from ml_metadata.metadata_store import MetadataStore
 from tfx.components.evaluator.constants import BLESSED_FILE_NAME
 
+from components.catalog import read_catalog
 from components.interactions_example_gen import report
+from components.llm_scorer.item_text import describe
 from components.llm_scorer.staleness import staleness
 from components.pair_builder.transforms import COUNTS_FILE
 from components.scores import LEDGER_FILE
@@ -86,11 +88,19 @@ def collect(config: Config, output: pathlib.Path, seconds: float) -> dict[str, A
         "llm": _scores(steps) if "LlmScorer" in steps else None,
         "gate_means": gate_means(training["gate"]),
         "training": training,
+        "item_texts": _item_texts(training["contested_pairs"], steps["InteractionsExampleGen"].outputs["catalog"]),
         "data": _read_json(steps["InteractionsExampleGen"].outputs["report"], report.FILE_NAME),
         "seconds": round(seconds, 1),
         "steps": {name: {"seconds": round(step.seconds, 2), "cached": step.cached} for name, step in steps.items()},
         "config": config.model_dump(mode="json"),
     }
+
+
+def _item_texts(pairs: list[dict[str, Any]], catalog_directory: str) -> dict[str, str]:
+    """What prompts call the items of the pairs, by id."""
+    catalog = read_catalog(catalog_directory)
+    ids = {i for p in pairs for i in (*p["history_item_ids"], p["preferred_item_id"], p["other_item_id"])}
+    return {item_id: describe(catalog[item_id]) for item_id in sorted(ids)}
 
 
 def _scores(steps: dict[str, Step]) -> dict[str, Any]:

@@ -9,10 +9,11 @@ in three strata:
     other   the rest
 
 A stratum that has too few rows leaves its places to the next. A share `probe_fraction` of all contexts are
-labelled probes: they hold the row's own item beside negatives about as popular as it, drawn among its
+labelled probes: they hold the row's own item beside negatives, by default about as popular as it, drawn among its
 neighbours in the order of train counts, so that what the LLM gets right on them is not popularity. Every
-context also holds long-tail items; the places left go to the popularity pool, in cold contexts to diverse
-items: the paper's synthetic sets.
+context also holds long-tail items and, where configured, items like those of the history: among items drawn at
+random hardly one is like them, and where none is the LLM has little to say. The places left go to the popularity
+pool, in cold contexts to diverse items: the paper's synthetic sets.
 
 No candidate is among the items that the user chose anywhere in the train split, the row's own in probes
 aside, and none has an empty title.
@@ -24,11 +25,14 @@ import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
+
 from components import scores
 from components.catalog import Item
 from components.llm_scorer.config import CandidateConfig
 from components.llm_scorer.exchange import Candidate, Context
 from components.scores import ScoreRecord
+from models.item_vectors import ItemVectors, unit
 
 Drawn = TypeVar("Drawn")
 
@@ -39,8 +43,14 @@ STRATA = (TAIL, COLD, OTHER)
 
 NEIGHBOURS = 50
 """Negatives of a probe come from so many items on either side of the chosen one in the order of train
-counts.
+counts; items similar to one of the history from so many nearest vectors.
 """
+
+_DRAWS_OF_SIMILAR = 200
+"""Tries to find similar items that were not drawn yet: small categories may not hold enough."""
+
+_LATEST = 10
+"""Items of the history that candidates are similar to."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,9 +130,10 @@ def number_of_contexts(pairs: int, per_context: int) -> int:
 
 
 def stratum(moment: Moment, catalog: Mapping[str, Item], config: CandidateConfig) -> str:
-    """One of STRATA."""
+    """One of STRATA; without a share of its own TAIL holds nothing, or its rows would be asked about last of all and no
+    probe would show a long-tail item that was chosen."""
     item = catalog.get(moment.item_id)
-    if item is not None and item.is_tail and item.title:
+    if config.tail_chosen_fraction and item is not None and item.is_tail and item.title:
         return TAIL
     return COLD if moment.history_length <= config.cold_max_history else OTHER
 
@@ -176,9 +187,15 @@ def choose_probes(
 
 
 class CandidatePools:
-    """The catalogue in the orders that candidates are drawn from."""
+    """The catalogue in the orders that candidates are drawn from.
 
-    def __init__(self, catalog: Mapping[str, Item], config: CandidateConfig):
+    Args:
+        catalog: all items.
+        config: which candidates are drawn.
+        vectors: by which items are similar; None: those of one category are.
+    """
+
+    def __init__(self, catalog: Mapping[str, Item], config: CandidateConfig, vectors: ItemVectors | None = None):
         titled = [item for item in catalog.values() if item.title]
         # Ties are broken by a hash, or items would follow the order of their ids.
         titled.sort(key=lambda item: (item.train_count, seeded_fraction("rank", item.item_id)))
@@ -191,6 +208,13 @@ class CandidatePools:
         for item in titled:
             groups.setdefault(item.categories[0] if item.categories else "", []).append(item.item_id)
         self._by_category = [groups[name] for name in sorted(groups)]
+        self._same_category = {item_id: groups[name] for name in groups if name for item_id in groups[name]}
+        self._nearest: dict[str, list[str]] = {}
+        self._vectors = None
+        if vectors is not None:
+            self._with_vector = [item_id for item_id in sorted(self._by_popularity) if item_id in vectors.row]
+            self._vectors = unit(vectors.vectors[[vectors.row[item_id] for item_id in self._with_vector]])
+            self._vector_row = {item_id: n for n, item_id in enumerate(self._with_vector)}
 
     def context(
         self,
@@ -233,10 +257,16 @@ class CandidatePools:
 
         if probe:
             drawn.append(Candidate(item_id=moment.item_id, role=scores.CHOSEN))
-            draw(self._neighbours(moment.item_id, rng), self._config.negatives_per_probe, scores.NEGATIVE)
+            negatives = (
+                self._neighbours(moment.item_id, rng)
+                if self._config.probe_negatives == "popularity"
+                else _shuffled(self._by_popularity, rng)
+            )
+            draw(negatives, self._config.negatives_per_probe, scores.NEGATIVE)
         for candidate in carried:
             draw([candidate.item_id], 1, candidate.role)
         draw(_shuffled(self._tail, rng), self._config.tail_per_context, scores.TAIL)
+        draw(self._similar(moment.history_item_ids, rng), self._config.similar_per_context, scores.SIMILAR)
         if name == COLD:
             draw(self._diverse(rng), size, scores.DIVERSE)
         draw(_shuffled(self._popular, rng), size, scores.POPULAR)
@@ -254,6 +284,25 @@ class CandidatePools:
     def _neighbours(self, item_id: str, rng: random.Random) -> Iterable[str]:
         rank = self._rank[item_id]
         return _shuffled(self._by_popularity[max(0, rank - NEIGHBOURS) : rank + NEIGHBOURS + 1], rng)
+
+    def _similar(self, history: Sequence[str], rng: random.Random) -> Iterable[str]:
+        """Items like a random one of the history, again and again: of its category, or near its vector."""
+        known: Collection[str] = self._same_category if self._vectors is None else self._vector_row
+        like = [item_id for item_id in history[:_LATEST] if item_id in known]
+        for _ in range(_DRAWS_OF_SIMILAR if like else 0):
+            item_id = like[rng.randrange(len(like))]
+            group = self._same_category[item_id] if self._vectors is None else self._neighbours_by_vector(item_id)
+            yield group[rng.randrange(len(group))]
+
+    def _neighbours_by_vector(self, item_id: str) -> list[str]:
+        """The NEIGHBOURS items of the highest cosine, itself among them; kept, as histories repeat items."""
+        assert self._vectors is not None
+        if item_id not in self._nearest:
+            cosines = self._vectors @ self._vectors[self._vector_row[item_id]]
+            # By cosine and then by id: which of equals is in must not depend on the machine.
+            rows = np.lexsort((np.arange(len(cosines)), -cosines))[:NEIGHBOURS]
+            self._nearest[item_id] = [self._with_vector[row] for row in rows]
+        return self._nearest[item_id]
 
     def _diverse(self, rng: random.Random) -> Iterable[str]:
         """One item of each category in a random order of categories, then a second round, and so on."""

@@ -3,7 +3,7 @@
 import os
 import re
 import urllib.parse
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -108,7 +108,13 @@ class CandidateConfig(BaseModel):
     negatives_per_probe: int = Field(
         default=3,
         ge=1,
-        description="sampled negatives about as popular as the chosen item, beside it in a probe",
+        description="sampled negatives beside the chosen item in a probe",
+    )
+    probe_negatives: Literal["popularity", "uniform"] = Field(
+        default="popularity",
+        description="which: `popularity`, items about as popular as the chosen one, so that what the LLM gets right is "
+        "not popularity; `uniform`, any items, as the sampled negatives of the rows, for a gate that weighs the LLM "
+        "against the ranking model (gate.mode advantage and fused)",
     )
     popularity_pool: int = Field(default=200, ge=1, description="K: size of the pool of most popular items")
     cold_max_history: int = Field(
@@ -124,17 +130,29 @@ class CandidateConfig(BaseModel):
         default=0.1,
         ge=0,
         le=1,
-        description="share of contexts kept for probes whose chosen item is a long-tail item",
+        description="share of contexts kept for probes whose chosen item is a long-tail item; 0: they are asked about "
+        "as often as they occur, which gate.mode fused needs, as it learns from the probes how often they are chosen",
     )
     tail_per_context: int = Field(default=2, ge=0, description="long-tail candidates in every context")
+    similar_per_context: int = Field(
+        default=0,
+        ge=0,
+        description="candidates in every context that are like an item of the history: near its vector in "
+        "embedding_file where that is given, else of the same most specific category",
+    )
+    moments: Literal["any", "latest"] = Field(
+        default="any",
+        description="which of a user's moments are asked about first: `any`, by hash; `latest`, the last ones of the "
+        "train split, whose histories are nearest to what is served",
+    )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        parts = 1 + self.negatives_per_probe + self.tail_per_context
+        parts = 1 + self.negatives_per_probe + self.tail_per_context + self.similar_per_context
         if parts > self.per_context:
             raise ValueError(
-                f"1 + negatives_per_probe + tail_per_context must be at most per_context, got {parts} > "
-                f"{self.per_context}; raise llm.candidates.per_context"
+                "1 + negatives_per_probe + tail_per_context + similar_per_context must be at most per_context, got "
+                f"{parts} > {self.per_context}; raise llm.candidates.per_context"
             )
         if self.cold_fraction + self.tail_chosen_fraction > 1:
             raise ValueError(

@@ -23,7 +23,6 @@ import tensorflow as tf
 
 from components import scores
 from components.llm_scorer.candidates import (
-    CandidatePools,
     Moment,
     can_be_asked,
     candidates_of,
@@ -36,7 +35,7 @@ from components.llm_scorer.candidates import (
 from components.llm_scorer.config import REPLAY, LlmConfig, LlmError
 from components.llm_scorer.exchange import Context
 from components.llm_scorer.strategies import ContentDigest
-from components.llm_scorer.transforms import ParseMoments, WithCatalog
+from components.llm_scorer.transforms import ParseMoments, WithCatalog, candidate_pools
 from components.scores import ScoreRecord
 from models import features
 
@@ -157,7 +156,7 @@ class _ReplanUser(WithCatalog):
 
     def setup(self) -> None:
         super().setup()
-        self._pools = CandidatePools(self._catalog, self._config.candidates)
+        self._pools = candidate_pools(self._catalog, self._config)
         self._digest = ContentDigest(self._config)
 
     def process(self, element: tuple[str, dict[str, list]]):

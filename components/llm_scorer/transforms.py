@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import apache_beam as beam
 import tensorflow as tf
@@ -28,6 +28,7 @@ from components.llm_scorer.exchange import AnsweredGroup, CandidateResult, Conte
 from components.llm_scorer.forecast import Askable
 from components.llm_scorer.handler import LlmHandler
 from components.llm_scorer.strategies import ContentDigest, create_strategy
+from components.llm_scorer.strategies.embedding import vectors_in_file
 from components.llm_scorer.strategies.replay import records_to_replay
 from components.scores import ScoreRecord
 from models import features
@@ -157,8 +158,9 @@ class _AssignStratum(WithCatalog):
         if can_be_asked(moment, self._catalog) and self._is_wanted(moment):
             name = stratum(moment, self._catalog, self._config.candidates)
             fraction = seeded_fraction(self._config.seed, "context", moment.user_id, moment.position)
+            latest = -moment.position if self._config.candidates.moments == "latest" else 0
             # The position breaks ties, so that equal hashes cannot let the order of rows decide.
-            yield (name, moment.user_id), ((0, fraction, moment.position), moment)
+            yield (name, moment.user_id), ((0, latest, fraction, moment.position), moment)
 
     def _is_wanted(self, moment: Moment) -> bool:
         if self._records is None:
@@ -201,7 +203,7 @@ def _priority(prioritised: tuple[tuple, Moment]) -> tuple:
 def _by_round(element: tuple[tuple[str, str], list[tuple[tuple, Moment]]]):
     """All users' first contexts rank before any user's second."""
     (name, user_id), prioritised = element
-    for round_number, ((_, fraction, position), moment) in enumerate(prioritised):
+    for round_number, ((*_, fraction, position), moment) in enumerate(prioritised):
         yield name, ((round_number, fraction, user_id, position), moment)
 
 
@@ -228,12 +230,22 @@ def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
     return frozenset().union(*sets)
 
 
+def candidate_pools(catalog: Mapping[str, Item], config: LlmConfig) -> CandidatePools:
+    """The pools of a configuration.
+
+    Raises:
+        LlmError: llm.embedding_file is needed and cannot be read.
+    """
+    by_vector = config.candidates.similar_per_context and config.embedding_file is not None
+    return CandidatePools(catalog, config.candidates, vectors_in_file(config) if by_vector else None)
+
+
 class _DrawCandidates(WithCatalog):
     """A user's chosen moments and items -> Contexts."""
 
     def setup(self) -> None:
         super().setup()
-        self._pools = CandidatePools(self._catalog, self._config.candidates)
+        self._pools = candidate_pools(self._catalog, self._config)
         self._records = records_to_replay(self._config)
         self._size = min(self._config.candidates.per_context, self._config.budget.pairs)
 

@@ -1,5 +1,7 @@
 """What PairBuilder may be told."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -11,7 +13,12 @@ class PairConfig(BaseModel):
     max_per_context: int = Field(
         default=8,
         ge=1,
-        description="pairs with the largest score gap that are kept of one context (the paper's K~)",
+        description="pairs that are kept of one context (the paper's K~), labelled ones not counted",
+    )
+    selection: Literal["widest", "cover"] = Field(
+        default="widest",
+        description="which: `widest`, those with the largest score gap, as the paper does; `cover`, pairs that hold "
+        "each candidate once, for losses of single items (loss.form pointwise and distillation)",
     )
     min_margin: float = Field(
         default=0.0,

@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from components.catalog import ItemFeatures
 from components.pair_builder.config import PairConfig
-from components.scores import ScoreRecord
+from components.scores import NEGATIVE, ScoreRecord
 from models import features
 
 
@@ -23,6 +24,8 @@ class Pair:
     preferred_llm_score: float
     other_llm_score: float
     probe_label: int
+    preferred_llm_disagreement: float = 0.0
+    other_llm_disagreement: float = 0.0
 
     @property
     def llm_margin(self) -> float:
@@ -39,7 +42,8 @@ NARROW = "narrow"
 BEYOND_CAP = "beyond_cap"
 DROPPED = (TIED, INCONSISTENT, NARROW, BEYOND_CAP)
 """Why two candidates make no pair: equal scores; ordered differently by the two answers of an audited context, where
-pairs.drop_inconsistent; a gap below min_margin; max_per_context wider ones. CANDIDATE_PAIRS = PAIRS + these."""
+pairs.drop_inconsistent; a gap below min_margin; not among the max_per_context that pairs.selection takes.
+CANDIDATE_PAIRS = PAIRS + these."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,12 +57,13 @@ class Selection:
 def select_pairs(record: ScoreRecord, config: PairConfig) -> Selection:
     """The pairs of one context, widest gap first.
 
-    Only items with a valid score take part. All pairs with the item that the user chose are kept: they are the
-    labels that the gate is fitted on, and a choice among them by gap would bias those. Of the others, the
-    `max_per_context` with the largest gap. Ties and gaps below `min_margin` never make a pair; where every gap is
-    below it, the widest one is kept ("at least one if possible").
+    Only items with a valid score take part. All pairs of the item that the user chose and a sampled negative are kept:
+    they are the labels that the gate is fitted on, and a choice among them by gap would bias those. Of the others at
+    most `max_per_context`: with `selection` widest those with the largest gap; with cover each item that is in no
+    labelled pair makes one pair, the best one with the one just below the middle, and so on. Ties and gaps below
+    `min_margin` never make a pair; where every gap is below it, the widest one is kept ("at least one if possible").
 
-    Source: arXiv 2512.21526, pair construction (K~ pairs with the largest score gap within one user).
+    Source: arXiv 2512.21526, pair construction (K~ pairs with the largest score gap within one user), for widest.
     """
     counts: Counter[str] = Counter()
     pairs = []
@@ -73,6 +78,11 @@ def select_pairs(record: ScoreRecord, config: PairConfig) -> Selection:
     pairs.sort(key=lambda pair: (-pair.llm_margin, pair.preferred_item_id, pair.other_item_id))
     wide = [pair for pair in pairs if pair.llm_margin >= config.min_margin] or pairs[:1]
     unlabelled = [pair for pair in wide if pair.probe_label == features.NOT_A_PROBE]
+    if config.selection == "cover":
+        labelled = (pair for pair in wide if pair.probe_label != features.NOT_A_PROBE)
+        unlabelled = _covering(
+            record, unlabelled, {i for p in labelled for i in (p.preferred_item_id, p.other_item_id)}
+        )
     kept = set(unlabelled[: config.max_per_context])
     selected = [pair for pair in wide if pair in kept or pair.probe_label != features.NOT_A_PROBE]
     counts[NARROW] = len(pairs) - len(wide)
@@ -80,6 +90,15 @@ def select_pairs(record: ScoreRecord, config: PairConfig) -> Selection:
     counts[PAIRS] = len(selected)
     counts[LABELLED] = len(selected) - len(kept)
     return Selection(pairs=selected, counts=counts)
+
+
+def _covering(record: ScoreRecord, pairs: list[Pair], without: Collection[str]) -> list[Pair]:
+    """Those of `pairs` that hold each item not in `without` once: the n-th best with the n-th of the lower half."""
+    scores = dict(zip(record.item_ids, record.llm_scores, strict=True))
+    items = sorted(scores.keys() - without, key=lambda item_id: (-scores[item_id], item_id))
+    half = (len(items) + 1) // 2
+    matched = set(zip(items, items[half:], strict=False))
+    return [pair for pair in pairs if (pair.preferred_item_id, pair.other_item_id) in matched]
 
 
 def _is_inconsistent(record: ScoreRecord, a: int, b: int) -> bool:
@@ -94,15 +113,26 @@ def _is_inconsistent(record: ScoreRecord, a: int, b: int) -> bool:
 def _pair(record: ScoreRecord, preferred: int, other: int) -> Pair:
     chosen = record.chosen_item_id
     label = features.NOT_A_PROBE
-    if chosen in (record.item_ids[preferred], record.item_ids[other]):
-        label = int(record.item_ids[preferred] == chosen)
+    # Candidates that are no sampled negatives were picked for being popular, rare or similar: that the user did not
+    # choose them says less of the LLM than of the picking.
+    if record.item_ids[preferred] == chosen and record.roles[other] == NEGATIVE:
+        label = 1
+    elif record.item_ids[other] == chosen and record.roles[preferred] == NEGATIVE:
+        label = 0
     return Pair(
         preferred_item_id=record.item_ids[preferred],
         other_item_id=record.item_ids[other],
         preferred_llm_score=record.llm_scores[preferred],
         other_llm_score=record.llm_scores[other],
         probe_label=label,
+        preferred_llm_disagreement=_disagreement(record, preferred),
+        other_llm_disagreement=_disagreement(record, other),
     )
+
+
+def _disagreement(record: ScoreRecord, item: int) -> float:
+    """How far the two answers of an audited context lie apart, in [0, 1]; 0 without an audit."""
+    return abs(record.first_llm_scores[item] - record.second_llm_scores[item]) if record.is_audited else 0.0
 
 
 def pair_values(record: ScoreRecord, pair: Pair, catalog: ItemFeatures) -> dict[str, Any]:
@@ -117,10 +147,15 @@ def pair_values(record: ScoreRecord, pair: Pair, catalog: ItemFeatures) -> dict[
         features.PROBE_LABEL: pair.probe_label,
         **catalog.history(record.history_item_ids),
     }
-    for prefix, item_id, llm_score in (
-        (features.PREFERRED, pair.preferred_item_id, pair.preferred_llm_score),
-        (features.OTHER, pair.other_item_id, pair.other_llm_score),
+    for prefix, item_id, llm_score, disagreement in (
+        (features.PREFERRED, pair.preferred_item_id, pair.preferred_llm_score, pair.preferred_llm_disagreement),
+        (features.OTHER, pair.other_item_id, pair.other_llm_score, pair.other_llm_disagreement),
     ):
-        side = {**catalog.item(item_id), features.LLM_SCORE: llm_score}
+        side = {
+            **catalog.item(item_id),
+            features.LLM_SCORE: llm_score,
+            features.LLM_DISAGREEMENT: disagreement,
+            features.TEXT_WORDS: catalog.words(item_id),
+        }
         values |= {prefix + name: value for name, value in side.items()}
     return values

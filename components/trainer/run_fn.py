@@ -30,9 +30,9 @@ def run_fn(fn_args: FnArgs) -> None:
     pairs = None
     if config.loss.llm_weight > 0:
         pairs = inputs.load_pairs(fn_args.custom_config[PAIRS_PATTERNS], config.sizes, transform)
+    item_ids = [i.decode() for i in transform_output.vocabulary_by_name(features.ITEMS)]
     item_vectors = None
     if config.model.item_vectors_file is not None:
-        item_ids = [i.decode() for i in transform_output.vocabulary_by_name(features.ITEMS)]
         item_vectors = read_item_vectors(config.model.item_vectors_file).by_index(item_ids)
     model, report = training.train(
         vocabulary=preprocessing.vocabulary_sizes(transform_output, use_user_id=config.model.use_user_id),
@@ -50,12 +50,21 @@ def run_fn(fn_args: FnArgs) -> None:
         valid=inputs.read_rows(fn_args.eval_files, columns, batch_size=_VALID_BATCH),
         pairs=pairs,
         item_vectors=item_vectors,
+        item_ids=item_ids,
+        gate_weights=_gate_weights(config.gate.weights_from),
         log_dir=fn_args.model_run_dir,
     )
     signatures.export(model, transform, config.sizes, fn_args.serving_model_dir, use_user_id=config.model.use_user_id)
     with tf.io.gfile.GFile(os.path.join(fn_args.model_run_dir, REPORT_FILE), "w") as file:
         file.write(report.model_dump_json(indent=2))
     logging.getLogger(__name__).info("best validation AUC %.4f, epoch %d", report.best_valid_auc, report.best_epoch)
+
+
+def _gate_weights(training_file: str | None) -> dict[str, float] | None:
+    if training_file is None:
+        return None
+    with tf.io.gfile.GFile(training_file) as file:
+        return training.TrainingReport.model_validate_json(file.read()).gate_weights
 
 
 _VALID_BATCH = 4096

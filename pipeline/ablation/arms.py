@@ -26,6 +26,12 @@ class Arm(BaseModel):
     scored_share: float = Field(
         default=1.0, gt=0, le=1, description="share of the scored contexts whose pairs are used, by hash"
     )
+    gate_from: str | None = Field(
+        default=None,
+        pattern=r"^[^/]+/[^/]+$",
+        description="`domain/arm`: the gate of that cell with the same backbone and seed is taken as it is; for modes "
+        "that are fitted beforehand",
+    )
     tuned_as: str | None = Field(
         default=None,
         description="arm whose tuned values this one takes, `none` for its backbone's alone; its own where empty",
@@ -42,6 +48,21 @@ ARMS: dict[str, Arm] = {
     "pointwise": Arm(loss={"form": "pointwise"}),
     "gated_paper": Arm(gate={"mode": "paper"}),
     "gated_supervised": Arm(gate={"mode": "supervised"}),
+    "gated_advantage": Arm(gate={"mode": "advantage"}),
+    # Its pairs tell a probability of every candidate, so that more of them pay off; signals of the context, as
+    # models.gate.FusedGate says.
+    "gated_fused": Arm(
+        gate={"mode": "fused", "signals": ["short_history"]},
+        loss={"form": "distillation"},
+        train={"pairs_per_batch": 256},
+    ),
+    "gated_fused_text": Arm(
+        gate={"mode": "fused", "signals": ["short_history"]},
+        loss={"form": "distillation"},
+        train={"pairs_per_batch": 256},
+        text_features=True,
+        tuned_as="gated_fused",
+    ),
     "text_features": Arm(loss={"llm_weight": 0.0}, text_features=True, tuned_as=NONE),
     "late_fusion": Arm(loss={"llm_weight": 0.0}, late_fusion=True, tuned_as=NONE),
 }

@@ -5,6 +5,7 @@ import gc
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import tf_keras as keras
 from sklearn.metrics import roc_auc_score
 
 from models import features, inputs, training
+from models.first_stage import context_fractions
 from models.item_vectors import read_item_vectors
 from models.ranking import RankingModel
 from pipeline.ablation.arms import NONE, Arm
@@ -21,6 +23,16 @@ from pipeline.baseline import in_slice
 from pipeline.config import Config, ConfigError
 
 _ROWS_AT_ONCE = 4096
+_ON_THE_GATE = {
+    "gate",
+    "gate_weights",
+    "alpha_quantiles",
+    "alpha_collapse",
+    "alpha_by_epoch",
+    "reliability",
+    "calibration_error",
+    "first_stage_valid_auc",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +58,9 @@ class Trained:
     training: dict[str, Any]
 
 
-def fit_arm(domain: Domain, config: Config, arm: Arm) -> tuple[RankingModel, training.TrainingReport]:
+def fit_arm(
+    domain: Domain, config: Config, arm: Arm, gate_weights: Mapping[str, float] | None = None
+) -> tuple[RankingModel, training.TrainingReport]:
     """Fits the arm's model on the domain's train rows, stopped by the validation rows; reads no test row."""
     weighs_llm = config.loss.llm_weight > 0
     vectors = config.model.item_vectors_file
@@ -62,12 +76,13 @@ def fit_arm(domain: Domain, config: Config, arm: Arm) -> tuple[RankingModel, tra
         valid=inputs.row_batches(domain.valid, batch_size=_ROWS_AT_ONCE),
         pairs=share_of_contexts(domain.pairs, arm.scored_share) if weighs_llm else None,
         item_vectors=None if vectors is None else read_item_vectors(vectors).by_index(domain.item_ids),
+        gate_weights=gate_weights,
     )
 
 
-def train_arm(domain: Domain, config: Config, arm: Arm) -> Trained:
+def train_arm(domain: Domain, config: Config, arm: Arm, gate_weights: Mapping[str, float] | None = None) -> Trained:
     """Fits the arm's model, then scores the validation and the test rows once."""
-    model, report = fit_arm(domain, config, arm)
+    model, report = fit_arm(domain, config, arm, gate_weights)
     valid, test = (
         training.predict(model, inputs.row_batches(rows, batch_size=_ROWS_AT_ONCE))[1]
         for rows in (domain.valid, domain.test)
@@ -79,7 +94,7 @@ def train_arm(domain: Domain, config: Config, arm: Arm) -> Trained:
             "best_epoch": report.best_epoch,
             "epochs": len(report.epochs),
             "valid_auc_by_epoch": [round(epoch.valid_auc, 5) for epoch in report.epochs],
-            **report.model_dump(include={"gate", "gate_weights", "alpha_quantiles", "alpha_collapse"}),
+            **report.model_dump(mode="json", include=_ON_THE_GATE),
         },
     )
 
@@ -113,8 +128,7 @@ def share_of_contexts(pairs: Columns, share: float) -> Columns:
     """The pairs of a share of the contexts, chosen by a hash of the history: a smaller share is part of a larger."""
     if share == 1.0:
         return pairs
-    history = np.asarray(pairs[features.HISTORY_ITEM_INDICES])
-    kept = np.array([int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:7]) / 2**56 < share for row in history])
+    kept = context_fractions(pairs[features.HISTORY_ITEM_INDICES]) < share
     return {name: np.asarray(values)[kept] for name, values in pairs.items()}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.ablation import results
-from pipeline.ablation.arms import NONE
+from pipeline.ablation.arms import NONE, Arm
 from pipeline.ablation.cells import BaselineScores, differences, fingerprint, fuse, train_arm
 from pipeline.ablation.config import Ablation, load_ablation
 from pipeline.ablation.domain import SLICES, Domain, prepare_domain
@@ -93,7 +93,7 @@ def _run_block(
             assert none is not None
             trained = fuse(domain, none)
         else:
-            trained = train_arm(domain, config, arm)
+            trained = train_arm(domain, config, arm, _gate_weights(arm, backbone, seed, results_file))
         if name == NONE:
             none = trained.scores
             store.save(mark, none)
@@ -119,6 +119,20 @@ def _run_block(
         results.append(results_file, line)
         done[cell] = mark
         progress.tell(line)
+
+
+def _gate_weights(arm: Arm, backbone: str, seed: int, results_file: pathlib.Path) -> dict[str, float] | None:
+    """The gate that the arm takes from another cell of the results."""
+    if arm.gate_from is None:
+        return None
+    domain, name = arm.gate_from.split("/")
+    run = results.last_runs(results_file).get((domain, backbone, name, seed))
+    if run is None:
+        raise ConfigError(
+            f"gate_from {arm.gate_from} needs a run of {domain} {backbone} {name} seed {seed}, got none in "
+            f"{results_file}; run that arm first"
+        )
+    return run.training["gate_weights"]
 
 
 class _Progress:

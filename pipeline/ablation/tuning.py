@@ -23,7 +23,7 @@ BASELINE_SPACE: dict[str, tuple[float, ...]] = {
 }
 """Of the arm none, for each backbone."""
 
-POINTWISE_SPACE: dict[str, tuple[float, ...]] = {"loss.llm_weight": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}
+POINTWISE_SPACE: dict[str, tuple[float, ...]] = {"loss.llm_weight": (0.1, 0.3, 1.0, 3.0, 10.0)}
 """Of arms whose L_LLM is pointwise, on top of the tuned baseline."""
 
 PAIRWISE_SPACE: dict[str, tuple[float, ...]] = {

@@ -78,6 +78,8 @@ def pairs(number: int, seed: int = 0) -> list[dict]:
             | {
                 PREFERRED + features.LLM_SCORE: 0.9,
                 OTHER + features.LLM_SCORE: 0.4,
+                **{p + features.LLM_DISAGREEMENT: 0.1 for p in (PREFERRED, OTHER)},
+                **{p + features.TEXT_WORDS: 5 for p in (PREFERRED, OTHER)},
                 features.PROBE_LABEL: 1 if n % 2 else -1,
             }
         )

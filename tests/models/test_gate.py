@@ -1,10 +1,19 @@
 import numpy as np
 import pytest
+import scipy.optimize
 import tensorflow as tf
 
 from models.config import GateConfig
 from models.features import NOT_A_PROBE
-from models.gate import GATES, FrozenGate, PaperGate, SupervisedGate
+from models.gate import (
+    GATES,
+    AdvantageGate,
+    FittedGate,
+    FrozenGate,
+    FusedGate,
+    PaperGate,
+    SupervisedGate,
+)
 from models.losses import gated_pairwise_hinge
 from models.signals import SIGNALS, PairSide
 
@@ -20,11 +29,15 @@ def sides(number: int = 6) -> tuple[PairSide, PairSide]:
             history_length=tf.constant(source.integers(0, 8, number), tf.int32),
             is_tail=tf.constant(source.integers(0, 2, number), tf.int32),
             item_train_count=tf.constant(source.integers(0, 50, number), tf.int32),
+            text_words=tf.constant(source.integers(0, 80, number), tf.int32),
+            llm_score=tf.constant(source.uniform(size=number), tf.float32),
+            llm_gap=tf.constant(source.uniform(size=number), tf.float32),
+            llm_disagreement=tf.constant(source.uniform(size=number), tf.float32),
             logit=tf.constant(source.normal(size=number), tf.float32),
         )
 
     preferred, other = side(), side()
-    return preferred, other._replace(history_length=preferred.history_length)
+    return preferred, other._replace(history_length=preferred.history_length, llm_gap=preferred.llm_gap)
 
 
 def gate_with_weights(mode: str) -> PaperGate:
@@ -35,7 +48,7 @@ def gate_with_weights(mode: str) -> PaperGate:
 
 
 def hinge(gate: FrozenGate, preferred: PairSide, other: PairSide) -> tf.Tensor:
-    weight = gate.hinge_weight(gate.alpha(preferred, other))
+    weight = gate.hinge_weight(gate.alpha(preferred, other), preferred, other)
     return gated_pairwise_hinge(preferred.logit, other.logit, weight, 1.0)
 
 
@@ -185,6 +198,10 @@ def planted(region_accuracy: dict[tuple[int, int], float], number: int = 4000):
         history_length=tf.constant(np.where(cold, 2, 20), tf.int32),
         is_tail=tf.constant(tail, tf.int32),
         item_train_count=tf.zeros(number, tf.int32),
+        text_words=tf.zeros(number, tf.int32),
+        llm_score=tf.zeros(number),
+        llm_gap=tf.zeros(number),
+        llm_disagreement=tf.zeros(number),
         logit=tf.zeros(number),
     )
     return side, tf.constant(label), cold, tail
@@ -213,3 +230,304 @@ def test_the_supervised_gate_finds_the_planted_reliability(accuracy):
     for (is_cold, is_tail), planted_accuracy in accuracy.items():
         measured = alpha[(cold == is_cold) & (tail == is_tail)].mean()
         assert measured == pytest.approx(planted_accuracy, abs=0.06)
+
+
+SMOOTH = GateConfig(mode="fused", signals=("history_brevity", "rarity"))
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + np.exp(-x))
+
+
+def weighted(weights: np.ndarray, side: PairSide, config: GateConfig, n: int) -> float:
+    """weights . (1, each signal, their product) of one item, of two signals."""
+    first, second = (float(SIGNALS[name](side, config)[n]) for name in config.signals)
+    z = [1.0, first, second, first * second]
+    return float(sum(w * x for w, x in zip(weights, z, strict=True)))
+
+
+def fitted_gate(mode: str) -> FittedGate:
+    """With weights that leave every alpha of `sides` strictly between 0 and 1."""
+    gate = GATES[mode](SMOOTH.model_copy(update={"mode": mode}))
+    gate.model_weights.assign([0.3, -0.1, 0.2, 0.1] if mode == "fused" else [-0.3, 0.1, 0.0, 0.2])
+    gate.llm_weights.assign([0.2, 0.5, 0.4, -0.3] if mode == "fused" else [0.05, 0.3, 0.2, -0.1])
+    return gate
+
+
+def with_soft_labels(preferred: PairSide, other: PairSide) -> tuple[PairSide, PairSide]:
+    soft = (tf.constant([0.9, 0.5, 0.7, 0.4, 0.6, 0.99]), tf.constant([0.2, 0.4, 0.7, 0.1, 0.3, 0.01]))
+    return preferred._replace(soft_label=soft[0]), other._replace(soft_label=soft[1])
+
+
+def test_advantage_alpha_is_four_times_what_the_llm_is_more_often_right_in_a_plain_loop():
+    gate = fitted_gate("advantage")
+    gate.llm_weights.assign([-1.5, 1.2, 2.0, 1.1])
+    preferred, other = sides(40)
+    expected = []
+    for n in range(40):
+        means = {
+            part: (weighted(w, preferred, gate.config, n) + weighted(w, other, gate.config, n)) / 2
+            for part, w in (("llm", gate.llm_weights.numpy()), ("model", gate.model_weights.numpy()))
+        }
+        expected.append(min(1.0, 4 * max(0.0, sigmoid(means["llm"]) - sigmoid(means["model"]))))
+
+    np.testing.assert_allclose(gate.alpha(preferred, other), expected, rtol=1e-4, atol=1e-5)
+    assert min(expected) == 0.0
+    assert max(expected) > 0.1
+
+
+def test_the_advantage_gate_finds_where_the_llm_is_more_often_right_than_the_model():
+    number = 8000
+    source = np.random.default_rng(4)
+    cold = source.integers(0, 2, number)
+    label = (source.uniform(size=number) < 0.8).astype(np.int32)  # the LLM, everywhere
+    model_is_right = source.uniform(size=number) < np.where(cold, 0.6, 0.9)
+    prefers = np.where(model_is_right, label, 1 - label)
+    zeros = tf.zeros(number)
+    side = PairSide(
+        history_length=tf.constant(np.where(cold, 1, 30), tf.int32),
+        is_tail=tf.zeros(number, tf.int32),
+        item_train_count=tf.zeros(number, tf.int32),
+        text_words=tf.zeros(number, tf.int32),
+        llm_score=zeros,
+        llm_gap=zeros,
+        llm_disagreement=zeros,
+        logit=tf.constant(prefers, tf.float32),
+    )
+    other = side._replace(logit=tf.constant(1 - prefers, tf.float32))
+    gate = AdvantageGate(GateConfig(mode="advantage", signals=("short_history",)))
+    gate.fit(side, other, tf.constant(label))
+
+    alpha = gate.alpha(side, other).numpy()
+    # 4 * (.8 - .6), and 0 where the LLM is right less often than the model, though in 80%.
+    assert alpha[cold == 1].mean() == pytest.approx(0.8, abs=0.12)
+    assert alpha[cold == 0].max() == 0.0
+
+
+def test_an_advantage_gate_of_an_llm_that_was_never_wrong_is_open_everywhere():
+    preferred, other = sides(40)
+    gate = AdvantageGate(GateConfig(mode="advantage", signals=("history_brevity",)))
+    gate.fit(preferred, other, tf.ones(40, tf.int32))
+
+    assert gate.alpha(preferred, other).numpy().min() > 0.9
+
+
+def fused_alpha(gate: FusedGate, side: PairSide, n: int) -> float:
+    model = max(0.0, weighted(gate.model_weights.numpy(), side, gate.config, n))
+    llm = max(0.0, weighted(gate.llm_weights.numpy(), side, gate.config, n))
+    return llm / (model + llm) if model + llm else 0.0
+
+
+def test_fused_alpha_is_the_llms_share_of_the_judgement_in_a_plain_loop():
+    gate = fitted_gate("fused")
+    gate.llm_weights.assign([-0.7, 0.9, 0.8, 0.2])
+    preferred, other = sides(40)
+    expected = [(fused_alpha(gate, preferred, n) + fused_alpha(gate, other, n)) / 2 for n in range(40)]
+
+    np.testing.assert_allclose(gate.alpha(preferred, other), expected, rtol=1e-4, atol=1e-6)
+    assert min(expected) == 0.0
+    assert max(expected) > 0.1
+
+
+def test_the_fused_judgement_adds_logit_and_score_in_a_plain_loop():
+    gate = fitted_gate("fused")
+    gate.intercept.assign([-0.8])
+    gate.centres.assign([0.2, 0.4])
+    gate.spreads.assign([1.5, 0.3])
+    side, _ = sides(20)
+    expected = [
+        max(0.0, weighted(gate.model_weights.numpy(), side, gate.config, n)) * (float(side.logit[n]) - 0.2) / 1.5
+        + max(0.0, weighted(gate.llm_weights.numpy(), side, gate.config, n)) * (float(side.llm_score[n]) - 0.4) / 0.3
+        - 0.8
+        for n in range(20)
+    ]
+
+    np.testing.assert_allclose(gate.fused_logit(side), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_fused_gate_is_the_minimum_of_its_penalised_likelihood():
+    preferred, other = sides(300)
+    label = np.random.default_rng(8).integers(0, 2, 300)
+    label = np.where(preferred.llm_score + 0.3 * preferred.logit > other.llm_score + 0.3 * other.logit, 1, label)
+    gate = FusedGate(SMOOTH)
+    gate.fit(preferred, other, tf.constant(label))
+
+    def signals(side: PairSide, n: int) -> np.ndarray:
+        first, second = (float(SIGNALS[name](side, SMOOTH)[n]) for name in SMOOTH.signals)
+        return np.array([1.0, first, second, first * second])
+
+    values = [[(float(s.logit[n]), float(s.llm_score[n])) for n in range(300)] for s in (preferred, other)]
+    everything = np.array(values[0] + values[1])
+    centres, spreads = everything.mean(axis=0), everything.std(axis=0)
+    z = [[signals(side, n) for n in range(300)] for side in (preferred, other)]
+
+    rows, weights = [], []
+    for n in range(300):
+        margins = (np.array(values[0][n]) - np.array(values[1][n])) / spreads
+        mean = (z[0][n] + z[1][n]) / 2
+        rows.append(np.concatenate([margins[0] * mean, margins[1] * mean]))
+        weights.append(np.prod(1 - np.abs(z[0][n] - z[1][n])))
+    x, weight = np.array(rows), np.array(weights)
+
+    def loss(w: np.ndarray) -> float:
+        return float(weight @ (np.logaddexp(0, x @ w) - label * (x @ w)) + 0.5 * w @ w)
+
+    best = scipy.optimize.minimize(loss, np.zeros(8)).x
+    np.testing.assert_allclose(gate.model_weights, best[:4], atol=0.02)
+    np.testing.assert_allclose(gate.llm_weights, best[4:], atol=0.02)
+    np.testing.assert_allclose(gate.centres, centres, atol=1e-5)
+    np.testing.assert_allclose(gate.spreads, spreads, rtol=1e-4)
+    probabilities = [1 / (1 + np.exp(-gate.fused_logit(side).numpy())) for side in (preferred, other)]
+    assert np.mean(probabilities) == pytest.approx(0.5, abs=1e-4)  # as many of the probes' items were chosen
+
+
+def test_pairs_of_items_of_different_kinds_do_not_fit_the_gate():
+    preferred, other = sides(200)
+    config = GateConfig(mode="fused", signals=("long_tail",))
+    same = np.asarray(preferred.is_tail) == np.asarray(other.is_tail)
+    label = np.random.default_rng(1).integers(0, 2, 200)
+    gates = []
+    for of_others in (0, 1):  # what was chosen of those that differ
+        gates.append(FusedGate(config))
+        gates[-1].fit(preferred, other, tf.constant(np.where(same, label, of_others)))
+
+    assert 50 < same.sum() < 150
+    np.testing.assert_allclose(gates[0].model_weights, gates[1].model_weights, atol=1e-5)
+    np.testing.assert_allclose(gates[0].llm_weights, gates[1].llm_weights, atol=1e-5)
+
+
+def test_weights_of_a_fitted_gate_are_named_by_part_and_signal():
+    gate = fitted_gate("advantage")
+    gate.model_weights.assign([0.3, -0.1, 0.2, 0.1])
+    gate.llm_weights.assign([0.2, 0.5, 0.4, -0.3])
+
+    assert gate.named_weights() == pytest.approx(
+        {
+            "model:bias": 0.3,
+            "model:history_brevity": -0.1,
+            "model:rarity": 0.2,
+            "model:history_brevity*rarity": 0.1,
+            "llm:bias": 0.2,
+            "llm:history_brevity": 0.5,
+            "llm:rarity": 0.4,
+            "llm:history_brevity*rarity": -0.3,
+        }
+    )
+
+
+@pytest.mark.parametrize("mode", ["advantage", "fused"])
+def test_no_loss_reaches_a_gate_that_is_fitted_beforehand(mode):
+    gate = fitted_gate(mode)
+    preferred, other = with_soft_labels(*sides())
+    with tf.GradientTape() as tape:
+        tape.watch(gate.variables)
+        own = gate.loss(gate.alpha(preferred, other), tf.ones(6, tf.int32))
+        total = own + hinge(gate, preferred, other)
+
+    assert gate.trainable_variables == []
+    assert float(own) == 0.0
+    if mode == "fused":  # its hinge is weighted by the targets, and they are constants
+        assert tape.gradient(total, gate.variables) == [None] * 5
+
+
+def fixed_weight(mode: str, gate: FittedGate, preferred: PairSide, other: PairSide, n: int) -> float:
+    """What the mode's formula says of one pair."""
+    if mode == "advantage":
+        return float(gate.alpha(preferred, other)[n])
+    odds = [p / (1 - p) for p in (float(preferred.soft_label[n]), float(other.soft_label[n]))]
+    return 2 * sigmoid(np.log(odds[0] / odds[1])) - 1
+
+
+@pytest.mark.parametrize("mode", ["advantage", "fused"])
+def test_the_hinge_reaches_the_trained_logits_with_the_modes_weight_and_the_first_stages_not_at_all(mode):
+    gate = fitted_gate(mode)
+    preferred, other = with_soft_labels(*sides())
+    trained = tf.Variable([0.3, -0.2, 0.5, -1.0, 2.5, 0.0])
+    first_stage = tf.Variable(preferred.logit)
+
+    def loss() -> tf.Tensor:
+        seen = preferred._replace(logit=first_stage * 1.0), other
+        weight = gate.hinge_weight(gate.alpha(*seen), *seen)
+        return gated_pairwise_hinge(trained, tf.zeros(6), weight, 1.0)
+
+    with tf.GradientTape() as tape:
+        value = loss()
+    to_trained, to_first_stage = tape.gradient(value, [trained, first_stage])
+
+    weights = [fixed_weight(mode, gate, preferred, other, n) for n in range(6)]
+    inside = np.array([1, 1, 1, 1, 0, 1])
+    np.testing.assert_allclose(to_trained, -np.array(weights) * inside / 6, atol=1e-6)
+    assert max(weights) > 0.1
+    assert to_first_stage is None
+    for n in range(6):
+        assert difference(loss, trained, (n,)) == pytest.approx(float(to_trained[n]), abs=2e-4)
+        assert difference(loss, first_stage, (n,)) == 0.0
+
+
+REGIONS = ((1, 1), (1, 0), (0, 1), (0, 0))
+FUSED_REGIONS = {
+    "right in cold and tail": {(1, 1): True, (1, 0): True, (0, 1): True, (0, 0): False},
+    "right elsewhere": {(1, 1): False, (1, 0): False, (0, 1): False, (0, 0): True},
+    "useless": dict.fromkeys(REGIONS, False),
+    "right everywhere": dict.fromkeys(REGIONS, True),
+}
+
+
+@pytest.mark.parametrize("knows", FUSED_REGIONS.values(), ids=FUSED_REGIONS)
+def test_the_fused_gate_listens_to_the_llm_where_it_knows_something(knows):
+    number = 6000
+    source = np.random.default_rng(6)
+    cold = source.integers(0, 2, number)
+    made, utilities = [], []
+    for _ in range(2):
+        tail = source.integers(0, 2, number)
+        taste, popularity = source.normal(size=(2, number))
+        popularity -= tail  # the rare are chosen less: no reason to listen to the LLM
+        is_known = np.array([knows[key] for key in zip(cold, tail, strict=True)])
+        score = 1 / (1 + np.exp(-np.where(is_known, taste, source.permutation(taste))))
+        utilities.append(taste + popularity + source.gumbel(size=number))
+        made.append(
+            PairSide(
+                history_length=tf.constant(np.where(cold, 2, 20), tf.int32),
+                is_tail=tf.constant(tail, tf.int32),
+                item_train_count=tf.zeros(number, tf.int32),
+                text_words=tf.zeros(number, tf.int32),
+                llm_score=tf.constant(score, tf.float32),
+                llm_gap=tf.zeros(number),
+                llm_disagreement=tf.zeros(number),
+                logit=tf.constant(popularity, tf.float32),  # the model knows the other half
+            )
+        )
+    gate = FusedGate(GateConfig(mode="fused", signals=("short_history", "long_tail")))
+    gate.fit(*made, tf.constant((utilities[0] > utilities[1]).astype(np.int32)))
+
+    alpha = {}
+    for is_cold, is_tail in knows:
+        here = made[0]._replace(
+            history_length=tf.fill([number], 2 if is_cold else 20), is_tail=tf.fill([number], is_tail)
+        )
+        alpha[is_cold, is_tail] = float(gate.alpha(here, here)[0])
+    open_there = [alpha[region] for region, known in knows.items() if known]
+    closed_there = [alpha[region] for region, known in knows.items() if not known]
+    assert min(open_there, default=1.0) > 0.2
+    assert max(closed_there, default=0.0) < 0.1
+
+
+@pytest.mark.parametrize("mode", ["advantage", "fused"])
+def test_another_gate_takes_the_weights_and_judges_the_same(mode):
+    gate, other = fitted_gate(mode), GATES[mode](SMOOTH.model_copy(update={"mode": mode}))
+    if mode == "fused":
+        gate.centres.assign([0.2, 0.4])
+        gate.intercept.assign([-0.8])
+    other.take_weights(gate.named_weights())
+    seen = sides()
+
+    np.testing.assert_array_equal(other.alpha(*seen), gate.alpha(*seen))
+    if mode == "fused":
+        np.testing.assert_array_equal(other.fused_logit(seen[0]), gate.fused_logit(seen[0]))
+
+
+def test_weights_of_other_signals_are_not_taken():
+    other = FusedGate(GateConfig(mode="fused", signals=("long_tail",)))
+    with pytest.raises(ValueError, match=r"of mode fused with the signals long_tail has the weights .*rarity.*; take"):
+        other.take_weights(fitted_gate("fused").named_weights())

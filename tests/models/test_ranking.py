@@ -6,9 +6,10 @@ import tf_keras as keras
 from models import features
 from models.config import GateConfig, LossConfig, ModelConfig
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
+from models.gate import FITTED_GATES, FittedGate
 from models.losses import recommendation_loss
 from models.optimizers import LazyAdam
-from models.ranking import PAIRS, ROWS, RankingModel, pair_side
+from models.ranking import PAIRS, ROWS, RankingModel, pair_input, pair_side
 from tests.models.test_embeddings import VOCABULARY, batch
 
 MODEL = ModelConfig(embedding_dim=4, embedding_l2=0.3, mlp=(6,), dropout=0.0)
@@ -27,9 +28,15 @@ def pairs() -> dict[str, tf.Tensor]:
         made |= {prefix + name: tf.gather(first[name], order) for name in ITEM}
         made[prefix + features.IS_TAIL] = tf.constant([0, 1] * 3)
         made[prefix + features.ITEM_TRAIN_COUNT] = tf.constant([5] * 6)
+        made[prefix + features.TEXT_WORDS] = tf.constant([7] * 6)
+        made[prefix + features.LLM_DISAGREEMENT] = tf.constant([0.1] * 6)
     made[features.HISTORY_LENGTH] = tf.constant([1, 2, 3, 4, 5, 6])
     made[PREFERRED + features.LLM_SCORE] = tf.constant([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     made[OTHER + features.LLM_SCORE] = tf.constant([0.1, 0.2, 0.3, 0.4, 0.2, 0.0])
+    made[PREFERRED + features.FIRST_STAGE_LOGIT] = tf.constant([0.5, -0.5, 1.0, 0.0, 2.0, -1.0])
+    made[OTHER + features.FIRST_STAGE_LOGIT] = tf.constant([0.1, 0.3, -1.0, 0.2, 0.0, -2.0])
+    made[PREFERRED + features.SOFT_LABEL] = tf.constant([0.7, 0.6, 0.9, 0.2, 0.3, 0.8])
+    made[OTHER + features.SOFT_LABEL] = tf.constant([0.2, 0.1, 0.4, 0.1, 0.2, 0.6])
     made[features.PROBE_LABEL] = tf.constant([1, 0, NOT_A_PROBE, 1, 1, 0])
     return made
 
@@ -37,22 +44,40 @@ def pairs() -> dict[str, tf.Tensor]:
 def model_of(mode: str = "supervised", llm_weight: float = 0.7) -> RankingModel:
     keras.utils.set_random_seed(4)
     gate = GateConfig.model_validate({"mode": mode, "frozen_alpha": 0.4})
-    model = RankingModel(VOCABULARY, MODEL, gate, LossConfig(llm_weight=llm_weight, margin=0.9))
+    loss = LossConfig(llm_weight=llm_weight, margin=0.9)
+    model = RankingModel(VOCABULARY, MODEL, gate, loss, fitted_gate=fitted_gate(gate))
     model(rows())  # draws the weights
     return model
 
 
-@pytest.mark.parametrize("mode", ["frozen", "paper", "supervised"])
+def fitted_gate(config: GateConfig) -> FittedGate | None:
+    """Of the modes that are fitted beforehand, with P(LLM right) = .6 and P(model right) = .5 in mode advantage."""
+    if config.mode not in FITTED_GATES:
+        return None
+    gate = FITTED_GATES[config.mode](config)
+    gate.llm_weights.assign([np.log(0.6 / 0.4)] + [0.0] * (gate.llm_weights.shape[0] - 1))
+    return gate
+
+
+def hinge_weights(mode: str) -> list[float]:
+    """Of the six pairs, as the modes' formulas have it."""
+    if mode == "fused":
+        soft = zip(*(pairs()[prefix + features.SOFT_LABEL].numpy() for prefix in (PREFERRED, OTHER)), strict=True)
+        odds_ratios = [p / (1 - p) / (o / (1 - o)) for p, o in soft]
+        return [2 * ratio / (1 + ratio) - 1 for ratio in odds_ratios]
+    return [{"frozen": 0.4, "paper": 0.5, "supervised": 0.5, "advantage": 4 * (0.6 - 0.5)}[mode]] * 6
+
+
+@pytest.mark.parametrize("mode", ["frozen", "paper", "supervised", "advantage", "fused"])
 def test_the_loss_is_the_sum_of_its_parts_computed_apart(mode):
     model = model_of(mode)
     logits = model(rows()).numpy()
     preferred, other = (model(pair_side(pairs(), prefix)).numpy() for prefix in (PREFERRED, OTHER))
-    alpha = 0.4 if mode == "frozen" else 0.5
     expected = 0.0
     for label, logit in zip(rows()[features.LABEL].numpy(), logits, strict=True):
         expected += np.log1p(np.exp(-logit if label else logit)) / 16
-    for p, o in zip(preferred, other, strict=True):
-        expected += 0.7 * alpha * max(0.0, 0.9 - (p - o)) / 6
+    for weight, p, o in zip(hinge_weights(mode), preferred, other, strict=True):
+        expected += 0.7 * weight * max(0.0, 0.9 - (p - o)) / 6
     if mode == "supervised":
         expected += np.log(2.0)
 
@@ -60,13 +85,14 @@ def test_the_loss_is_the_sum_of_its_parts_computed_apart(mode):
 
 
 @pytest.mark.parametrize("form", ["pointwise", "distillation"])
-def test_pointwise_forms_hold_each_item_to_its_own_score_without_a_gate(form):
+def test_pointwise_forms_hold_each_item_to_its_own_target_without_a_gate(form):
+    target = features.LLM_SCORE if form == "pointwise" else features.SOFT_LABEL
     keras.utils.set_random_seed(4)
     model = RankingModel(VOCABULARY, MODEL, GateConfig(), LossConfig(llm_weight=0.7, form=form))
     expected = float(recommendation_loss(rows()[features.LABEL], model(rows())))
     for prefix in (PREFERRED, OTHER):
         side = pair_side(pairs(), prefix)
-        for logit, score in zip(model(side).numpy(), side[features.LLM_SCORE].numpy(), strict=True):
+        for logit, score in zip(model(side).numpy(), side[target].numpy(), strict=True):
             p = 1 / (1 + np.exp(-logit))
             entropy = -(score * np.log(p) + (1 - score) * np.log(1 - p))
             expected += 0.7 * ((p - score) ** 2 if form == "pointwise" else entropy) / 12
@@ -90,7 +116,46 @@ def test_rows_and_pairs_share_one_forward_pass():
     assert sizes == [16 + 6 + 6]
 
 
-@pytest.mark.parametrize(("mode", "reached"), [("frozen", 0), ("paper", 2), ("supervised", 2)])
+@pytest.mark.parametrize("mode", ["frozen", "paper", "supervised", "advantage", "fused"])
+def test_the_hinge_reaches_the_ranking_model_with_the_modes_weight(mode):
+    model, without = model_of(mode), model_of("frozen", llm_weight=0.0)
+    batch = {ROWS: rows(), PAIRS: pairs()}
+    variable = model.embedding.trainable_variables[0]
+    with tf.GradientTape(persistent=True) as tape:
+        loss = model.compute_loss(batch)
+        alone = without.compute_loss({ROWS: rows()})
+        margin = [model(pair_side(pairs(), prefix)) for prefix in (PREFERRED, OTHER)]
+        hinge = tf.reduce_mean(hinge_weights(mode) * tf.nn.relu(0.9 - (margin[0] - margin[1])))
+    gradient, of_hinge = (tf.convert_to_tensor(tape.gradient(value, variable)).numpy() for value in (loss, hinge))
+    of_rows = tf.convert_to_tensor(tape.gradient(alone, without.embedding.trainable_variables[0])).numpy()
+
+    np.testing.assert_allclose(gradient, of_rows + 0.7 * of_hinge, atol=1e-6)
+    assert np.abs(of_hinge).max() > 1e-3
+    element = np.unravel_index(np.abs(of_hinge).argmax(), of_hinge.shape)
+    start, ends = variable.numpy(), []
+    for step in (1e-3, -1e-3):
+        moved = start.copy()
+        moved[element] += step
+        variable.assign(moved)
+        ends.append(float(model.compute_loss(batch)))
+    assert (ends[0] - ends[1]) / 2e-3 == pytest.approx(gradient[element], abs=4e-4)
+
+
+def test_the_first_stages_logits_and_not_the_models_own_are_what_a_fitted_gate_sees():
+    model = model_of("fused")
+    model.gate.model_weights.assign([0.7] + [0.0] * (model.gate.model_weights.shape[0] - 1))
+    seen = pairs()
+    before = float(model.compute_loss({ROWS: rows(), PAIRS: seen}))
+    other = {**seen, PREFERRED + features.FIRST_STAGE_LOGIT: tf.constant([9.0] * 6)}
+
+    sides = pair_input(other, [tf.zeros(6), tf.zeros(6)])
+    np.testing.assert_array_equal(sides[0].logit, [9.0] * 6)
+    assert float(model.compute_loss({ROWS: rows(), PAIRS: other})) == before  # its targets are there already
+
+
+@pytest.mark.parametrize(
+    ("mode", "reached"), [("frozen", 0), ("paper", 2), ("supervised", 2), ("advantage", 0), ("fused", 0)]
+)
 def test_a_training_step_moves_the_gate_only_where_the_mode_says(mode, reached):
     model = model_of(mode)
     model.compile(LazyAdam(0.01))
@@ -136,18 +201,6 @@ def test_the_logged_parts_add_up_to_the_loss():
     assert logs["loss"] == pytest.approx(total, rel=1e-5)
     assert logs["embedding_l2"] > 0
     assert logs["rows"] == 16
-
-
-def test_pair_alpha_is_the_gates_on_the_models_own_logits():
-    model = model_of("paper")
-    model.gate.w.assign([0.0, 0.0, 3.0])
-    expected = []
-    for prefix in (PREFERRED, OTHER):
-        p = 1 / (1 + np.exp(-model(pair_side(pairs(), prefix)).numpy().astype(np.float64)))
-        bits = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
-        expected.append(1 / (1 + np.exp(-3.0 * bits)))
-
-    np.testing.assert_allclose(model.pair_alpha(pairs()), np.mean(expected, axis=0), rtol=1e-4)
 
 
 def test_features_that_are_not_served_do_not_change_the_logit():

@@ -8,6 +8,9 @@ import tensorflow as tf
 from models import features, ranking, training
 from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
+from models.first_stage import held_out
+from models.inputs import training_batches
+from models.reliability import GateCollapse
 from tests.models.test_embeddings import VOCABULARY
 
 MODEL = ModelConfig(embedding_dim=4, embedding_l2=0.0, mlp=(8,), dropout=0.0)
@@ -43,6 +46,8 @@ def pairs(number: int = 200, agreement: float = 0.5) -> dict[str, tf.Tensor]:
         made |= {prefix + name: values for name, values in side.items() if name.startswith("item")}
         made[prefix + features.IS_TAIL] = source.integers(0, 2, number).astype(np.int32)
         made[prefix + features.ITEM_TRAIN_COUNT] = np.full(number, 5, np.int32)
+        made[prefix + features.TEXT_WORDS] = np.full(number, 9, np.int32)
+        made[prefix + features.LLM_DISAGREEMENT] = np.zeros(number, np.float32)
     made[features.HISTORY_LENGTH] = source.integers(1, 8, number).astype(np.int32)
     made[PREFERRED + features.LLM_SCORE] = source.uniform(0.6, 1.0, number).astype(np.float32)
     made[OTHER + features.LLM_SCORE] = source.uniform(0.0, 0.6, number).astype(np.float32)
@@ -125,10 +130,26 @@ def test_the_gate_learns_how_often_the_llm_is_right_and_the_report_says_so():
 def test_a_collapsed_paper_gate_is_named_in_log_and_report(caplog):
     gate = GateConfig(mode="paper", initial_bias=-4.0)
 
-    _, report = train(gate_config=gate, loss_config=LossConfig(llm_weight=0.1), pairs=pairs())
+    _, report = train(gate_config=gate, loss_config=LossConfig(llm_weight=0.1), pairs=pairs(agreement=0.8))
 
     assert report.alpha_collapse == "closed"
-    assert "The gate has collapsed: alpha is below 0.05" in caplog.text
+    assert "The gate has collapsed: alpha is below .05" in caplog.text
+
+
+def test_a_collapsed_gate_fails_where_that_is_wished():
+    gate = GateConfig(mode="paper", initial_bias=-4.0, on_collapse="fail")
+
+    with pytest.raises(GateCollapse, match=r"alpha is below .05 on 95% of the pairs \(mode paper\).*; set gate.mode"):
+        train(gate_config=gate, loss_config=LossConfig(llm_weight=0.1), pairs=pairs(agreement=0.8))
+
+
+def test_a_closed_gate_is_sound_where_the_llm_is_no_better_than_a_coin(caplog):
+    gate = GateConfig(mode="paper", initial_bias=-4.0, on_collapse="fail")
+
+    _, report = train(gate_config=gate, loss_config=LossConfig(llm_weight=0.1), pairs=pairs(agreement=0.5))
+
+    assert report.alpha_collapse is None
+    assert "collapsed" not in caplog.text
 
 
 def test_a_frozen_gate_at_one_is_no_collapse(caplog):
@@ -139,12 +160,18 @@ def test_a_frozen_gate_at_one_is_no_collapse(caplog):
     assert "collapsed" not in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("alpha", "expected"),
-    [([0.01] * 99 + [0.9], "closed"), ([0.99] * 99 + [0.1], "open"), ([0.01] * 50 + [0.99] * 50, None)],
-)
-def test_collapse_is_what_95_percent_of_the_pairs_say(alpha, expected):
-    assert training.alpha_collapse(np.array(alpha)) == expected
+def test_pair_alpha_is_the_gates_on_the_models_own_logits():
+    model = ranking.RankingModel(VOCABULARY, MODEL, GateConfig(mode="paper"), LossConfig())
+    made = pairs(6)
+    model.gate.w.assign([0.0, 0.0, 3.0])
+    expected = []
+    for prefix in (PREFERRED, OTHER):
+        p = 1 / (1 + np.exp(-model(ranking.pair_side(made, prefix)).numpy().astype(np.float64)))
+        bits = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
+        expected.append(1 / (1 + np.exp(-3.0 * bits)))
+
+    alpha, _ = training.pair_alpha(model, model.gate, made)
+    np.testing.assert_allclose(alpha, np.mean(expected, axis=0), rtol=1e-4)
 
 
 def test_cells_count_pairs_probes_and_agreement_as_a_plain_loop_does():
@@ -196,7 +223,7 @@ def test_soft_labels_are_the_most_likely_logistic_curve_through_the_probes():
 
     for prefix in (PREFERRED, OTHER):
         raw = made[prefix + features.LLM_SCORE].numpy().astype(float)
-        np.testing.assert_allclose(soft[prefix + features.LLM_SCORE], 1 / (1 + np.exp(-(a * raw + b))), atol=1e-3)
+        np.testing.assert_allclose(soft[prefix + features.SOFT_LABEL], 1 / (1 + np.exp(-(a * raw + b))), atol=1e-3)
 
 
 def test_soft_labels_need_probes():
@@ -213,7 +240,7 @@ def test_distillation_moves_the_model_towards_the_teacher():
 
     def distance(model) -> float:
         sides = [ranking.pair_side(soft, prefix) for prefix in (PREFERRED, OTHER)]
-        return float(np.mean([np.abs(tf.sigmoid(model(side)) - side[features.LLM_SCORE]) for side in sides]))
+        return float(np.mean([np.abs(tf.sigmoid(model(side)) - side[features.SOFT_LABEL]) for side in sides]))
 
     assert distance(taught) < 0.9 * distance(alone)
     assert report.gate == []
@@ -236,3 +263,132 @@ def test_validation_rows_of_one_label_are_refused():
     one = dataset(64, 1).map(lambda r: r | {features.LABEL: tf.ones_like(r[features.LABEL])})
     with pytest.raises(ValueError, match=r"validation AUC needs rows of both labels"):
         train(valid=one)
+
+
+def rows_and_pairs(number: int = 400) -> tuple[tf.data.Dataset, dict[str, tf.Tensor]]:
+    """Rows that hold the chosen item of each pair's context with the label 1, as a train split does, and the pairs.
+
+    Items are chosen at random: only who has seen the row knows.
+    """
+    source = np.random.default_rng(3)
+    made, history = pairs(number), source.integers(0, 10, (number, 4)).astype(np.int32)
+    made[features.HISTORY_ITEM_INDICES] = tf.constant(history)
+    rows = []
+    for side, prefix in enumerate((PREFERRED, OTHER)):
+        columns = ranking.pair_side(made, prefix)
+        chosen = made[features.PROBE_LABEL] == 1 - side
+        rows.append({name: columns[name] for name in market(1, 0) if name != features.LABEL})
+        rows[-1][features.LABEL] = tf.cast(chosen, tf.int32)
+    joint = {name: tf.concat([part[name] for part in rows], axis=0) for name in rows[0]}
+    return tf.data.Dataset.from_tensor_slices(joint).shuffle(2 * number, seed=1).batch(32), made
+
+
+def histories(batches: tf.data.Dataset) -> set[bytes]:
+    return {row.tobytes() for batch in batches for row in batch[features.HISTORY_ITEM_INDICES].numpy()}
+
+
+FORMS = [("advantage", "pairwise"), ("fused", "pairwise"), ("fused", "distillation")]
+
+
+@pytest.mark.parametrize(("mode", "form"), FORMS)
+def test_the_first_stage_does_not_see_the_held_out_contexts_and_the_second_sees_all(mode, form, monkeypatch):
+    rows, made = rows_and_pairs()
+    seen = []
+
+    def spy(of_rows, of_pairs):
+        seen.append(histories(of_rows))
+        return training_batches(of_rows, of_pairs)
+
+    monkeypatch.setattr(training, "training_batches", spy)
+    gate = GateConfig(mode=mode, signals=("short_history", "long_tail"), held_out_share=0.4)
+    _, report = train(
+        gate_config=gate,
+        loss_config=LossConfig(llm_weight=0.1, form=form),
+        train_config=TRAIN.model_copy(update={"epochs": 1}),
+        rows=rows,
+        pairs=made,
+    )
+
+    chosen = held_out(made, 0.4)
+    held = {row.tobytes() for row in made[features.HISTORY_ITEM_INDICES].numpy()[chosen]}
+    assert 100 < len(held) < 220
+    assert seen == [histories(rows) - held, histories(rows)]
+    assert len(report.first_stage) == 1
+    assert report.first_stage_valid_auc == report.first_stage[0].valid_auc
+    assert sum(cell.probes for cell in report.reliability) == chosen.sum()
+    assert sum(cell.pairs for cell in report.reliability) == 400
+
+
+def right_on_held_out(gate: GateConfig, rows, made) -> float:
+    _, report = train(
+        model_config=MODEL.model_copy(update={"embedding_dim": 8, "mlp": (64,)}),
+        gate_config=gate,
+        loss_config=LossConfig(llm_weight=0.1, form="distillation"),
+        train_config=TRAIN.model_copy(update={"epochs": 25, "patience": 25, "learning_rate": 0.02}),
+        rows=rows,
+        valid=rows.take(5),  # keeps the epoch that fits the rows best
+        pairs=made,
+    )
+    return sum(cell.model_right.share * cell.probes for cell in report.reliability if cell.model_right) / sum(
+        cell.probes for cell in report.reliability
+    )
+
+
+def test_a_first_stage_that_saw_the_held_out_rows_would_look_better_than_it_is(monkeypatch):
+    rows, made = rows_and_pairs(150)
+    gate = GateConfig(mode="fused", signals=("short_history",), held_out_share=0.5)
+    honest = right_on_held_out(gate, rows, made)
+    monkeypatch.setattr(training, "without_contexts", lambda of, _: of)
+    leaky = right_on_held_out(gate, rows, made)
+
+    assert honest < 0.68  # the choices are random
+    assert leaky > honest + 0.15
+
+
+def test_a_gate_that_is_fitted_beforehand_and_an_llm_that_knows_make_a_sound_report():
+    made = pairs(1200)
+    right = made[PREFERRED + features.ITEM_INDEX].numpy() % 2 == 0  # the market's rule
+    wrong = made[OTHER + features.ITEM_INDEX].numpy() % 2 == 0
+    made[features.PROBE_LABEL] = tf.constant(np.where(right != wrong, right, NOT_A_PROBE).astype(np.int32))
+    gate = GateConfig(mode="fused", signals=("short_history",), held_out_share=1.0)
+    _, report = train(gate_config=gate, loss_config=LossConfig(llm_weight=0.1, form="distillation"), pairs=made)
+
+    assert report.alpha_collapse is None
+    assert report.alpha_by_epoch == []
+    assert report.gate[0].llm_accuracy == pytest.approx(0.5, abs=0.07)
+    model_right = [cell.model_right.share for cell in report.reliability if cell.probes > 50]
+    assert min(model_right) > 0.8
+    assert report.gate[0].mean_alpha < 0.1  # the model knows, the LLM does not
+    assert report.calibration_error < 0.1
+    assert training.TrainingReport.model_validate_json(report.model_dump_json()) == report
+
+
+@pytest.mark.parametrize(("mode", "form"), FORMS)
+def test_gates_that_are_fitted_beforehand_need_probes(mode, form):
+    made = pairs() | {features.PROBE_LABEL: tf.fill([200], NOT_A_PROBE)}
+    gate = GateConfig(mode=mode, signals=("long_tail",))
+    with pytest.raises(ValueError, match=r"gate.mode advantage and fused need labelled probes, got none among 30%"):
+        train(gate_config=gate, loss_config=LossConfig(llm_weight=0.1, form=form), pairs=made)
+
+
+def test_dropout_variance_is_a_signal_of_the_first_stage():
+    gate = GateConfig(mode="fused", signals=("dropout_variance",), dropout_passes=3)
+    _, report = train(
+        model_config=MODEL.model_copy(update={"dropout": 0.4}),
+        gate_config=gate,
+        loss_config=LossConfig(llm_weight=0.1, form="distillation"),
+        train_config=TRAIN.model_copy(update={"epochs": 1}),
+        pairs=pairs(),
+    )
+
+    assert report.gate_weights["llm:dropout_variance"] != 0.0
+
+
+def test_alpha_by_epoch_shows_the_paper_gate_closing():
+    gate = GateConfig(mode="paper")
+    train_config = TRAIN.model_copy(update={"patience": 3, "learning_rate": 0.02})
+    _, report = train(gate_config=gate, loss_config=LossConfig(), train_config=train_config, pairs=pairs())
+
+    medians = [quantiles["0.5"] for quantiles in report.alpha_by_epoch]
+    assert len(medians) == len(report.epochs) == 3
+    assert np.all(np.diff(medians) < 0)

@@ -49,7 +49,18 @@ def summary(**llm: Any) -> dict[str, Any]:
             },
             **llm,
         },
-        "training": {"gate": [cell], "epochs": [{"valid_auc": 0.7}], "best_epoch": 1, "alpha_collapse": None},
+        "training": {
+            "gate": [cell],
+            "epochs": [{"valid_auc": 0.7}],
+            "best_epoch": 1,
+            "alpha_collapse": None,
+            "alpha_by_epoch": [],
+            "reliability": [],
+            "calibration_error": None,
+            "contested_pairs": [],
+            "first_stage": [],
+        },
+        "item_texts": {},
         "steps": {"Trainer": {"seconds": 1.0, "cached": False}},
         "data": {
             "splits": {"train": split, "valid": split, "test": split},
@@ -92,3 +103,48 @@ def test_an_audit_is_told_with_its_interval_and_by_score_gap(tmp_path):
 @pytest.mark.parametrize("age", [None, {"oldest_days": 2, "median_days": 1, "newest_days": 0, "outdated_share": 0}])
 def test_young_scores_and_none_warn_of_nothing(tmp_path, age):
     assert "max_age_days=30" not in page(tmp_path, age=age)
+
+
+def test_the_page_maps_alpha_beside_both_measured_shares_and_names_contested_pairs(tmp_path):
+    cells = [
+        {
+            "history_from": history,
+            "popularity_from": popularity,
+            "pairs": 50,
+            "mean_alpha": 0.25,
+            "probes": 40,
+            "llm_right": {"share": 0.7, "lower": 0.61, "upper": 0.79},
+            "model_right": {"share": 0.6, "lower": 0.52, "upper": 0.68},
+        }
+        for history in (0, 4, 10)
+        for popularity in (0, 5, 20)
+    ]
+    cells[0] |= {"pairs": 0, "mean_alpha": None, "probes": 0, "llm_right": None, "model_right": None}
+    contested = {
+        "history_item_ids": ["i1", "i2"],
+        "preferred_item_id": "i3",
+        "other_item_id": "i4",
+        "model_margin": -1.5,
+        "alpha": 0.4,
+        "probe_label": 1,
+    }
+    made = summary()
+    made["training"] |= {
+        "reliability": cells,
+        "calibration_error": 0.0421,
+        "contested_pairs": [contested],
+        "alpha_by_epoch": [{"0.05": 0.1, "0.25": 0.2, "0.5": 0.3, "0.75": 0.4, "0.95": 0.5}] * 2,
+    }
+    made["item_texts"] = {"i1": "Rose <oil>", "i2": "Soap", "i3": "Hand cream: Hands & Nails", "i4": "Perfume"}
+    file = tmp_path / "report.html"
+
+    report.write(made, file)
+
+    page = file.read_text(encoding="utf-8")
+    assert page.count("alpha 0.25") == 8
+    assert page.count("LLM right 0.61 to 0.79") == page.count("model right 0.52 to 0.68") == 8
+    assert "Calibration error of the gate: 0.042" in page
+    assert "Hand cream: Hands &amp; Nails" in page
+    assert "Rose &lt;oil&gt;" in page
+    assert "-1.50" in page
+    assert "the first" in page

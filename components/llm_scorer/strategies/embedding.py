@@ -84,15 +84,10 @@ class FileEmbedding:
         Raises:
             LlmError: the file is missing or not as described.
         """
-        path = str(config.embedding_file)
-        try:
-            status = os.stat(path)
-        except OSError:
-            raise LlmError(f"llm.embedding_file must be a file, got {path}") from None
+        file = vectors_in_file(config)
         self._history_items = config.history_items
-        file = _read_vectors(path, status.st_mtime_ns, status.st_size)
         self._row, self._vectors = file.row, file.vectors
-        self._written_at = int(status.st_mtime)
+        self._written_at = int(os.stat(str(config.embedding_file)).st_mtime)
         self.prompt_version = f"embedding_file-{file.digest}"
 
     def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
@@ -117,6 +112,20 @@ class FileEmbedding:
 def create_embedding(config: LlmConfig) -> EndpointEmbedding | FileEmbedding:
     """By a file where the configuration names one, else by the endpoint."""
     return EndpointEmbedding(config) if config.embedding_file is None else FileEmbedding(config)
+
+
+def vectors_in_file(config: LlmConfig) -> ItemVectors:
+    """The vectors of llm.embedding_file.
+
+    Raises:
+        LlmError: the file is missing or not as described.
+    """
+    path = str(config.embedding_file)
+    try:
+        status = os.stat(path)
+    except OSError:
+        raise LlmError(f"llm.embedding_file must be a file, got {path}") from None
+    return _read_vectors(path, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=1)

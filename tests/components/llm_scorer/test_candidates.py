@@ -1,6 +1,10 @@
 import collections
+import dataclasses
 
+import numpy as np
 import pytest
+import scipy.stats
+from pydantic import ValidationError
 
 from components import scores
 from components.catalog import Item
@@ -20,6 +24,7 @@ from components.llm_scorer.candidates import (
 )
 from components.llm_scorer.config import CandidateConfig
 from components.llm_scorer.exchange import Context
+from models.item_vectors import ItemVectors
 from tests.components.llm_scorer.market import market_items
 
 CONFIG = CandidateConfig(per_context=8, negatives_per_probe=2, tail_per_context=2, popularity_pool=20)
@@ -74,6 +79,79 @@ def test_cold_contexts_get_items_of_many_categories():
     assert len(set(diverse)) == 6
 
 
+def test_uniform_negatives_come_from_the_whole_catalogue():
+    config = CONFIG.model_copy(update={"probe_negatives": "uniform"})
+    pools, ranks = CandidatePools(CATALOG, config), []
+    for seed in range(300):
+        context = pools.context(moment(), name=OTHER, probe=True, chosen_anywhere=(), size=8, seed=seed)
+        ranks += [int(c.item_id[1:]) for c in context.candidates if c.role == scores.NEGATIVE]
+    assert len(ranks) == 600
+    # Far beyond the neighbours of the chosen item, i300, and as often in each quarter of the market.
+    quarters = np.bincount(np.array(ranks) // 100, minlength=4)
+    assert scipy.stats.chisquare(quarters).pvalue > 0.001
+
+
+SIMILAR = CONFIG.model_copy(update={"similar_per_context": 3, "tail_per_context": 0})
+
+
+def similar(context: Context) -> list[str]:
+    return [c.item_id for c in context.candidates if c.role == scores.SIMILAR]
+
+
+def test_similar_candidates_share_a_category_with_an_item_of_the_history():
+    history = ("i310", "i320")
+    categories = {CATALOG[i].categories[0] for i in history}
+    assert len(categories) == 2
+    seen = set()
+    for seed in range(30):
+        found = similar(draw(SIMILAR, seed=seed))
+        assert len(found) == 3
+        assert not {"i300", *history} & set(found)
+        seen |= {CATALOG[i].categories[0] for i in found}
+    assert seen == categories
+
+
+def test_an_item_without_a_category_is_like_no_other():
+    catalog = {i: dataclasses.replace(item, categories=()) for i, item in CATALOG.items()}
+    assert similar(draw(SIMILAR, catalog)) == []
+
+
+def test_similar_candidates_are_among_the_nearest_vectors_where_there_are_vectors():
+    ids = [f"i{n}" for n in range(0, 400, 2)]  # every other item has one
+    vectors = np.random.default_rng(1).normal(size=(200, 8)).astype(np.float32)
+    pools = CandidatePools(
+        CATALOG, SIMILAR, ItemVectors(row={i: n for n, i in enumerate(ids)}, vectors=vectors, digest="")
+    )
+    near = set()
+    for item in ("i310", "i320"):
+        own = vectors[ids.index(item)]
+        cosine = {
+            i: float(np.dot(own, v) / np.linalg.norm(own) / np.linalg.norm(v))
+            for i, v in zip(ids, vectors, strict=True)
+        }
+        near |= set(sorted(cosine, key=lambda i: -cosine[i])[:NEIGHBOURS])
+    found = set()
+    for seed in range(40):
+        context = pools.context(moment(), name=OTHER, probe=False, chosen_anywhere=(), size=8, seed=seed)
+        assert len(similar(context)) == 3
+        found |= set(similar(context))
+    assert found <= near
+    assert len(found) > 40
+
+
+def test_a_history_without_vectors_has_no_similar_candidates():
+    vectors = ItemVectors(row={"i2": 0, "i4": 1}, vectors=np.eye(2, dtype=np.float32), digest="")
+    pools = CandidatePools(CATALOG, SIMILAR, vectors)
+    context = pools.context(moment(), name=OTHER, probe=False, chosen_anywhere=(), size=8, seed=1)
+    assert similar(context) == []
+    assert len(context.candidates) == 8
+
+
+def test_parts_that_do_not_fit_a_context_are_refused():
+    with pytest.raises(ValidationError, match=r"similar_per_context must be at most per_context, got 9 > 8; raise"):
+        CandidateConfig(per_context=8, negatives_per_probe=2, tail_per_context=2, similar_per_context=4)
+
+
 def test_nothing_that_the_user_chose_before_or_after_is_a_candidate():
     taken = {f"i{n}" for n in range(380, 397)}
     for seed in range(20):
@@ -119,6 +197,12 @@ def test_a_row_whose_item_is_rare_is_tail_even_where_it_is_cold():
     assert stratum(moment(item="i3", length=1), CATALOG, CONFIG) == TAIL
     assert stratum(moment(length=3), CATALOG, CONFIG) == COLD
     assert stratum(moment(length=4), CATALOG, CONFIG) == OTHER
+
+
+def test_without_a_share_of_their_own_rows_of_rare_items_are_drawn_as_all_others():
+    config = CONFIG.model_copy(update={"tail_chosen_fraction": 0.0})
+    assert stratum(moment(item="i3", length=9), CATALOG, config) == OTHER
+    assert stratum(moment(item="i3", length=1), CATALOG, config) == COLD
 
 
 def test_a_history_without_a_single_title_cannot_be_asked_about():

@@ -1,3 +1,4 @@
+import collections
 import random
 from collections.abc import Callable
 
@@ -98,3 +99,25 @@ def test_rows_whose_history_has_no_title_are_left_out(catalog_directory):
         assert [c.history_item_ids for c in contexts] == [("i1",)]
 
     plan(rows, catalog_directory, config(40), check)
+
+
+def test_with_latest_the_last_moments_of_the_train_split_are_asked_about_first(catalog_directory):
+    rows = market_rows(users=4, length=9)
+    latest = {**CANDIDATES, "moments": "latest", "cold_fraction": 0.0, "tail_chosen_fraction": 0.0}
+
+    def check(contexts: list[Context]) -> None:
+        assert len(contexts) == 8  # two of each user
+        assert collections.Counter((c.user_id, c.history_length) for c in contexts) == {
+            (f"user-{u}", length): 1 for u in range(4) for length in (7, 8)
+        }
+
+    plan(rows, catalog_directory, config(8 * 8, store_user_ids=True, candidates=latest), check)
+
+
+def test_with_any_the_moments_are_spread_over_the_users_time(catalog_directory):
+    rows = market_rows(users=12, length=9)
+
+    def check(contexts: list[Context]) -> None:
+        assert len({c.history_length for c in contexts}) > 3
+
+    plan(rows, catalog_directory, config(12 * 8, candidates=CANDIDATES), check)

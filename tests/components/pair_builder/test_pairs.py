@@ -24,7 +24,7 @@ from components.pair_builder.pairs import (
     select_pairs,
 )
 from components.pair_builder.transforms import COUNTS, COUNTS_FILE, BuildPairs, WriteCounts
-from components.scores import CHOSEN, NEGATIVE, POPULAR, ScoreRecord
+from components.scores import CHOSEN, NEGATIVE, POPULAR, SIMILAR, TAIL, ScoreRecord
 from models import features
 from models.features import FeatureSizes, pair_features, parsing_spec
 
@@ -78,6 +78,75 @@ def test_every_probe_pair_is_kept_beyond_the_cap():
     pairs = select_pairs(record(scores, chosen="chosen"), PairConfig(max_per_context=1)).pairs
     assert sum(p.probe_label != features.NOT_A_PROBE for p in pairs) == 20
     assert sum(p.probe_label == features.NOT_A_PROBE for p in pairs) == 1
+
+
+def roles_of(scores: dict[str, float], chosen: str, roles: dict[str, str]) -> ScoreRecord:
+    """A probe whose candidates have these roles, the others NEGATIVE."""
+    made = record(scores, chosen)
+    return dataclasses.replace(
+        made, roles=tuple(roles.get(i, role) for i, role in zip(scores, made.roles, strict=True))
+    )
+
+
+def test_only_a_sampled_negative_beside_the_choice_makes_a_label():
+    scores = {"chosen": 0.5, "worse": 0.2, "better": 0.8, "tail": 0.1, "popular": 0.9, "similar": 0.6}
+    roles = {"tail": TAIL, "popular": POPULAR, "similar": SIMILAR}
+    pairs = select_pairs(roles_of(scores, "chosen", roles), PairConfig(max_per_context=99)).pairs
+    labels = {(p.preferred_item_id, p.other_item_id): p.probe_label for p in pairs}
+    assert len(labels) == 6 * 5 // 2
+    assert {pair: label for pair, label in labels.items() if label != features.NOT_A_PROBE} == {
+        ("chosen", "worse"): 1,
+        ("better", "chosen"): 0,
+    }
+
+
+def items_of(pairs: list[Pair]) -> list[str]:
+    return [item_id for p in pairs for item_id in (p.preferred_item_id, p.other_item_id)]
+
+
+COVER = PairConfig(selection="cover", max_per_context=99)
+
+
+@pytest.mark.parametrize("number", [2, 3, 6, 9])
+def test_cover_takes_every_candidate_once_the_upper_half_beside_the_lower(number):
+    scores = {f"i{n}": 1 - n / 10 for n in range(number)}
+    pairs = select_pairs(record(scores), COVER).pairs
+    half = (number + 1) // 2
+    expected = {(f"i{n}", f"i{n + half}") for n in range(number // 2)}
+    assert {(p.preferred_item_id, p.other_item_id) for p in pairs} == expected
+    # Of an odd number the last one of the upper half stays alone.
+    assert sorted(items_of(pairs)) == sorted(set(scores) - ({f"i{half - 1}"} if number % 2 else set()))
+
+
+def test_cover_takes_each_candidate_outside_the_labelled_pairs_once():
+    rng = random.Random(3)
+    for _ in range(30):
+        scores = {f"i{n}": rng.random() for n in range(10)}
+        roles = {f"i{n}": TAIL for n in range(3, 10)}
+        pairs = select_pairs(roles_of(scores, "i0", roles), COVER).pairs
+        labelled = [p for p in pairs if p.probe_label != features.NOT_A_PROBE]
+        assert sorted(set(items_of(labelled))) == ["i0", "i1", "i2"]
+        unlabelled = items_of([p for p in pairs if p.probe_label == features.NOT_A_PROBE])
+        assert len(unlabelled) == len(set(unlabelled)) == 6
+        assert set(unlabelled) <= {f"i{n}" for n in range(3, 10)}
+        assert all(p.llm_margin > 0 for p in pairs)
+
+
+def test_cover_keeps_to_the_cap_and_to_the_least_margin():
+    scores = {f"i{n}": n / 10 for n in range(8)}
+    selection = select_pairs(record(scores), PairConfig(selection="cover", max_per_context=2))
+    assert len(selection.pairs) == 2
+    assert selection.counts[CANDIDATE_PAIRS] == selection.counts[PAIRS] + sum(selection.counts[r] for r in DROPPED)
+    narrow = {"a": 0.9, "b": 0.5, "c": 0.45, "d": 0.1}  # a beside c, b beside d
+    pairs = select_pairs(record(narrow), PairConfig(selection="cover", min_margin=0.42)).pairs
+    assert [(p.preferred_item_id, p.other_item_id) for p in pairs] == [("a", "c")]
+
+
+def test_a_pair_says_how_far_the_two_answers_on_each_item_lie_apart():
+    (pair,) = select_pairs(audited([0.9, 0.1], [0.7, 0.4]), PairConfig()).pairs
+    assert (pair.preferred_llm_disagreement, pair.other_llm_disagreement) == pytest.approx((0.2, 0.3))
+    (pair,) = select_pairs(record({"a": 0.9, "b": 0.1}), PairConfig()).pairs
+    assert (pair.preferred_llm_disagreement, pair.other_llm_disagreement) == (0.0, 0.0)
 
 
 def audited(first: list[float], second: list[float], chosen: str = "") -> ScoreRecord:
@@ -134,13 +203,20 @@ def test_every_two_candidates_make_a_pair_or_are_counted_as_dropped_for_one_reas
 
 CATALOG = {
     "h1": Item(item_id="h1", categories=("x", "y", "z"), brand="hb"),
-    "a": Item(item_id="a", categories=("leaf",), brand="ab", train_count=7),
+    "a": Item(item_id="a", title="Heat of the night", categories=("leaf",), text="a film", brand="ab", train_count=7),
     "b": Item(item_id="b", is_tail=True),
 }
 
 
 def test_pair_values_hold_both_items_and_the_shared_context():
-    pair = Pair(preferred_item_id="a", other_item_id="b", preferred_llm_score=0.9, other_llm_score=0.4, probe_label=1)
+    pair = Pair(
+        preferred_item_id="a",
+        other_item_id="b",
+        preferred_llm_score=0.9,
+        other_llm_score=0.4,
+        probe_label=1,
+        preferred_llm_disagreement=0.2,
+    )
     values = pair_values(record({"a": 0.9, "b": 0.4}), pair, ItemFeatures(CATALOG.values(), SIZES))
     assert values[features.HISTORY_ITEM_IDS] == [b"h1", b"", b""]
     assert values[features.HISTORY_CATEGORIES] == [b"x", b"y", b"", b"", b"", b""]
@@ -149,6 +225,10 @@ def test_pair_values_hold_both_items_and_the_shared_context():
     assert values[features.OTHER + features.IS_TAIL] == 1
     assert values[features.PREFERRED + features.LLM_SCORE] == 0.9
     assert values[features.OTHER + features.LLM_SCORE] == 0.4
+    assert values[features.PREFERRED + features.LLM_DISAGREEMENT] == 0.2
+    assert values[features.OTHER + features.LLM_DISAGREEMENT] == 0.0
+    assert values[features.PREFERRED + features.TEXT_WORDS] == 4 + 1 + 2
+    assert values[features.OTHER + features.TEXT_WORDS] == 0
     assert set(values) == {f.name for f in pair_features(SIZES)}
 
 

@@ -1,0 +1,187 @@
+"""Where LLM and model are right, measured on labelled probes, beside how far the gate opens; and the alarm."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+from pydantic import BaseModel, ConfigDict
+
+from models import features
+from models.features import NOT_A_PROBE, OTHER, PREFERRED
+
+HISTORY_FROM = (0, 4, 10)
+POPULARITY_FROM = (0, 5, 20)
+"""Lower ends of the cells: earlier positives of the user, train positives of the rarer item of the pair."""
+
+CLOSED, OPEN = 0.05, 0.95
+_LEAST_PROBES = 30
+_LEAST_ALPHA_GAP = 0.05
+_LEAST_ALPHA_RATIO = 1.5
+_Z = 1.96
+
+
+class GateCollapse(ValueError):
+    """The gate has collapsed and gate.on_collapse is fail."""
+
+
+class Share(BaseModel):
+    """A share of the probes with its 95% interval (Wilson's, which takes the probes as independent)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float
+    lower: float
+    upper: float
+
+
+class ReliabilityCell(BaseModel):
+    """The pairs of one cell of history length x popularity.
+
+    Attributes:
+        history_from: least number of the user's earlier positives; the next cell's is one above the most.
+        popularity_from: least number of train positives of the pair's rarer item.
+        pairs: number of pairs.
+        mean_alpha: over them; None where there are none.
+        probes: labelled pairs that the numbers below are of; with a first stage only those held out of it.
+        llm_right: share where the LLM prefers what the user chose; None without probes.
+        model_right: share where the first stage scores higher what the user chose; None without probes or first stage.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    history_from: int
+    popularity_from: int
+    pairs: int
+    mean_alpha: float | None
+    probes: int
+    llm_right: Share | None
+    model_right: Share | None
+
+
+def wilson(successes: int, trials: int) -> Share:
+    """95% interval of a share; `trials` at least 1.
+
+    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
+    """
+    share = successes / trials
+    centre = (share + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
+    half = _Z / (1 + _Z**2 / trials) * math.sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2))
+    return Share(share=share, lower=centre - half, upper=centre + half)
+
+
+def reliability_cells(alpha: np.ndarray, pairs: Mapping[str, tf.Tensor], probes: np.ndarray) -> list[ReliabilityCell]:
+    """Every cell of history length x popularity, shortest history first.
+
+    Args:
+        alpha: float32 [pairs].
+        pairs: of inputs.load_pairs, the LLM's order; with the first stage's logits if there is one.
+        probes: bool [pairs], labelled pairs to measure on.
+    """
+    history = np.asarray(pairs[features.HISTORY_LENGTH])
+    popularity = np.minimum(*(np.asarray(pairs[prefix + features.ITEM_TRAIN_COUNT]) for prefix in (PREFERRED, OTHER)))
+    llm_right = np.asarray(pairs[features.PROBE_LABEL]) == 1
+    model_right = model_is_right(pairs)
+    row, column = (np.digitize(v, edges[1:]) for v, edges in ((history, HISTORY_FROM), (popularity, POPULARITY_FROM)))
+    cells = []
+    for r, history_from in enumerate(HISTORY_FROM):
+        for c, popularity_from in enumerate(POPULARITY_FROM):
+            inside = (row == r) & (column == c)
+            measured = inside & probes
+            count = int(measured.sum())
+            cells.append(
+                ReliabilityCell(
+                    history_from=history_from,
+                    popularity_from=popularity_from,
+                    pairs=int(inside.sum()),
+                    mean_alpha=float(alpha[inside].mean()) if inside.any() else None,
+                    probes=count,
+                    llm_right=wilson(int(llm_right[measured].sum()), count) if count else None,
+                    model_right=wilson(int(model_right[measured].sum()), count)
+                    if count and model_right is not None
+                    else None,
+                )
+            )
+    return cells
+
+
+def model_is_right(pairs: Mapping[str, tf.Tensor]) -> np.ndarray | None:
+    """bool [pairs]: of a probe, whether the first stage scores the chosen item higher; None without a first stage."""
+    if PREFERRED + features.FIRST_STAGE_LOGIT not in pairs:
+        return None
+    preferred, other = (np.asarray(pairs[prefix + features.FIRST_STAGE_LOGIT]) for prefix in (PREFERRED, OTHER))
+    return (preferred > other) == (np.asarray(pairs[features.PROBE_LABEL]) == 1)
+
+
+def calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error: mean over bins of equal width of |mean probability - share right|, by their size.
+
+    Args:
+        probability: float [probes] in [0, 1].
+        right: bool [probes].
+        bins: number of bins.
+
+    Source: Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015.
+    """
+    index = np.minimum((probability * bins).astype(int), bins - 1)
+    gaps = [abs(probability[index == b].sum() - right[index == b].sum()) for b in range(bins)]
+    return float(sum(gaps) / len(probability))
+
+
+def labelled(pairs: Mapping[str, tf.Tensor]) -> np.ndarray:
+    """bool [pairs]: those where the user's choice is known."""
+    return np.asarray(pairs[features.PROBE_LABEL]) != NOT_A_PROBE
+
+
+def collapse(alpha: np.ndarray, cells: list[ReliabilityCell]) -> str | None:
+    """What is wrong with the gate, in one word; None where it is sound.
+
+    `closed`: alpha is below .05 on 95% of the pairs, although the LLM's advantage is significantly above 0, or there
+    are too few probes to tell.
+    `open`: alpha is above .95 on 95% of the pairs, although the LLM is wrong on significantly more than 5% of the
+    probes, or there are too few probes to tell.
+    `inverted`: of the cells with at least 30 probes, the one with the highest alpha is the one where the LLM's
+    advantage is significantly smaller than in the one with the lowest alpha; the two alphas differ by .05, or by half
+    where the LLM's advantage is significantly above 0 in the latter.
+
+    The advantage is P(LLM right) - P(model right), without a first stage P(LLM right) - 1/2: an LLM that knows nothing
+    beyond the model, as what is popular, may be shut out.
+    """
+    is_enough = sum(cell.probes for cell in cells) >= _LEAST_PROBES
+    if np.quantile(alpha, 0.95) < CLOSED:
+        return "closed" if not is_enough or _is_above(0.0, _advantage(cells)) else None
+    if np.quantile(alpha, 0.05) > OPEN:
+        right, variance = _pooled([(cell.probes, cell.llm_right) for cell in cells]) if is_enough else (0.0, 0.0)
+        return "open" if _is_above(1.0 - OPEN, (1.0 - right, variance)) else None
+    known = [(cell.mean_alpha, cell) for cell in cells if cell.probes >= _LEAST_PROBES and cell.mean_alpha is not None]
+    if len(known) >= 2:
+        (least, lowest), (most, highest) = (pick(known, key=lambda pair: pair[0]) for pick in (min, max))
+        low, high = _advantage([lowest]), _advantage([highest])
+        # Of a gate that is as good as closed the difference is small, but may still be in the wrong direction.
+        is_wide = most - least >= _LEAST_ALPHA_GAP or (most >= _LEAST_ALPHA_RATIO * least and _is_above(0.0, low))
+        if is_wide and _is_above(high[0], (low[0], low[1] + high[1])):
+            return "inverted"
+    return None
+
+
+def _advantage(cells: Sequence[ReliabilityCell]) -> tuple[float, float]:
+    """Of the LLM in cells with probes, and its variance, shares taken as independent."""
+    llm, variance = _pooled([(cell.probes, cell.llm_right) for cell in cells])
+    if not any(cell.model_right for cell in cells):
+        return llm - 0.5, variance
+    model, model_variance = _pooled([(cell.probes, cell.model_right) for cell in cells])
+    return llm - model, variance + model_variance
+
+
+def _pooled(measured: Sequence[tuple[int, Share | None]]) -> tuple[float, float]:
+    """Share of the probes of several cells, and its variance."""
+    known = [(probes, share.share) for probes, share in measured if share is not None]
+    total = sum(probes for probes, _ in known)
+    share = sum(probes * share for probes, share in known) / total
+    return share, share * (1.0 - share) / total
+
+
+def _is_above(level: float, estimate: tuple[float, float]) -> bool:
+    """Whether a value, of this estimate and variance, is significantly above a level."""
+    value, variance = estimate
+    return value - level > _Z * math.sqrt(variance)

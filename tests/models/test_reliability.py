@@ -1,0 +1,160 @@
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+
+from models import features
+from models.features import NOT_A_PROBE, OTHER, PREFERRED
+from models.reliability import (
+    HISTORY_FROM,
+    POPULARITY_FROM,
+    ReliabilityCell,
+    calibration_error,
+    collapse,
+    labelled,
+    model_is_right,
+    reliability_cells,
+    wilson,
+)
+
+
+def made_pairs(number: int = 500, *, first_stage: bool = True) -> dict[str, tf.Tensor]:
+    source = np.random.default_rng(2)
+    made = {
+        features.HISTORY_LENGTH: source.integers(0, 15, number),
+        PREFERRED + features.ITEM_TRAIN_COUNT: source.integers(0, 40, number),
+        OTHER + features.ITEM_TRAIN_COUNT: source.integers(0, 40, number),
+        features.PROBE_LABEL: source.integers(-1, 2, number),
+    }
+    if first_stage:
+        made |= {p + features.FIRST_STAGE_LOGIT: source.normal(size=number) for p in (PREFERRED, OTHER)}
+    return {name: tf.constant(values) for name, values in made.items()}
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 12), (7, 12), (12, 12), (530, 1000)])
+def test_the_interval_is_scipys_wilson_interval(successes, trials):
+    share = wilson(successes, trials)
+    expected = scipy.stats.binomtest(successes, trials).proportion_ci(method="wilson")
+
+    assert share.share == successes / trials
+    assert (share.lower, share.upper) == pytest.approx((expected.low, expected.high), abs=1e-5)
+
+
+def plain_cell(alpha, pairs, probes, history_from, history_to, popularity_from, popularity_to) -> dict:
+    """One cell, pair by pair."""
+    number, alphas, llm, model = 0, [], [], []
+    for n in range(len(alpha)):
+        counts = [int(pairs[prefix + features.ITEM_TRAIN_COUNT][n]) for prefix in (PREFERRED, OTHER)]
+        if not history_from <= int(pairs[features.HISTORY_LENGTH][n]) < history_to:
+            continue
+        if not popularity_from <= min(counts) < popularity_to:
+            continue
+        number += 1
+        alphas.append(alpha[n])
+        if probes[n]:
+            chose_preferred = int(pairs[features.PROBE_LABEL][n]) == 1
+            logits = [float(pairs[prefix + features.FIRST_STAGE_LOGIT][n]) for prefix in (PREFERRED, OTHER)]
+            llm.append(chose_preferred)
+            model.append((logits[0] > logits[1]) if chose_preferred else (logits[0] <= logits[1]))
+    return {"pairs": number, "alpha": np.mean(alphas), "llm": llm, "model": model}
+
+
+def test_cells_are_those_of_a_plain_loop():
+    pairs = made_pairs()
+    alpha = np.random.default_rng(3).uniform(size=500)
+    probes = labelled(pairs) & (np.arange(500) % 2 == 0)  # held out: some of the labelled
+    cells = reliability_cells(alpha, pairs, probes)
+
+    ends = [(*edges[1:], 10**9) for edges in (HISTORY_FROM, POPULARITY_FROM)]
+    assert len(cells) == len(HISTORY_FROM) * len(POPULARITY_FROM)
+    for n, cell in enumerate(cells):
+        row, column = divmod(n, len(POPULARITY_FROM))
+        assert (cell.history_from, cell.popularity_from) == (HISTORY_FROM[row], POPULARITY_FROM[column])
+        plain = plain_cell(
+            alpha, pairs, probes, HISTORY_FROM[row], ends[0][row], POPULARITY_FROM[column], ends[1][column]
+        )
+        assert (cell.pairs, cell.probes) == (plain["pairs"], len(plain["llm"]))
+        assert cell.mean_alpha == pytest.approx(plain["alpha"])
+        assert cell.llm_right.share == pytest.approx(np.mean(plain["llm"]))
+        assert cell.model_right.share == pytest.approx(np.mean(plain["model"]))
+        assert cell.llm_right == wilson(sum(plain["llm"]), len(plain["llm"]))
+
+
+def test_cells_say_nothing_of_what_was_not_measured():
+    pairs = made_pairs(first_stage=False) | {features.HISTORY_LENGTH: tf.ones(500, tf.int32)}
+    cells = reliability_cells(np.full(500, 0.5), pairs, labelled(pairs))
+
+    assert model_is_right(pairs) is None
+    assert all(cell.model_right is None for cell in cells)
+    empty = [cell for cell in cells if cell.history_from > 0]
+    assert {(c.pairs, c.probes, c.mean_alpha, c.llm_right) for c in empty} == {(0, 0, None, None)}
+
+
+def test_pairs_without_a_known_choice_are_not_labelled():
+    pairs = {features.PROBE_LABEL: tf.constant([1, NOT_A_PROBE, 0])}
+    np.testing.assert_array_equal(labelled(pairs), [True, False, True])
+
+
+def test_calibration_error_is_that_of_a_plain_loop_over_bins():
+    source = np.random.default_rng(5)
+    probability = np.append(source.uniform(size=400), [0.0, 1.0])
+    right = source.uniform(size=402) < probability**2
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for p, r in zip(probability, right, strict=True):
+        bins.setdefault(min(int(p * 10), 9), []).append((p, r))
+    expected = sum(len(b) / 402 * abs(np.mean([p for p, _ in b]) - np.mean([r for _, r in b])) for b in bins.values())
+
+    assert calibration_error(probability, right) == pytest.approx(expected)
+    assert expected > 0.1
+
+
+def test_a_probability_that_comes_true_has_no_calibration_error():
+    assert calibration_error(np.repeat([0.25, 0.75], 4), np.array([1, 0, 0, 0, 1, 1, 1, 0])) == 0.0
+
+
+def cell(alpha: float, probes: int, llm: float, model: float | None = None) -> ReliabilityCell:
+    """A cell with these shares of right answers."""
+    return ReliabilityCell(
+        history_from=0,
+        popularity_from=0,
+        pairs=100,
+        mean_alpha=alpha,
+        probes=probes,
+        llm_right=wilson(round(llm * probes), probes) if probes else None,
+        model_right=wilson(round(model * probes), probes) if probes and model is not None else None,
+    )
+
+
+CLOSED = np.array([0.01] * 99 + [0.9])
+OPEN = np.array([0.99] * 99 + [0.1])
+MIXED = np.array([0.01] * 50 + [0.99] * 50)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "cells", "expected"),
+    [
+        (CLOSED, [cell(0.01, 400, 0.7), cell(0.02, 400, 0.6)], "closed"),
+        (CLOSED, [cell(0.01, 400, 0.5), cell(0.02, 400, 0.5)], None),
+        (CLOSED, [cell(0.01, 400, 0.8, model=0.6)], "closed"),
+        (CLOSED, [cell(0.01, 400, 0.8, model=0.85)], None),
+        (CLOSED, [cell(0.01, 10, 0.5)], "closed"),
+        (CLOSED, [cell(0.01, 0, 0.5)], "closed"),
+        (OPEN, [cell(0.99, 400, 0.7), cell(0.98, 0, 0.0)], "open"),
+        (OPEN, [cell(0.99, 400, 0.97)], None),
+        (OPEN, [cell(0.99, 400, 1.0)], None),
+        (OPEN, [cell(0.99, 10, 1.0)], "open"),
+        (OPEN, [cell(0.99, 0, 1.0)], "open"),
+        (MIXED, [cell(0.9, 400, 0.5), cell(0.1, 400, 0.9)], "inverted"),
+        (MIXED, [cell(0.9, 400, 0.9), cell(0.1, 400, 0.5)], None),
+        (MIXED, [cell(0.9, 400, 0.8, model=0.9), cell(0.1, 400, 0.7, model=0.5)], "inverted"),
+        (MIXED, [cell(0.9, 400, 0.7, model=0.5), cell(0.1, 400, 0.8, model=0.9)], None),
+        (MIXED, [cell(0.9, 20, 0.5), cell(0.1, 20, 0.9)], None),  # too few to tell
+        (MIXED, [cell(0.9, 400, 0.7), cell(0.1, 400, 0.72)], None),  # not significant
+        (MIXED, [cell(0.52, 400, 0.5), cell(0.5, 400, 0.9)], None),  # as good as flat
+        (MIXED, [cell(0.9, 0, 0.5), cell(0.1, 400, 0.9)], None),
+        (MIXED, [cell(0.08, 400, 0.5), cell(0.04, 400, 0.9)], "inverted"),  # though nearly closed
+        (MIXED, [cell(0.08, 400, 0.5, model=0.9), cell(0.04, 400, 0.5, model=0.6)], None),  # a useless LLM
+    ],
+)
+def test_the_alarm_fires_on_a_gate_that_the_probes_speak_against_and_on_no_other(alpha, cells, expected):
+    assert collapse(alpha, cells) == expected
