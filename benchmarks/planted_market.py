@@ -21,11 +21,13 @@ gets a line for each, and cells that are there are skipped. Of each arm, on rows
     order_matches   whether of any two regions whose planted shares differ by more than half the one of the larger has
                     the higher alpha; a pair of one long-tail item is in the long-tail region, so shares may lie between
 
-The last lines printed are paired differences in AUC from the arm none, with 95% intervals over the seeds.
+The last lines printed are, of each plant and arm, the paired difference in AUC from the arm none with its 95% interval
+over the seeds, and how many orders match and alarms rang.
 """
 
 import argparse
 import dataclasses
+import json
 import pathlib
 import statistics
 import time
@@ -234,6 +236,29 @@ def main() -> None:
                 none = none or run_arm(planted, "none", seed)
                 arms = {"none": none} | {arm: run_arm(planted, arm, seed) for arm in ARMS if arm != "none"}
                 results.append(cell, {"arms": arms, "versions": versions("tensorflow", "scikit-learn")})
+    for line in summary(RESULTS):
+        print(line)
+
+
+def summary(file: pathlib.Path) -> list[str]:
+    """Of each plant and arm in a file of results: seeds, difference in AUC from the arm none, matches and alarms."""
+    by_plant: dict[str, list[dict[str, Any]]] = {}
+    for line in file.read_text().splitlines():
+        result = json.loads(line)
+        by_plant.setdefault(result["cell"]["plant"], []).append(result["arms"])
+    lines = []
+    for plant, runs in by_plant.items():
+        none = [run["none"]["auc"] for run in runs]
+        for arm in [arm for arm in ARMS if arm != "none"]:
+            of_arm = [run[arm] for run in runs]
+            matches = sum(run["order_matches"] for run in of_arm)
+            alarms = sum(run["alarm"] is not None for run in of_arm)
+            line = f"{plant} {arm}: order matches in {matches} of {len(runs)}, {alarms} alarms"
+            if len(runs) > 1:
+                mean, half = paired_difference([run["auc"] for run in of_arm], none)
+                line += f", AUC {mean:+.4f} +- {half:.4f}"
+            lines.append(line)
+    return lines
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ import itertools
 from collections.abc import Mapping
 
 import numpy as np
-import scipy.optimize
-import scipy.special
 import tensorflow as tf
 import tf_keras as keras
 from sklearn.linear_model import LogisticRegression
@@ -176,60 +174,50 @@ class FusedGate(FittedGate):
 
     f(u, i) = a(z) s(u, i) + b(z) y(u, i) + c(z), a, b and c linear in z, a and b at least 0,
 
-    s the first stage's logit and y the LLM's score, each at mean 0 and spread 1 over the held-out probes. a and b are
-    fitted on the probes' pairs, P(u prefers i to j) = sigmoid(a(z) (s_i - s_j) + b(z) (y_i - y_j)) with z the mean of
-    both items' signals, by penalised maximum likelihood; the penalty, half the squared norm of the weights, is one
-    observation's worth and draws a useless b to 0.
+    s the first stage's logit and y the LLM's score, each at mean 0 and spread 1 over the held-out probes, on which f is
+    fitted by penalised maximum likelihood; the penalty, half the squared norm of the weights, is one observation's
+    worth and draws a useless b to 0. c(z) holds how often items of a kind are chosen; without it b would, as y is never
+    negative. So the probes' chosen items must be drawn as the rows' are (llm.candidates.tail_chosen_fraction 0). The
+    pairs then follow f and not the LLM (models.first_stage.fused): distillation learns sigmoid(f) of each item, the
+    hinge the fused order, weighted by its certainty 2 sigmoid(f_preferred - f_other) - 1.
 
-    Each pair is weighted by how alike its items are, prod (1 - |z_i - z_j|), since z must not tell which of the two was
-    chosen: a popular item against a rare one is an easy pair for the model, and says nothing of how well it tells rare
-    items apart. c is then what makes half of the probes' items chosen, as half are; no c(z), for the same reason. So
-    signals of the item bend the level of rare items against others: where f itself is the target, take those of the
-    context (docs/gate.md).
-
-    The training pairs then follow f and not the LLM (models.first_stage.fused): distillation learns sigmoid(f) of each
-    item, the hinge the fused order, weighted by its certainty 2 sigmoid(f_preferred - f_other) - 1.
-
-    alpha(u, i) = b(z) / (a(z) + b(z)), the LLM's share in the judgement: 0 where it is not listened to, 1 where it
-    alone decides. It explains the targets and weighs nothing by itself.
+    alpha(u, i) = b(z) / (1 + a(z) + b(z)), the LLM's share in the judgement: 0 where it is not listened to, towards 1
+    where it alone decides. The 1 is what neither says: where both know little their ratio would be noise. alpha
+    explains the targets and weighs nothing by itself.
     """
 
     def __init__(self, config: GateConfig):
         super().__init__(config)
-        self.intercept = self.add_weight(name="intercept", shape=(1,), initializer="zeros", trainable=False)
+        self.base_weights = self.add_weight(
+            name="base_weights", shape=self.llm_weights.shape, initializer="zeros", trainable=False
+        )
         self.centres, self.spreads = (
             self.add_weight(name=name, shape=(2,), initializer=start, trainable=False)
             for name, start in (("centres", "zeros"), ("spreads", "ones"))
         )
 
     def fit(self, preferred: PairSide, other: PairSide, probe_label: tf.Tensor) -> None:
-        judged = np.stack([[side.logit, side.llm_score] for side in (preferred, other)])  # [2 sides, 2 judges, pairs]
-        centres, spreads = judged.mean(axis=(0, 2)), np.maximum(judged.std(axis=(0, 2)), 1e-6)
-        judged = (judged - centres[:, np.newaxis]) / spreads[:, np.newaxis]
-        z = np.stack([self._signals(side).numpy() for side in (preferred, other)])  # [2 sides, pairs, 1 + signals]
-        margins = judged[0] - judged[1]
+        sides = (preferred, other)
+        z = np.concatenate([self._signals(side).numpy() for side in sides])
+        judged = np.concatenate([np.stack([side.logit, side.llm_score], axis=-1) for side in sides])
         label = np.asarray(probe_label)
-        alike = np.prod(1.0 - np.abs(z[0] - z[1]), axis=1)
-        columns = [z.mean(axis=0) * margin[:, np.newaxis] for margin in margins]
-        model, llm = np.split(_pairwise_logistic(np.concatenate(columns, axis=1), label, alike), 2)
-
-        # Per item, [2 sides, pairs].
-        level = np.maximum(z @ model, 0.0) * judged[:, 0] + np.maximum(z @ llm, 0.0) * judged[:, 1]
-        intercept = scipy.optimize.brentq(lambda c: scipy.special.expit(level + c).mean() - 0.5, -50.0, 50.0)
-        for variable, values in (
-            (self.centres, centres),
-            (self.spreads, spreads),
-            (self.model_weights, model),
-            (self.llm_weights, llm),
-            (self.intercept, [intercept]),
-        ):
-            variable.assign(values)
+        chosen = np.concatenate([label, 1 - label])
+        self.centres.assign(judged.mean(axis=0))
+        self.spreads.assign(np.maximum(judged.std(axis=0), 1e-6))
+        model, llm = ((judged - self.centres) / self.spreads).numpy().T[..., np.newaxis]
+        fit = LogisticRegression(C=1.0, max_iter=1000).fit(
+            np.concatenate([z * model, z * llm, z[:, 1:]], axis=1), chosen
+        )
+        width = z.shape[1]
+        self.model_weights.assign(fit.coef_[0, :width])
+        self.llm_weights.assign(fit.coef_[0, width : 2 * width])
+        self.base_weights.assign(np.concatenate([fit.intercept_, fit.coef_[0, 2 * width :]]))
 
     def _parts(self) -> dict[str, tuple[tuple[str, ...], tf.Variable]]:
         judges = ("model", "llm")
         return {
             **super()._parts(),
-            "intercept": (("bias",), self.intercept),
+            "base": (self._names, self.base_weights),
             "centre": (judges, self.centres),
             "spread": (judges, self.spreads),
         }
@@ -240,37 +228,28 @@ class FusedGate(FittedGate):
 
     def fused_logit(self, side: PairSide) -> tf.Tensor:
         """f(u, i), float32 [pairs]."""
-        a, b = self._coefficients(side)
+        a, b, c = self._coefficients(side)
         s, y = ((v - self.centres[n]) / self.spreads[n] for n, v in enumerate((side.logit, side.llm_score)))
-        return a * s + b * y + self.intercept
+        return a * s + b * y + c
 
     def alpha(self, preferred: PairSide, other: PairSide) -> tf.Tensor:
         return (self._side_alpha(preferred) + self._side_alpha(other)) / 2.0
 
     def _side_alpha(self, side: PairSide) -> tf.Tensor:
-        a, b = self._coefficients(side)
-        return tf.math.divide_no_nan(b, a + b)
+        a, b, _ = self._coefficients(side)
+        return b / (1.0 + a + b)
 
-    def _coefficients(self, side: PairSide) -> tuple[tf.Tensor, tf.Tensor]:
-        """a and b, float32 [pairs] each."""
+    def _coefficients(self, side: PairSide) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """a, b and c, float32 [pairs] each."""
         z = self._signals(side)
-        a, b = (tf.linalg.matvec(z, weights) for weights in (self.model_weights, self.llm_weights))
-        return tf.nn.relu(a), tf.nn.relu(b)
+        a, b, c = (tf.linalg.matvec(z, w) for w in (self.model_weights, self.llm_weights, self.base_weights))
+        return tf.nn.relu(a), tf.nn.relu(b), c
 
 
 def logit(probability: tf.Tensor) -> tf.Tensor:
     """ln(p / (1 - p)), p kept within [1e-6, 1 - 1e-6]."""
     p = tf.clip_by_value(probability, 1e-6, 1.0 - 1e-6)
     return tf.math.log(p) - tf.math.log1p(-p)
-
-
-def _pairwise_logistic(margins: np.ndarray, label: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """w of P(preferred was chosen) = sigmoid(w . margin), penalised by |w|^2 / 2; float [columns]."""
-    # Mirrored, so that both labels occur: the pair the other way round is the same observation, and counts once.
-    fit = LogisticRegression(C=0.5, max_iter=1000, fit_intercept=False).fit(
-        np.concatenate([margins, -margins]), np.concatenate([label, 1 - label]), np.concatenate([weight, weight])
-    )
-    return fit.coef_[0]
 
 
 def _logistic(z: np.ndarray, right: np.ndarray) -> np.ndarray:

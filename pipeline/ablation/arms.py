@@ -49,8 +49,7 @@ ARMS: dict[str, Arm] = {
     "gated_paper": Arm(gate={"mode": "paper"}),
     "gated_supervised": Arm(gate={"mode": "supervised"}),
     "gated_advantage": Arm(gate={"mode": "advantage"}),
-    # Its pairs tell a probability of every candidate, so that more of them pay off; signals of the context, as
-    # models.gate.FusedGate says.
+    # Its pairs tell a probability of every candidate, so that more of them pay off.
     "gated_fused": Arm(
         gate={"mode": "fused", "signals": ["short_history"]},
         loss={"form": "distillation"},

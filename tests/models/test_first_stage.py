@@ -129,7 +129,7 @@ def judged_pairs(number: int = 60) -> tuple[dict[str, tf.Tensor], FusedGate]:
     gate = FusedGate(GateConfig(mode="fused", signals=("short_history", "long_tail")))
     gate.model_weights.assign([1.0, 0.0, 0.0, 0.0])
     gate.llm_weights.assign([0.6, 0.2, 0.0, 0.0])
-    gate.intercept.assign([-0.5])
+    gate.base_weights.assign([-0.5, 0.1, 0.0, 0.0])
     return made, gate
 
 

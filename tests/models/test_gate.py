@@ -315,7 +315,7 @@ def test_an_advantage_gate_of_an_llm_that_was_never_wrong_is_open_everywhere():
 def fused_alpha(gate: FusedGate, side: PairSide, n: int) -> float:
     model = max(0.0, weighted(gate.model_weights.numpy(), side, gate.config, n))
     llm = max(0.0, weighted(gate.llm_weights.numpy(), side, gate.config, n))
-    return llm / (model + llm) if model + llm else 0.0
+    return llm / (1 + model + llm)
 
 
 def test_fused_alpha_is_the_llms_share_of_the_judgement_in_a_plain_loop():
@@ -331,14 +331,14 @@ def test_fused_alpha_is_the_llms_share_of_the_judgement_in_a_plain_loop():
 
 def test_the_fused_judgement_adds_logit_and_score_in_a_plain_loop():
     gate = fitted_gate("fused")
-    gate.intercept.assign([-0.8])
+    gate.base_weights.assign([-0.8, 0.3, 0.1, 0.2])
     gate.centres.assign([0.2, 0.4])
     gate.spreads.assign([1.5, 0.3])
     side, _ = sides(20)
     expected = [
         max(0.0, weighted(gate.model_weights.numpy(), side, gate.config, n)) * (float(side.logit[n]) - 0.2) / 1.5
         + max(0.0, weighted(gate.llm_weights.numpy(), side, gate.config, n)) * (float(side.llm_score[n]) - 0.4) / 0.3
-        - 0.8
+        + weighted([-0.8, 0.3, 0.1, 0.2], side, gate.config, n)
         for n in range(20)
     ]
 
@@ -352,48 +352,29 @@ def test_the_fused_gate_is_the_minimum_of_its_penalised_likelihood():
     gate = FusedGate(SMOOTH)
     gate.fit(preferred, other, tf.constant(label))
 
-    def signals(side: PairSide, n: int) -> np.ndarray:
-        first, second = (float(SIGNALS[name](side, SMOOTH)[n]) for name in SMOOTH.signals)
-        return np.array([1.0, first, second, first * second])
+    rows, chosen = [], []
+    for side, is_chosen in ((preferred, label), (other, 1 - label)):
+        for n in range(300):
+            first, second = (float(SIGNALS[name](side, SMOOTH)[n]) for name in SMOOTH.signals)
+            rows.append([float(side.logit[n]), float(side.llm_score[n]), [1.0, first, second, first * second]])
+            chosen.append(int(is_chosen[n]))
+    centres, spreads = ([of([row[k] for row in rows]) for k in (0, 1)] for of in (np.mean, np.std))
+    columns = []
+    for s, y, z in rows:
+        s, y = (s - centres[0]) / spreads[0], (y - centres[1]) / spreads[1]
+        columns.append([*(s * v for v in z), *(y * v for v in z), *z[1:]])
+    x, t = np.array(columns), np.array(chosen)
 
-    values = [[(float(s.logit[n]), float(s.llm_score[n])) for n in range(300)] for s in (preferred, other)]
-    everything = np.array(values[0] + values[1])
-    centres, spreads = everything.mean(axis=0), everything.std(axis=0)
-    z = [[signals(side, n) for n in range(300)] for side in (preferred, other)]
+    def penalised(w: np.ndarray) -> float:
+        f = x @ w[:-1] + w[-1]
+        return float(np.sum(np.logaddexp(0, f) - t * f) + 0.5 * np.sum(w[:-1] ** 2))
 
-    rows, weights = [], []
-    for n in range(300):
-        margins = (np.array(values[0][n]) - np.array(values[1][n])) / spreads
-        mean = (z[0][n] + z[1][n]) / 2
-        rows.append(np.concatenate([margins[0] * mean, margins[1] * mean]))
-        weights.append(np.prod(1 - np.abs(z[0][n] - z[1][n])))
-    x, weight = np.array(rows), np.array(weights)
-
-    def loss(w: np.ndarray) -> float:
-        return float(weight @ (np.logaddexp(0, x @ w) - label * (x @ w)) + 0.5 * w @ w)
-
-    best = scipy.optimize.minimize(loss, np.zeros(8)).x
+    best = scipy.optimize.minimize(penalised, np.zeros(12)).x
     np.testing.assert_allclose(gate.model_weights, best[:4], atol=0.02)
-    np.testing.assert_allclose(gate.llm_weights, best[4:], atol=0.02)
+    np.testing.assert_allclose(gate.llm_weights, best[4:8], atol=0.02)
+    np.testing.assert_allclose(gate.base_weights, [best[11], *best[8:11]], atol=0.02)
     np.testing.assert_allclose(gate.centres, centres, atol=1e-5)
     np.testing.assert_allclose(gate.spreads, spreads, rtol=1e-4)
-    probabilities = [1 / (1 + np.exp(-gate.fused_logit(side).numpy())) for side in (preferred, other)]
-    assert np.mean(probabilities) == pytest.approx(0.5, abs=1e-4)  # as many of the probes' items were chosen
-
-
-def test_pairs_of_items_of_different_kinds_do_not_fit_the_gate():
-    preferred, other = sides(200)
-    config = GateConfig(mode="fused", signals=("long_tail",))
-    same = np.asarray(preferred.is_tail) == np.asarray(other.is_tail)
-    label = np.random.default_rng(1).integers(0, 2, 200)
-    gates = []
-    for of_others in (0, 1):  # what was chosen of those that differ
-        gates.append(FusedGate(config))
-        gates[-1].fit(preferred, other, tf.constant(np.where(same, label, of_others)))
-
-    assert 50 < same.sum() < 150
-    np.testing.assert_allclose(gates[0].model_weights, gates[1].model_weights, atol=1e-5)
-    np.testing.assert_allclose(gates[0].llm_weights, gates[1].llm_weights, atol=1e-5)
 
 
 def test_weights_of_a_fitted_gate_are_named_by_part_and_signal():
@@ -518,7 +499,7 @@ def test_another_gate_takes_the_weights_and_judges_the_same(mode):
     gate, other = fitted_gate(mode), GATES[mode](SMOOTH.model_copy(update={"mode": mode}))
     if mode == "fused":
         gate.centres.assign([0.2, 0.4])
-        gate.intercept.assign([-0.8])
+        gate.base_weights.assign([-0.8, 0.3, 0.1, 0.2])
     other.take_weights(gate.named_weights())
     seen = sides()
 
