@@ -37,8 +37,10 @@ def test_every_arm_is_the_shared_configuration_with_its_own_changes_and_nothing_
     assert cells["gated_paper"].gate.mode == "paper"
     assert cells["pointwise"].loss.form == "pointwise"
     assert cells["distill"].loss.form == "distillation"
-    assert cells["text_features"].model.item_vectors_file == str(tmp_path / "v.npz")
-    assert all(cell.model.item_vectors_file is None for arm, cell in cells.items() if arm != "text_features")
+    assert cells["gated_fused"].gate.mode == cells["gated_fused_text"].gate.mode == "fused"
+    assert cells["gated_fused_text"].loss == cells["gated_fused"].loss
+    with_text = {arm: cell.model.item_vectors_file for arm, cell in cells.items() if cell.model.item_vectors_file}
+    assert with_text == dict.fromkeys(("gated_fused_text", "text_features"), str(tmp_path / "v.npz"))
 
 
 def test_tuned_values_of_the_backbone_come_first_and_those_of_the_arm_on_top(tmp_path):
@@ -88,5 +90,6 @@ def test_a_matrix_that_cannot_be_run_is_refused_before_anything_is_spent(tmp_pat
 
 def test_text_features_need_item_vectors(tmp_path):
     domains = {"shop": {"data": {"interactions": "i.csv", "items": "t.csv"}}}
+    arms = ["none", "text_features"]
     with pytest.raises(ConfigError, match=r"the arm text_features needs item vectors, got none for shop; set domains"):
-        load_ablation(write(tmp_path, domains=domains, shared={}))
+        load_ablation(write(tmp_path, domains=domains, shared={}, arms=arms))
