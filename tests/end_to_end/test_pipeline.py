@@ -162,7 +162,7 @@ print(sorted(model.signatures))
 
 def test_the_report_is_one_page_that_fetches_nothing(summary, directory):
     page = (directory / "out" / "report.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 6
     assert "src=" not in page
     assert "<link" not in page
     assert f"{summary['metrics']['cold']['auc']:.4f}" in page
