@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class ModelConfig(BaseModel):
@@ -74,6 +74,10 @@ class ModelConfig(BaseModel):
         return widths
 
 
+FITTED_BEFOREHAND = ("advantage", "fused")
+"""Modes of the gate that weigh the LLM against a first-stage model, see models/first_stage.py."""
+
+
 class GateConfig(BaseModel):
     """The gate: how far the LLM's order of a pair is trusted."""
 
@@ -129,6 +133,15 @@ class GateConfig(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError(f"gate.signals must differ from each other, got {list(names)}; drop the repeated one")
         return names
+
+    @model_validator(mode="after")
+    def _weights_are_of_a_gate_that_is_fitted(self) -> "GateConfig":
+        if self.weights_from is not None and self.mode not in FITTED_BEFOREHAND:
+            raise ValueError(
+                f"gate.weights_from needs gate.mode {' or '.join(FITTED_BEFOREHAND)}, got {self.mode}; set gate.mode, "
+                "or remove gate.weights_from"
+            )
+        return self
 
 
 class LossConfig(BaseModel):

@@ -15,6 +15,7 @@ from models import features
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
 from models.gate import FusedGate
 from models.ranking import RankingModel, pair_input, pair_side
+from models.reliability import labelled
 
 Columns = Mapping[str, tf.Tensor]
 _PAIRS_AT_ONCE = 4096
@@ -34,10 +35,9 @@ def held_out(pairs: Columns, share: float) -> np.ndarray:
     Raises:
         ValueError: there is none.
     """
-    labelled = np.asarray(pairs[features.PROBE_LABEL]) != NOT_A_PROBE
     # With a salt: of a small share of the contexts, chosen without one, as small a share would be all.
     fractions = context_fractions(pairs[features.HISTORY_ITEM_INDICES], salt=b"held out")
-    chosen = labelled & (fractions < share)
+    chosen = labelled(pairs) & (fractions < share)
     if not chosen.any():
         raise ValueError(
             f"gate.mode advantage and fused need labelled probes, got none among {share:.0%} of the contexts; raise "
@@ -111,11 +111,15 @@ def fused(pairs: Columns, gate: FusedGate) -> dict[str, tf.Tensor]:
     """The pairs as the fused judgement has it: SOFT_LABEL is the fused probability, `preferred` the likelier item."""
     soft = [tf.sigmoid(gate.fused_logit(side)) for side in pair_input(pairs)]
     scored = {**pairs, **{p + features.SOFT_LABEL: v for p, v in zip((PREFERRED, OTHER), soft, strict=True)}}
-    flip = soft[1] > soft[0]
+    return turned_round(scored, soft[1] > soft[0])
+
+
+def turned_round(pairs: Columns, flip: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The pairs with `preferred` and `other` exchanged, and the label with them, where flip, bool [pairs]."""
     label = tf.cast(pairs[features.PROBE_LABEL], tf.int32)
-    result = {**scored, features.PROBE_LABEL: tf.where(flip & (label != NOT_A_PROBE), 1 - label, label)}
-    for name in [name.removeprefix(PREFERRED) for name in scored if name.startswith(PREFERRED)]:
-        first, second = scored[PREFERRED + name], scored[OTHER + name]
+    result = {**pairs, features.PROBE_LABEL: tf.where(flip & (label != NOT_A_PROBE), 1 - label, label)}
+    for name in [name.removeprefix(PREFERRED) for name in pairs if name.startswith(PREFERRED)]:
+        first, second = pairs[PREFERRED + name], pairs[OTHER + name]
         swap = tf.reshape(flip, [-1] + [1] * (len(first.shape) - 1))
         result[PREFERRED + name] = tf.where(swap, second, first)
         result[OTHER + name] = tf.where(swap, first, second)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from models import features
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
+from models.shares import Z_95, Share, wilson
 
 HISTORY_FROM = (0, 4, 10)
 POPULARITY_FROM = (0, 5, 20)
@@ -18,21 +19,10 @@ CLOSED, OPEN = 0.05, 0.95
 _LEAST_PROBES = 30
 _LEAST_ALPHA_GAP = 0.05
 _LEAST_ALPHA_RATIO = 1.5
-_Z = 1.96
 
 
 class GateCollapse(ValueError):
     """The gate has collapsed and gate.on_collapse is fail."""
-
-
-class Share(BaseModel):
-    """A share of the probes with its 95% interval (Wilson's, which takes the probes as independent)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    share: float
-    lower: float
-    upper: float
 
 
 class ReliabilityCell(BaseModel):
@@ -57,17 +47,6 @@ class ReliabilityCell(BaseModel):
     probes: int
     llm_right: Share | None
     model_right: Share | None
-
-
-def wilson(successes: int, trials: int) -> Share:
-    """95% interval of a share; `trials` at least 1.
-
-    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
-    """
-    share = successes / trials
-    centre = (share + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
-    half = _Z / (1 + _Z**2 / trials) * math.sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2))
-    return Share(share=share, lower=centre - half, upper=centre + half)
 
 
 def reliability_cells(alpha: np.ndarray, pairs: Mapping[str, tf.Tensor], probes: np.ndarray) -> list[ReliabilityCell]:
@@ -184,4 +163,4 @@ def _pooled(measured: Sequence[tuple[int, Share | None]]) -> tuple[float, float]
 def _is_above(level: float, estimate: tuple[float, float]) -> bool:
     """Whether a value, of this estimate and variance, is significantly above a level."""
     value, variance = estimate
-    return value - level > _Z * math.sqrt(variance)
+    return value - level > Z_95 * math.sqrt(variance)

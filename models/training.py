@@ -398,7 +398,7 @@ def with_soft_labels(pairs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     labels = np.asarray(pairs[features.PROBE_LABEL])
     names = [prefix + features.LLM_SCORE for prefix in (PREFERRED, OTHER)]
     preferred, other = (np.asarray(pairs[name]) for name in names)
-    probes = labels != NOT_A_PROBE
+    probes = labelled(pairs)
     if not probes.any():
         raise ValueError(
             "distillation needs labelled probes to turn scores into probabilities, got none; raise "

@@ -12,8 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from components.interactions_example_gen.config import DataConfig
 from components.llm_scorer.config import LlmConfig
 from components.pair_builder.config import PairConfig
-from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
+from models.config import FITTED_BEFOREHAND, GateConfig, LossConfig, ModelConfig, TrainConfig
 from pipeline.slices import SliceName
+
+_PATHS = {
+    "data": ("interactions", "items"),
+    "llm": ("prompt_file", "embedding_file", "replay_table"),
+    "model": ("item_vectors_file",),
+    "gate": ("weights_from",),
+}
+"""Keys that hold paths, by section."""
 
 _DASK_RUNNER = "pipeline.dask_runner.DaskRunner"
 
@@ -112,6 +120,16 @@ class Config(BaseModel):
     beam: BeamConfig = BeamConfig()
 
     @model_validator(mode="after")
+    def _loss_asks_the_gate(self) -> "Config":
+        asking = {"pairwise": FITTED_BEFOREHAND, "distillation": ("fused",), "pointwise": ()}[self.loss.form]
+        if self.loss.llm_weight > 0 and self.gate.mode in FITTED_BEFOREHAND and self.gate.mode not in asking:
+            raise ValueError(
+                f"loss.form {self.loss.form} does not ask a gate of mode {self.gate.mode}; set loss.form to pairwise"
+                f"{' or distillation' if self.gate.mode == 'fused' else ''}, or another gate.mode"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _inconsistent_pairs_can_be_known(self) -> "Config":
         if self.pairs.drop_inconsistent and not self.llm.audit.share and self.llm.replay_table is None:
             raise ValueError(
@@ -156,27 +174,15 @@ def validate_config(values: dict[str, Any], file: pathlib.Path) -> Config:
 def with_absolute_paths(config: Config, file: pathlib.Path) -> Config:
     """Relative paths made absolute from the folder of `file`; `name` defaults to that of `file`."""
 
-    def absolute(path: str) -> str:
-        return os.path.normpath(file.parent / pathlib.Path(path).expanduser())
+    def absolute(path: str | None) -> str | None:
+        return path and os.path.normpath(file.parent / pathlib.Path(path).expanduser())
 
-    data = config.data.model_copy(
-        update={"interactions": absolute(config.data.interactions), "items": absolute(config.data.items)}
-    )
-    paths = {key: getattr(config.llm, key) for key in ("prompt_file", "embedding_file", "replay_table")}
-    llm = config.llm.model_copy(update={key: path and absolute(path) for key, path in paths.items()})
-    vectors = config.model.item_vectors_file
-    model = config.model.model_copy(update={"item_vectors_file": vectors and absolute(vectors)})
-    weights = config.gate.weights_from
-    gate = config.gate.model_copy(update={"weights_from": weights and absolute(weights)})
+    sections = {}
+    for name, keys in _PATHS.items():
+        section = getattr(config, name)
+        sections[name] = section.model_copy(update={key: absolute(getattr(section, key)) for key in keys})
     return config.model_copy(
-        update={
-            "model": model,
-            "gate": gate,
-            "name": config.name or file.stem,
-            "cache_dir": absolute(config.cache_dir),
-            "data": data,
-            "llm": llm,
-        }
+        update={**sections, "name": config.name or file.stem, "cache_dir": absolute(config.cache_dir)}
     )
 
 

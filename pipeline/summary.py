@@ -98,6 +98,8 @@ def collect(config: Config, output: pathlib.Path, seconds: float) -> dict[str, A
 
 def _item_texts(pairs: list[dict[str, Any]], catalog_directory: str) -> dict[str, str]:
     """What prompts call the items of the pairs, by id."""
+    if not pairs:
+        return {}
     catalog = read_catalog(catalog_directory)
     ids = {i for p in pairs for i in (*p["history_item_ids"], p["preferred_item_id"], p["other_item_id"])}
     return {item_id: describe(catalog[item_id]) for item_id in sorted(ids)}

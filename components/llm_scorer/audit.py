@@ -6,21 +6,18 @@ order's doing, or the endpoint's own noise, which temperature 0 and a seed reduc
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterable
 from typing import Any
 
 from components.llm_scorer.candidates import seeded_fraction
 from components.llm_scorer.config import LlmConfig
 from components.scores import ScoreRecord
+from models.shares import wilson
 
 GAP_BOUNDS = (0.1, 0.25, 0.5)
 """Upper bounds of the score gaps that flips are told by; the last class is open."""
 
 _GAP_CLASSES = (*(f"below {bound:g}" for bound in GAP_BOUNDS), f"{GAP_BOUNDS[-1]:g} or more")
-
-_Z_95 = 1.959963984540054
-"""Of the standard normal distribution 95% lie within so many standard deviations."""
 
 
 def is_audited(context_id: str, config: LlmConfig) -> bool:
@@ -40,26 +37,13 @@ class Flips:
 
     def to_json(self) -> dict[str, Any]:
         """Counts, flip rate and its 95% interval; both None without pairs."""
-        rate = self.flipped / self.pairs if self.pairs else None
+        rate = wilson(self.flipped, self.pairs) if self.pairs else None
         return {
             "pairs": self.pairs,
             "flipped": self.flipped,
-            "flip_rate": rate,
-            "interval_95": list(wilson_interval(self.flipped, self.pairs)) if self.pairs else None,
+            "flip_rate": rate and rate.share,
+            "interval_95": rate and [rate.lower, rate.upper],
         }
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95% interval of a share, (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
-
-    It takes trials as independent. Pairs of one context are not, so for flip rates it is somewhat too narrow.
-
-    Source: Wilson 1927, Journal of the American Statistical Association 22.
-    """
-    share, square = successes / trials, _Z_95**2
-    centre = share + square / (2 * trials)
-    half = _Z_95 * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
-    return (centre - half) / (1 + square / trials), (centre + half) / (1 + square / trials)
 
 
 def flips_by_gap(record: ScoreRecord) -> dict[str, Flips]:

@@ -5,7 +5,7 @@ from tfx.components.trainer.component import Trainer as TfxTrainer
 from tfx.dsl.components.base import base_component, executor_spec
 from tfx.proto import trainer_pb2
 from tfx.types import component_spec, standard_artifacts, standard_component_specs
-from tfx.utils import json_utils
+from tfx.utils import io_utils, json_utils
 
 from components.trainer import executor
 from components.trainer.config import TrainerConfig
@@ -54,7 +54,13 @@ class Trainer(TfxTrainer):
                 f"the Trainer needs pairs with llm_weight above 0, got llm_weight {config.loss.llm_weight}; "
                 "give it the PairBuilder's pairs or set llm_weight to 0"
             )
-        custom_config = {executor.CONFIG: config.model_dump_json(), "code_fingerprint": code_fingerprint}
+        files = {"item_vectors_file": config.model.item_vectors_file, "weights_from": config.gate.weights_from}
+        custom_config = {
+            executor.CONFIG: config.model_dump_json(),
+            "code_fingerprint": code_fingerprint,
+            # Part of TFX's cache key: a file that was written anew is read anew.
+            "files": [io_utils.generate_fingerprint(name, path) for name, path in files.items() if path is not None],
+        }
         spec = TrainerSpec(
             examples=examples,
             transform_graph=transform_graph,

@@ -63,8 +63,15 @@ def run_fn(fn_args: FnArgs) -> None:
 def _gate_weights(training_file: str | None) -> dict[str, float] | None:
     if training_file is None:
         return None
-    with tf.io.gfile.GFile(training_file) as file:
-        return training.TrainingReport.model_validate_json(file.read()).gate_weights
+    try:
+        with tf.io.gfile.GFile(training_file) as file:
+            weights = training.TrainingReport.model_validate_json(file.read()).gate_weights
+    except (tf.errors.OpError, ValueError) as error:
+        raise ValueError(
+            f"gate.weights_from must name the {REPORT_FILE} of another run, got {training_file}, which cannot be read "
+            f"as one: {error}; find it in that run's model_run artifact"
+        ) from None
+    return weights
 
 
 _VALID_BATCH = 4096

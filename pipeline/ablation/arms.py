@@ -26,6 +26,14 @@ class Arm(BaseModel):
     scored_share: float = Field(
         default=1.0, gt=0, le=1, description="share of the scored contexts whose pairs are used, by hash"
     )
+    shuffled_scores: bool = Field(
+        default=False,
+        description="the scores are dealt anew among all candidates: a control, as nothing that the arm then gains is "
+        "the LLM's doing",
+    )
+    backbones: tuple[str, ...] | None = Field(
+        default=None, description="of the matrix, those that the arm is trained on; None: all"
+    )
     gate_from: str | None = Field(
         default=None,
         pattern=r"^[^/]+/[^/]+$",

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 from sklearn.metrics import roc_auc_score
 
 from models import features, inputs, training
-from models.first_stage import context_fractions
+from models.features import OTHER, PREFERRED
+from models.first_stage import context_fractions, turned_round
 from models.item_vectors import read_item_vectors
 from models.ranking import RankingModel
 from pipeline.ablation.arms import NONE, Arm
@@ -62,8 +64,12 @@ def fit_arm(
     domain: Domain, config: Config, arm: Arm, gate_weights: Mapping[str, float] | None = None
 ) -> tuple[RankingModel, training.TrainingReport]:
     """Fits the arm's model on the domain's train rows, stopped by the validation rows; reads no test row."""
-    weighs_llm = config.loss.llm_weight > 0
     vectors = config.model.item_vectors_file
+    pairs = None
+    if config.loss.llm_weight > 0:
+        pairs = share_of_contexts(domain.pairs, arm.scored_share)
+        if arm.shuffled_scores:
+            pairs = with_shuffled_scores(pairs, seed=config.train.seed)
     keras.backend.clear_session()
     gc.collect()
     return training.train(
@@ -74,7 +80,7 @@ def fit_arm(
         train_config=config.train,
         rows=inputs.row_batches(domain.train, batch_size=config.train.batch_size, seed=config.train.seed),
         valid=inputs.row_batches(domain.valid, batch_size=_ROWS_AT_ONCE),
-        pairs=share_of_contexts(domain.pairs, arm.scored_share) if weighs_llm else None,
+        pairs=pairs,
         item_vectors=None if vectors is None else read_item_vectors(vectors).by_index(domain.item_ids),
         gate_weights=gate_weights,
     )
@@ -132,6 +138,15 @@ def share_of_contexts(pairs: Columns, share: float) -> Columns:
     return {name: np.asarray(values)[kept] for name, values in pairs.items()}
 
 
+def with_shuffled_scores(pairs: Columns, *, seed: int) -> Columns:
+    """The pairs with all scores dealt anew; the item that now has the higher one is the preferred."""
+    names = [prefix + features.LLM_SCORE for prefix in (PREFERRED, OTHER)]
+    scores = np.concatenate([np.asarray(pairs[name]) for name in names])
+    first, second = np.split(np.random.default_rng(seed).permutation(scores), 2)
+    dealt = {**pairs, names[0]: tf.constant(first), names[1]: tf.constant(second)}
+    return turned_round(dealt, tf.constant(second > first))
+
+
 def differences(domain: Domain, scores: np.ndarray, none: np.ndarray) -> dict[str, dict[str, float] | None]:
     """AUC minus the AUC of the arm `none` by slice, with DeLong's standard error; None for a slice of one class."""
     labels = np.asarray(domain.test[features.LABEL])
@@ -149,7 +164,8 @@ def differences(domain: Domain, scores: np.ndarray, none: np.ndarray) -> dict[st
 
 def fingerprint(domain: Domain, hyperparameters: dict[str, Any], arm: Arm) -> str:
     """16 hex digits that change with whatever decides a cell's result but the code and the seed's noise."""
-    what = [domain.hashes, hyperparameters, arm.model_dump(mode="json")]
+    # Without defaults: a field that Arm gains later leaves the marks of the arms that do without it.
+    what = [domain.hashes, hyperparameters, arm.model_dump(mode="json", exclude_defaults=True, exclude={"backbones"})]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 

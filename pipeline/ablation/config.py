@@ -53,6 +53,11 @@ class AblationConfig(BaseModel):
                 raise ValueError(f"{what} must be among {', '.join(known)}, got {', '.join(unknown)}")
             if len(set(names)) < len(names):
                 raise ValueError(f"{what} must differ from each other, got {', '.join(names)}")
+        for name, arm in self.own_arms.items():
+            if unknown := sorted(set(arm.backbones or ()) - set(self.backbones)):
+                raise ValueError(
+                    f"own_arms.{name}.backbones must be among {', '.join(self.backbones)}, got {', '.join(unknown)}"
+                )
         if NONE not in self.arms:
             raise ValueError(f"arms must hold {NONE}, which all others are compared with, got {', '.join(self.arms)}")
         taken = sorted(set(self.own_arms) & set(ARMS))
@@ -65,6 +70,11 @@ class AblationConfig(BaseModel):
     def arm(self, name: str) -> Arm:
         """The arm of this name."""
         return self.own_arms.get(name) or ARMS[name]
+
+    def arms_on(self, backbone: str) -> list[str]:
+        """Names of the arms that are trained on a backbone, `none` first."""
+        on = [name for name in self.arms if backbone in (self.arm(name).backbones or self.backbones)]
+        return sorted(on, key=lambda name: name != NONE)
 
 
 class Ablation:
@@ -121,15 +131,16 @@ class Ablation:
         for layer in layers:
             for section, changes in layer.items():
                 values[section] = {**values[section], **changes}
-        return validate_config(values, self._file)
+        return with_absolute_paths(validate_config(values, self._file), self._file)
 
     def hyperparameters(self, config: Config) -> dict[str, dict[str, Any]]:
         """What decides a training beside rows and pairs, without paths."""
         values: dict[str, dict[str, Any]] = {}
         for section in _SECTIONS:
             values[section] = getattr(config, section).model_dump(mode="json")
-        vectors = values["model"]["item_vectors_file"]
-        values["model"]["item_vectors_file"] = vectors and pathlib.Path(vectors).name
+        for section, key in (("model", "item_vectors_file"), ("gate", "weights_from")):
+            path = values[section][key]
+            values[section][key] = path and pathlib.Path(path).name
         return values
 
 
@@ -151,7 +162,7 @@ def load_ablation(path: pathlib.Path, *, read_tuned: bool = True) -> Ablation:
     ablation = Ablation(config, file, tuned)
     for domain in config.domains:
         for backbone in config.backbones:
-            for arm in config.arms:
+            for arm in config.arms_on(backbone):
                 ablation.cell(domain, backbone, arm, config.seeds[0])
     return ablation
 

@@ -46,9 +46,9 @@ def run_matrix(
     if unknown:
         raise ConfigError(f"--domains must be among {', '.join(matrix.domains)}, got {', '.join(unknown)}")
     names = [name for name in matrix.domains if domains is None or name in domains]
-    cells = len(matrix.backbones) * len(matrix.arms) * len(matrix.seeds)
+    cells = sum(len(matrix.arms_on(backbone)) for backbone in matrix.backbones) * len(matrix.seeds)
     console.print(
-        f"{len(names)} domains x {len(matrix.backbones)} backbones x {len(matrix.arms)} arms x {len(matrix.seeds)} "
+        f"{len(names)} domains, {len(matrix.backbones)} backbones, {len(matrix.arms)} arms, {len(matrix.seeds)} "
         f"seeds: {cells * len(names)} cells"
     )
     done = {cell: run.hashes.cell for cell, run in results.last_runs(results_file).items()}
@@ -76,8 +76,7 @@ def _run_block(
     """All arms of one backbone and seed; `none` first, as the others are measured against it."""
     store = BaselineScores(output / domain.name / "baselines")
     none = None
-    arms = [NONE, *(arm for arm in ablation.config.arms if arm != NONE)]
-    for name in arms:
+    for name in ablation.config.arms_on(backbone):
         arm = ablation.config.arm(name)
         config = ablation.cell(domain.name, backbone, name, seed)
         hyperparameters = ablation.hyperparameters(config)

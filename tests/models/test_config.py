@@ -31,6 +31,7 @@ def test_every_field_is_described(config):
         (GateConfig, {"frozen_alpha": 1.5}, "less than or equal to 1"),
         (GateConfig, {"held_out_share": 0.0}, "greater than 0"),
         (GateConfig, {"on_collapse": "ignore"}, "'warn' or 'fail'"),
+        (GateConfig, {"weights_from": "t.json"}, "weights_from needs gate.mode advantage or fused, got supervised"),
         (GateConfig, {"dropout_passes": 1}, "greater than or equal to 2"),
         (LossConfig, {"llm_weight": -0.1}, "greater than or equal to 0"),
         (LossConfig, {"margin": 0.0}, "greater than 0"),

@@ -3,9 +3,10 @@ import pytest
 import scipy.optimize
 import tensorflow as tf
 
-from models.config import GateConfig
+from models.config import FITTED_BEFOREHAND, GateConfig
 from models.features import NOT_A_PROBE
 from models.gate import (
+    FITTED_GATES,
     GATES,
     AdvantageGate,
     FittedGate,
@@ -50,6 +51,10 @@ def gate_with_weights(mode: str) -> PaperGate:
 def hinge(gate: FrozenGate, preferred: PairSide, other: PairSide) -> tf.Tensor:
     weight = gate.hinge_weight(gate.alpha(preferred, other), preferred, other)
     return gated_pairwise_hinge(preferred.logit, other.logit, weight, 1.0)
+
+
+def test_the_configuration_knows_which_gates_are_fitted_beforehand():
+    assert set(FITTED_BEFOREHAND) == set(FITTED_GATES)
 
 
 def difference(value, variable: tf.Variable, index: tuple[int, ...], step: float = 1e-2) -> float:

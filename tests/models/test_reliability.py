@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import scipy.stats
 import tensorflow as tf
 
 from models import features
@@ -14,8 +13,8 @@ from models.reliability import (
     labelled,
     model_is_right,
     reliability_cells,
-    wilson,
 )
+from models.shares import wilson
 
 
 def made_pairs(number: int = 500, *, first_stage: bool = True) -> dict[str, tf.Tensor]:
@@ -29,15 +28,6 @@ def made_pairs(number: int = 500, *, first_stage: bool = True) -> dict[str, tf.T
     if first_stage:
         made |= {p + features.FIRST_STAGE_LOGIT: source.normal(size=number) for p in (PREFERRED, OTHER)}
     return {name: tf.constant(values) for name, values in made.items()}
-
-
-@pytest.mark.parametrize(("successes", "trials"), [(0, 12), (7, 12), (12, 12), (530, 1000)])
-def test_the_interval_is_scipys_wilson_interval(successes, trials):
-    share = wilson(successes, trials)
-    expected = scipy.stats.binomtest(successes, trials).proportion_ci(method="wilson")
-
-    assert share.share == successes / trials
-    assert (share.lower, share.upper) == pytest.approx((expected.low, expected.high), abs=1e-5)
 
 
 def plain_cell(alpha, pairs, probes, history_from, history_to, popularity_from, popularity_to) -> dict:

@@ -32,6 +32,22 @@ def test_a_model_name_is_all_that_another_llm_needs(tmp_path):
     assert resolved.base_url == "https://api.openai.com/v1"
 
 
+def test_every_path_is_relative_to_the_file(tmp_path):
+    text = """
+data: {interactions: a.csv, items: b.csv}
+llm: {strategy: embedding, embedding_file: sub/e.npz}
+model: {item_vectors_file: v.npz}
+gate: {mode: fused, weights_from: ../t.json}
+loss: {form: distillation}
+"""
+    config = load_config(write(tmp_path, text))
+    assert config.llm.prompt_file is None
+    assert config.llm.embedding_file == str(tmp_path / "sub" / "e.npz")
+    assert config.llm.replay_table is None
+    assert config.model.item_vectors_file == str(tmp_path / "v.npz")
+    assert config.gate.weights_from == str(tmp_path.parent / "t.json")
+
+
 def test_the_configuration_survives_json(tmp_path):
     config = load_config(ROOT / "configs" / "quickstart.yaml")
     assert Config.model_validate_json(config.model_dump_json()) == config
@@ -58,6 +74,14 @@ def test_the_configuration_survives_json(tmp_path):
         (
             "data: {interactions: a, items: b}\npairs: {drop_inconsistent: true}",
             r"  pairs\.drop_inconsistent needs contexts that are asked in two orders, got llm\.audit\.share 0",
+        ),
+        (
+            "data: {interactions: a, items: b}\ngate: {mode: fused}\nloss: {form: pointwise}",
+            "loss.form pointwise does not ask a gate of mode fused; set loss.form to pairwise or distillation",
+        ),
+        (
+            "data: {interactions: a, items: b}\ngate: {mode: advantage}\nloss: {form: distillation}",
+            "loss.form distillation does not ask a gate of mode advantage; set loss.form to pairwise, or another",
         ),
         ("data: {interactions: a, items: b}\nmodel: {backbone: dcnv9}", "dcnv9"),
         ("- a\n- b", "must hold keys and values, got list"),

@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 import apache_beam as beam
 import pytest
-import scipy.stats
 from pydantic import ValidationError
 
 from components.llm_scorer import exchange
-from components.llm_scorer.audit import Flips, OrderAudit, audit_line, flips_by_gap, is_audited, wilson_interval
+from components.llm_scorer.audit import Flips, OrderAudit, audit_line, flips_by_gap, is_audited
 from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.exchange import Answer
 from components.llm_scorer.strategies.listwise import Listwise
@@ -123,12 +122,6 @@ def test_without_two_whole_answers_the_one_that_scores_more_counts_alone(answers
 def test_a_strategy_whose_answer_knows_no_order_is_not_audited(settings):
     with pytest.raises(ValidationError, match=r"audit\.share needs listwise, .* got 0\.1 with .*llm\.audit\.share: 0"):
         LlmConfig.model_validate({**settings, "audit": {"share": 0.1}})
-
-
-@pytest.mark.parametrize(("successes", "trials"), [(0, 5), (5, 5), (1, 7), (312, 1000), (1, 2)])
-def test_the_interval_is_wilsons(successes, trials):
-    expected = scipy.stats.binomtest(successes, trials).proportion_ci(method="wilson")
-    assert wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high))
 
 
 def record(first: list[float], second: list[float], name: str = "c") -> ScoreRecord:

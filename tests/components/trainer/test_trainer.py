@@ -13,7 +13,7 @@ from components.trainer.component import RUN_FN, Trainer
 from components.trainer.config import TrainerConfig
 from components.trainer.run_fn import REPORT_FILE
 from models import features
-from models.config import LossConfig, ModelConfig, TrainConfig
+from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
 from models.training import TrainingReport
 from tests.models import market
 
@@ -107,6 +107,36 @@ def test_the_component_takes_pairs_as_a_channel_and_its_configuration_as_json():
     assert TrainerConfig.model_validate_json(custom_config[executor.CONFIG]) == CONFIG
     assert custom_config["code_fingerprint"] == "abc"
     assert set(trainer.outputs) == {"model", "model_run"}
+
+
+def test_a_file_that_is_written_anew_changes_the_cache_key(tmp_path):
+    file = tmp_path / "training.json"
+
+    def files() -> list[str]:
+        gate = GateConfig(mode="fused", weights_from=str(file))
+        trainer = Trainer(
+            examples=channel_utils.as_channel([standard_artifacts.Examples()]),
+            transform_graph=channel_utils.as_channel([standard_artifacts.TransformGraph()]),
+            pairs=channel_utils.as_channel([standard_artifacts.Examples()]),
+            config=CONFIG.model_copy(update={"gate": gate}),
+        )
+        return json_utils.loads(trainer.spec.exec_properties["custom_config"])["files"]
+
+    file.write_text("{}")
+    before, again = files(), files()
+    file.write_text("{ }")
+    assert before == again != files()
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_gate_that_cannot_be_taken_from_its_file_is_named(tmp_path, transform_output, content):
+    file = tmp_path / "gate.json"
+    if content is not None:
+        file.write_text(content)
+    gate = GateConfig(mode="fused", weights_from=str(file))
+    config = CONFIG.model_copy(update={"gate": gate, "loss": LossConfig(form="distillation")})
+    with pytest.raises(ValueError, match=rf"gate.weights_from must name the training.json of another run, got {file}"):
+        run(tmp_path, channels(tmp_path, transform_output), config)
 
 
 def test_a_weight_without_pairs_is_refused_when_the_pipeline_is_built():

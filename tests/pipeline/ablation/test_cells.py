@@ -6,7 +6,16 @@ import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
 from models import features
-from pipeline.ablation.cells import BaselineScores, Scores, differences, fuse, share_of_contexts
+from pipeline.ablation.arms import Arm
+from pipeline.ablation.cells import (
+    BaselineScores,
+    Scores,
+    differences,
+    fingerprint,
+    fuse,
+    share_of_contexts,
+    with_shuffled_scores,
+)
 from pipeline.ablation.domain import SLICES, Domain, filled
 from pipeline.baseline import auc_by_slice
 from pipeline.config import ConfigError
@@ -89,6 +98,42 @@ def test_a_smaller_share_of_contexts_is_part_of_a_larger_and_keeps_contexts_whol
     row = history[0].tobytes()
     fraction = int.from_bytes(hashlib.sha256(row).digest()[:7]) / 2**56
     assert (0 in kept[1]) == (fraction < 0.5)
+
+
+def test_shuffled_scores_are_the_same_scores_of_other_items_and_the_higher_is_preferred():
+    source = np.random.default_rng(4)
+    scores = np.sort(source.random((300, 2)).astype(np.float32), axis=1)
+    item = source.integers(1, 1000, (300, 2)).astype(np.int32)
+    label = source.integers(-1, 2, 300).astype(np.int32)
+    pairs = {features.PROBE_LABEL: tf.constant(label), features.HISTORY_LENGTH: tf.range(300)}
+    for side, prefix in ((1, features.PREFERRED), (0, features.OTHER)):
+        pairs[prefix + features.LLM_SCORE] = tf.constant(scores[:, side])
+        pairs[prefix + features.ITEM_INDEX] = tf.constant(item[:, side])
+
+    dealt = {name: np.asarray(values) for name, values in with_shuffled_scores(pairs, seed=1).items()}
+
+    higher, lower = (dealt[prefix + features.LLM_SCORE] for prefix in (features.PREFERRED, features.OTHER))
+    assert np.all(higher >= lower)
+    np.testing.assert_array_equal(np.sort(np.concatenate([higher, lower])), np.sort(scores.ravel()))
+    turned = 0
+    for n in range(300):
+        now = dealt[features.PREFERRED + features.ITEM_INDEX][n], dealt[features.OTHER + features.ITEM_INDEX][n]
+        is_turned = now == (item[n, 0], item[n, 1])
+        assert is_turned or now == (item[n, 1], item[n, 0])
+        expected = 1 - label[n] if is_turned and label[n] != features.NOT_A_PROBE else label[n]
+        assert dealt[features.PROBE_LABEL][n] == expected
+        turned += is_turned
+    assert 110 < turned < 190
+    np.testing.assert_array_equal(dealt[features.HISTORY_LENGTH], np.arange(300))
+
+
+def test_a_mark_changes_with_what_decides_the_result_and_not_with_where_else_the_arm_is_trained():
+    marks = [
+        fingerprint(domain(), {"loss": {}}, arm)
+        for arm in (Arm(), Arm(backbones=("dcn",)), Arm(shuffled_scores=True), Arm(scored_share=0.5))
+    ]
+    assert marks[0] == marks[1]
+    assert len(set(marks)) == 3
 
 
 def test_scores_of_the_baseline_survive_and_absent_ones_are_none(tmp_path):

@@ -69,6 +69,24 @@ def test_an_own_arm_is_a_configuration_entry(tmp_path):
     assert ablation.config.arm("half").scored_share == 0.1
 
 
+def test_an_arm_may_be_trained_on_some_backbones_alone(tmp_path):
+    own = {"half": {"scored_share": 0.5, "backbones": ["din"]}}
+    matrix = load_ablation(write(tmp_path, own_arms=own, arms=["half", "none"])).config
+
+    assert matrix.arms_on("din") == ["none", "half"]
+    assert matrix.arms_on("dcn") == ["none"]
+
+
+def test_the_paths_of_an_arm_are_relative_to_the_file_as_well_and_stay_out_of_the_results(tmp_path):
+    gate = {"mode": "fused", "weights_from": "runs/training.json"}
+    own = {"taken": {"gate": gate, "loss": {"form": "distillation"}}}
+    ablation = load_ablation(write(tmp_path, own_arms=own, arms=["none", "taken"]))
+    cell = ablation.cell("shop", "dcn", "taken", 4)
+
+    assert cell.gate.weights_from == str(tmp_path / "runs" / "training.json")
+    assert ablation.hyperparameters(cell)["gate"]["weights_from"] == "training.json"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -78,6 +96,10 @@ def test_an_own_arm_is_a_configuration_entry(tmp_path):
         ({"seeds": [1, 1]}, r"seeds must differ from each other, got \[1, 1\]"),
         ({"own_arms": {"none": {}}}, r"own_arms must have names of their own, got the built-in none"),
         ({"own_arms": {"x": {"gate": {"mod": "paper"}}}, "arms": ["none", "x"]}, r"gate.mod: unknown key"),
+        (
+            {"own_arms": {"x": {"backbones": ["dcnv2"]}}},
+            r"own_arms.x.backbones must be among dcn, din, got dcnv2",
+        ),
         ({"shared": {"modl": {}}}, r"modl: unknown key; did you mean model\?"),
         ({"domain": {}}, r"domain: unknown key; did you mean domains\?"),
         ({"tuned": "nowhere.yaml"}, r"tuned must name a file, got .*nowhere.yaml"),
