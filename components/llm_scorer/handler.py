@@ -1,5 +1,6 @@
 """Beam's RunInference over groups of requests: cache, budget and accounting around each single call."""
 
+import gc
 import threading
 import time
 from collections import Counter
@@ -59,7 +60,14 @@ class LlmHandler(RemoteModelHandler[RequestGroup, AnsweredGroup, "Session"]):
         self._not_before = not_before
 
     def create_client(self) -> "Session":
-        return Session(self._config, self._base_url, self._cache_directory, self._run_id, not_before=self._not_before)
+        session = Session(
+            self._config, self._base_url, self._cache_directory, self._run_id, not_before=self._not_before
+        )
+        # Calls make garbage in cycles, and each full collection would walk all that Beam, TensorFlow and the client
+        # have imported by now, with all threads at a stand.
+        gc.collect()
+        gc.freeze()
+        return session
 
     def request(
         self, batch: Sequence[RequestGroup], model: "Session", inference_args: dict[str, Any] | None = None
@@ -69,6 +77,10 @@ class LlmHandler(RemoteModelHandler[RequestGroup, AnsweredGroup, "Session"]):
     def batch_elements_kwargs(self) -> dict[str, int]:
         size = BATCHES_AHEAD * (self._config.concurrency or 1)
         return {"min_batch_size": size, "max_batch_size": size}
+
+    def get_num_bytes(self, batch: Sequence[RequestGroup]) -> int:
+        """For Beam's metrics, which would else pickle every batch to measure it."""
+        return sum(request.prompt_bytes for group in batch for request in group.requests)
 
     def share_model_across_processes(self) -> bool:
         return False
