@@ -138,9 +138,9 @@ def stratum(moment: Moment, catalog: Mapping[str, Item], config: CandidateConfig
     return COLD if moment.history_length <= config.cold_max_history else OTHER
 
 
-def can_be_asked(moment: Moment, catalog: Mapping[str, Item]) -> bool:
-    """Whether a prompt can tell anything of the history."""
-    return any(i in catalog and catalog[i].title for i in moment.history_item_ids)
+def can_be_asked(moment: Moment, catalog: Mapping[str, Item], *, history_lag: int) -> bool:
+    """Whether a prompt can tell anything of the history, its newest `history_lag` items left out."""
+    return any(i in catalog and catalog[i].title for i in moment.history_item_ids[history_lag:])
 
 
 def choose_moments(

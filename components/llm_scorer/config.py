@@ -239,6 +239,12 @@ class LlmConfig(BaseModel):
         le=100,
         description=f"latest items of the history that a prompt tells; empty: the paper's 10, for {TITLE_LIKELIHOOD} 6",
     )
+    history_lag: int = Field(
+        default=0,
+        ge=0,
+        description="newest items of each history that the LLM is not told, as if it had been asked so many choices "
+        "ago: an experiment on what stale scores cost",
+    )
     temperature: float | None = Field(default=0, ge=0, le=2, description="empty where a model refuses the parameter")
     max_output_tokens: int | None = Field(
         default=None,

@@ -164,7 +164,8 @@ class _ReplanUser(WithCatalog):
         records = sorted(joined["records"], key=lambda record: record.context_id)
         moments = list(joined["moments"])
         items = {item for moment in moments for item in (moment.item_id, *moment.history_item_ids)}
-        askable = [moment for moment in moments if can_be_asked(moment, self._catalog)]
+        lag = self._config.history_lag
+        askable = [moment for moment in moments if can_be_asked(moment, self._catalog, history_lag=lag)]
         for record, moment in pair_with_moments(records, askable, self._config.seed):
             context = None if moment is None else self._context(record, moment, items)
             # One candidate alone can never form a pair.

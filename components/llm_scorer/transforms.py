@@ -155,7 +155,7 @@ class _AssignStratum(WithCatalog):
         self._records = records_to_replay(self._config)
 
     def process(self, moment: Moment):
-        if can_be_asked(moment, self._catalog) and self._is_wanted(moment):
+        if can_be_asked(moment, self._catalog, history_lag=self._config.history_lag) and self._is_wanted(moment):
             name = stratum(moment, self._catalog, self._config.candidates)
             fraction = seeded_fraction(self._config.seed, "context", moment.user_id, moment.position)
             latest = -moment.position if self._config.candidates.moments == "latest" else 0
@@ -173,7 +173,7 @@ class _CountMoment(WithCatalog):
     """Moment -> (user, (1, 0)) where it is cold, (user, (0, 1)) where it is warm; none where it cannot be asked."""
 
     def process(self, moment: Moment) -> Iterator[tuple[str, tuple[int, int]]]:
-        if can_be_asked(moment, self._catalog):
+        if can_be_asked(moment, self._catalog, history_lag=self._config.history_lag):
             cold = moment.history_length <= self._config.candidates.cold_max_history
             yield moment.user_id, (int(cold), int(not cold))
 

@@ -22,6 +22,10 @@ class DomainConfig(BaseModel):
     data: dict[str, Any] = Field(description="as in a run's configuration")
     llm: dict[str, Any] = Field(default={}, description="as in a run's configuration; laid over the shared `llm`")
     pairs: dict[str, Any] = Field(default={}, description="as in a run's configuration")
+    backbones: tuple[str, ...] | None = Field(
+        default=None, description="of the matrix, those that are trained on it; None: all"
+    )
+    arms: tuple[str, ...] | None = Field(default=None, description="as backbones")
 
 
 class AblationConfig(BaseModel):
@@ -53,11 +57,13 @@ class AblationConfig(BaseModel):
                 raise ValueError(f"{what} must be among {', '.join(known)}, got {', '.join(unknown)}")
             if len(set(names)) < len(names):
                 raise ValueError(f"{what} must differ from each other, got {', '.join(names)}")
-        for name, arm in self.own_arms.items():
-            if unknown := sorted(set(arm.backbones or ()) - set(self.backbones)):
-                raise ValueError(
-                    f"own_arms.{name}.backbones must be among {', '.join(self.backbones)}, got {', '.join(unknown)}"
-                )
+        for what, some, all_of_them in (
+            *((f"own_arms.{name}.backbones", arm.backbones, self.backbones) for name, arm in self.own_arms.items()),
+            *((f"domains.{name}.backbones", own.backbones, self.backbones) for name, own in self.domains.items()),
+            *((f"domains.{name}.arms", own.arms, self.arms) for name, own in self.domains.items()),
+        ):
+            if unknown := sorted(set(some or ()) - set(all_of_them)):
+                raise ValueError(f"{what} must be among {', '.join(all_of_them)}, got {', '.join(unknown)}")
         if NONE not in self.arms:
             raise ValueError(f"arms must hold {NONE}, which all others are compared with, got {', '.join(self.arms)}")
         taken = sorted(set(self.own_arms) & set(ARMS))
@@ -71,10 +77,13 @@ class AblationConfig(BaseModel):
         """The arm of this name."""
         return self.own_arms.get(name) or ARMS[name]
 
-    def arms_on(self, backbone: str) -> list[str]:
-        """Names of the arms that are trained on a backbone, `none` first."""
-        on = [name for name in self.arms if backbone in (self.arm(name).backbones or self.backbones)]
-        return sorted(on, key=lambda name: name != NONE)
+    def arms_of(self, domain: str, backbone: str) -> list[str]:
+        """Names of the arms that are trained on a domain with a backbone, `none` first."""
+        own = self.domains[domain]
+        if backbone not in (own.backbones or self.backbones):
+            return []
+        arms = [NONE, *(name for name in own.arms or self.arms if name != NONE)]
+        return [name for name in arms if backbone in (self.arm(name).backbones or self.backbones)]
 
 
 class Ablation:
@@ -162,7 +171,7 @@ def load_ablation(path: pathlib.Path, *, read_tuned: bool = True) -> Ablation:
     ablation = Ablation(config, file, tuned)
     for domain in config.domains:
         for backbone in config.backbones:
-            for arm in config.arms_on(backbone):
+            for arm in config.arms_of(domain, backbone):
                 ablation.cell(domain, backbone, arm, config.seeds[0])
     return ablation
 

@@ -46,14 +46,15 @@ def run_matrix(
     if unknown:
         raise ConfigError(f"--domains must be among {', '.join(matrix.domains)}, got {', '.join(unknown)}")
     names = [name for name in matrix.domains if domains is None or name in domains]
-    cells = sum(len(matrix.arms_on(backbone)) for backbone in matrix.backbones) * len(matrix.seeds)
+    blocks = itertools.product(names, matrix.backbones)
+    cells = sum(len(matrix.arms_of(name, backbone)) for name, backbone in blocks) * len(matrix.seeds)
     console.print(
         f"{len(names)} domains, {len(matrix.backbones)} backbones, {len(matrix.arms)} arms, {len(matrix.seeds)} "
-        f"seeds: {cells * len(names)} cells"
+        f"seeds: {cells} cells"
     )
     done = {cell: run.hashes.cell for cell, run in results.last_runs(results_file).items()}
     versions = {**{p: importlib.metadata.version(p) for p in _PACKAGES}, "code": code_version()}
-    progress = _Progress(console, total=cells * len(names))
+    progress = _Progress(console, total=cells)
     for name in names:
         console.print(f"[bold]{name}[/bold]")
         domain = prepare_domain(name, ablation.domain(name), output / name, console)
@@ -76,7 +77,7 @@ def _run_block(
     """All arms of one backbone and seed; `none` first, as the others are measured against it."""
     store = BaselineScores(output / domain.name / "baselines")
     none = None
-    for name in ablation.config.arms_on(backbone):
+    for name in ablation.config.arms_of(domain.name, backbone):
         arm = ablation.config.arm(name)
         config = ablation.cell(domain.name, backbone, name, seed)
         hyperparameters = ablation.hyperparameters(config)

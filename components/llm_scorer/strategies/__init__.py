@@ -54,7 +54,7 @@ STRATEGIES: dict[str, Callable[[LlmConfig], Strategy]] = {
 class ContentDigest:
     """Hash of what asking about a context sends: equal where model, prompt, history and candidates are.
 
-    The history counts as far as `llm.history_items`, and whether a context is audited makes no difference.
+    The history counts as far as it is told, and whether a context is audited makes no difference.
     """
 
     def __init__(self, config: LlmConfig):
@@ -71,7 +71,7 @@ class ContentDigest:
             self._config.model,
             self._strategy.prompt_version,
             # Scores by a file have no requests: what they rest on stands here.
-            context.history_item_ids[: self._config.history_items],
+            context.history_item_ids[self._config.history_lag :][: self._config.history_items],
             [candidate.item_id for candidate in context.candidates],
             [request.key for request in self._strategy.requests(context, catalog)],
         ]

@@ -12,7 +12,7 @@ from components.catalog import Item
 from components.llm_scorer import exchange
 from components.llm_scorer.config import LlmConfig, LlmError
 from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
-from components.llm_scorer.item_text import describe
+from components.llm_scorer.item_text import describe, told_history
 from components.llm_scorer.prompt import load_prompt
 from models.item_vectors import ItemVectors, read_item_vectors, unit
 
@@ -36,8 +36,7 @@ class EndpointEmbedding:
         self.prompt_version = self._prompt.version
 
     def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
-        history = [catalog[i] for i in context.history_item_ids if i in catalog and catalog[i].title]
-        items = history[: self._config.history_items] + [catalog[c.item_id] for c in context.candidates]
+        items = told_history(context, catalog, self._config) + [catalog[c.item_id] for c in context.candidates]
         return tuple(self._request(self._prompt.fill("item", item=describe(item))) for item in items)
 
     def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
@@ -85,7 +84,7 @@ class FileEmbedding:
             LlmError: the file is missing or not as described.
         """
         file = vectors_in_file(config)
-        self._history_items = config.history_items
+        self._config = config
         self._row, self._vectors = file.row, file.vectors
         self._written_at = int(os.stat(str(config.embedding_file)).st_mtime)
         self.prompt_version = f"embedding_file-{file.digest}"
@@ -94,7 +93,8 @@ class FileEmbedding:
         return ()
 
     def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
-        history = [self._row[i] for i in context.history_item_ids if i in self._row][: self._history_items]
+        past = context.history_item_ids[self._config.history_lag :]
+        history = [self._row[i] for i in past if i in self._row][: self._config.history_items]
         if not history:
             detail = "no item of the history has a vector in llm.embedding_file"
             return [_failed(c.item_id, exchange.NO_VECTOR, detail) for c in context.candidates]

@@ -11,7 +11,7 @@ from components.llm_scorer import exchange
 from components.llm_scorer.audit import is_audited
 from components.llm_scorer.config import BUNDLED_MODEL, LlmConfig
 from components.llm_scorer.exchange import Answer, Candidate, CandidateResult, Context, LlmRequest
-from components.llm_scorer.item_text import describe
+from components.llm_scorer.item_text import describe, told_history
 from components.llm_scorer.prompt import load_prompt
 
 _PLACEHOLDERS: dict[str, tuple[str, ...]] = {"system": (), "user": ("history", "count", "candidates")}
@@ -71,8 +71,7 @@ class Listwise:
         self.prompt_version = self._prompt.version
 
     def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
-        history = [catalog[i] for i in context.history_item_ids if i in catalog and catalog[i].title]
-        lines = "\n".join(f"- {describe(item)}" for item in history[: self._config.history_items])
+        lines = "\n".join(f"- {describe(item)}" for item in told_history(context, catalog, self._config))
         return tuple(self._request(lines, candidates, catalog) for candidates in self._orders(context))
 
     def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:

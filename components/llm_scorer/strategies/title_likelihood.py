@@ -7,7 +7,7 @@ from components.catalog import Item
 from components.llm_scorer import exchange
 from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
-from components.llm_scorer.item_text import describe
+from components.llm_scorer.item_text import describe, told_history
 from components.llm_scorer.prompt import load_prompt
 from components.llm_scorer.tokens import count_tokens
 
@@ -39,8 +39,7 @@ class TitleLikelihood:
         self.prompt_version = self._prompt.version
 
     def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
-        history = [catalog[i] for i in context.history_item_ids if i in catalog and catalog[i].title]
-        latest_last = reversed(history[: self._config.history_items])
+        latest_last = reversed(told_history(context, catalog, self._config))
         after = self._prompt.fill("with_history", history=";".join(f" {describe(item)}" for item in latest_last))
         alone = self._prompt.fill("without_history")
         texts = [f" {describe(catalog[c.item_id])}" for c in context.candidates]

@@ -8,7 +8,7 @@ from components.catalog import Item
 from components.llm_scorer import exchange
 from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
-from components.llm_scorer.item_text import describe
+from components.llm_scorer.item_text import describe, told_history
 from components.llm_scorer.prompt import load_prompt
 
 _PLACEHOLDERS: dict[str, tuple[str, ...]] = {"system": (), "user": ("history", "candidate")}
@@ -34,8 +34,7 @@ class YesNo:
         self.prompt_version = self._prompt.version
 
     def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
-        known = [catalog[i] for i in context.history_item_ids if i in catalog and catalog[i].title]
-        history = "\n".join(f"- {describe(item)}" for item in known[: self._config.history_items])
+        history = "\n".join(f"- {describe(item)}" for item in told_history(context, catalog, self._config))
         return tuple(self._request(history, describe(catalog[c.item_id])) for c in context.candidates)
 
     def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:

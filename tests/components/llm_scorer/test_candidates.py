@@ -207,8 +207,14 @@ def test_without_a_share_of_their_own_rows_of_rare_items_are_drawn_as_all_others
 
 def test_a_history_without_a_single_title_cannot_be_asked_about():
     catalog = {"i310": Item(item_id="i310"), "i320": Item(item_id="i320", title="Heat")}
-    assert can_be_asked(moment(history=("i310", "i320")), catalog)
-    assert not can_be_asked(moment(history=("i310", "unknown")), catalog)
+    assert can_be_asked(moment(history=("i310", "i320")), catalog, history_lag=0)
+    assert not can_be_asked(moment(history=("i310", "unknown")), catalog, history_lag=0)
+
+
+def test_a_history_that_is_all_newer_than_the_lag_cannot_be_asked_about():
+    catalog = {"i320": Item(item_id="i320", title="Heat")}
+    assert can_be_asked(moment(history=("i310", "i320")), catalog, history_lag=1)
+    assert not can_be_asked(moment(history=("i310", "i320")), catalog, history_lag=2)
 
 
 def strata(tail: int, cold: int, other: int) -> dict[str, list[Moment]]:

@@ -45,6 +45,15 @@ def by_endpoint(**values):
     )
 
 
+def test_scores_by_a_file_lag_behind_the_newest_items_too(tmp_path):
+    path = write_vectors(tmp_path / "v.npz", VECTORS)
+    results = by_file(path, history_lag=1).results(context(), ())
+    assert [r.raw_score for r in results] == pytest.approx(
+        [cosine(VECTORS[c], VECTORS["i2"]) for c in ("i20", "i21", "i22")], abs=1e-6
+    )
+    assert {r.reason for r in by_file(path, history_lag=2).results(context(), ())} == {exchange.NO_VECTOR}
+
+
 def test_the_score_is_the_best_cosine_to_the_history_by_either_source(tmp_path):
     expected = [max(cosine(VECTORS[c], VECTORS[h]) for h in ("i1", "i2")) for c in ("i20", "i21", "i22")]
     asked = context()

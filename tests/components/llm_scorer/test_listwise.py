@@ -6,6 +6,7 @@ import pytest
 from components.llm_scorer import exchange
 from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.exchange import Answer
+from components.llm_scorer.strategies import create_strategy
 from components.llm_scorer.strategies.listwise import Listwise
 from tests.components.llm_scorer.market import context, market_items
 from tests.components.llm_scorer.stub_server import chat_response
@@ -45,6 +46,17 @@ def test_the_history_is_cut_at_the_configured_number_of_latest_items():
     text = request.body["messages"][-1]["content"]
     assert CATALOG["i40"].title in text
     assert CATALOG["i41"].title not in text
+
+
+@pytest.mark.parametrize("name", ["listwise", "yes_no", "title_likelihood", "embedding"])
+def test_the_newest_items_behind_which_scores_lag_are_not_told_by_any_strategy(name):
+    config = LlmConfig(model="m", base_url="http://host/v1", strategy=name, history_lag=1, history_items=1).resolve()
+    asked = context(items=("i20", "i21"), history=("i40", "i41", "i42"))
+    told = json.dumps([request.body for request in create_strategy(config).requests(asked, CATALOG)])
+
+    assert CATALOG["i41"].title in told
+    assert CATALOG["i40"].title not in told
+    assert CATALOG["i42"].title not in told
 
 
 def test_the_order_of_candidates_depends_on_seed_and_context_alone():

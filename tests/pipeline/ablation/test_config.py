@@ -69,12 +69,17 @@ def test_an_own_arm_is_a_configuration_entry(tmp_path):
     assert ablation.config.arm("half").scored_share == 0.1
 
 
-def test_an_arm_may_be_trained_on_some_backbones_alone(tmp_path):
+def test_arms_and_domains_may_be_kept_to_some_backbones_and_domains_to_some_arms(tmp_path):
     own = {"half": {"scored_share": 0.5, "backbones": ["din"]}}
-    matrix = load_ablation(write(tmp_path, own_arms=own, arms=["half", "none"])).config
+    shop = MATRIX["domains"]["shop"]
+    domains = {"shop": shop, "stall": {**shop, "backbones": ["din"]}, "stand": {**shop, "arms": ["global"]}}
+    matrix = load_ablation(write(tmp_path, own_arms=own, arms=["half", "none", "global"], domains=domains)).config
 
-    assert matrix.arms_on("din") == ["none", "half"]
-    assert matrix.arms_on("dcn") == ["none"]
+    assert matrix.arms_of("shop", "din") == ["none", "half", "global"]
+    assert matrix.arms_of("shop", "dcn") == ["none", "global"]
+    assert matrix.arms_of("stall", "dcn") == []
+    assert matrix.arms_of("stall", "din") == ["none", "half", "global"]
+    assert matrix.arms_of("stand", "din") == ["none", "global"]
 
 
 def test_the_paths_of_an_arm_are_relative_to_the_file_as_well_and_stay_out_of_the_results(tmp_path):
@@ -99,6 +104,10 @@ def test_the_paths_of_an_arm_are_relative_to_the_file_as_well_and_stay_out_of_th
         (
             {"own_arms": {"x": {"backbones": ["dcnv2"]}}},
             r"own_arms.x.backbones must be among dcn, din, got dcnv2",
+        ),
+        (
+            {"domains": {"shop": {**MATRIX["domains"]["shop"], "arms": ["glbal"]}}},
+            r"domains.shop.arms must be among .*global.*, got glbal",
         ),
         ({"shared": {"modl": {}}}, r"modl: unknown key; did you mean model\?"),
         ({"domain": {}}, r"domain: unknown key; did you mean domains\?"),
