@@ -59,12 +59,12 @@ ARMS: dict[str, Arm] = {
     "gated_advantage": Arm(gate={"mode": "advantage"}),
     # Its pairs tell a probability of every candidate, so that more of them pay off.
     "gated_fused": Arm(
-        gate={"mode": "fused", "signals": ["short_history"]},
+        gate={"mode": "fused", "signals": ["history_brevity", "rarity"]},
         loss={"form": "distillation"},
         train={"pairs_per_batch": 256},
     ),
     "gated_fused_text": Arm(
-        gate={"mode": "fused", "signals": ["short_history"]},
+        gate={"mode": "fused", "signals": ["history_brevity", "rarity"]},
         loss={"form": "distillation"},
         train={"pairs_per_batch": 256},
         text_features=True,
