@@ -77,8 +77,10 @@ def _ablate(arguments: argparse.Namespace) -> int:
     if arguments.report:
         from pipeline.ablation import report
 
-        command = f"sllmr ablate --report --results {os.path.relpath(results)}"
-        for file in report.render(results, results.parent, commands=[command]):
+        commands = [f"sllmr ablate --report --results {os.path.relpath(results)}"]
+        if config is not None:
+            commands.insert(0, f"sllmr ablate --config {os.path.relpath(config)} --results {os.path.relpath(results)}")
+        for file in report.render(results, results.parent, commands=commands):
             print(file)
         return 0
     assert config is not None

@@ -4,12 +4,13 @@ import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from apache_beam.ml.inference.base import RemoteModelHandler
 
+from components.catalog import read_catalog
 from components.llm_scorer import exchange, ledger
 from components.llm_scorer.cache import ResponseCache
 from components.llm_scorer.client import CallFailed, LlmClient
@@ -18,12 +19,15 @@ from components.llm_scorer.congestion import CongestionWindow
 from components.llm_scorer.exchange import Answer, AnsweredGroup, LlmRequest, RequestGroup, Usage
 from components.llm_scorer.in_flight import InFlight
 from components.llm_scorer.ledger import RunEnded, RunLedger, budget_caps, cost_nano_usd
+from components.llm_scorer.outcome import AnswerReader, Outcome
 from components.llm_scorer.rate_limit import RateLimiter
 from components.llm_scorer.retry import back_off_s
 from components.llm_scorer.tokens import dearest_usage, expected_usage
 from components.llm_scorer.waiting import Waiter
 
-BATCHES_AHEAD = 16
+Read = TypeVar("Read")
+
+BATCHES_AHEAD = 32
 """Groups in a batch for each call that may be under way: a batch waits for its slowest group, and long
 batches make that wait small beside the work."""
 
@@ -35,21 +39,32 @@ def _never(error: Exception) -> bool:
     return False
 
 
-class LlmHandler(RemoteModelHandler[RequestGroup, AnsweredGroup, "Session"]):
-    """Answers groups of requests, up to `concurrency` side by side in a worker, each in order in one thread.
+class LlmHandler(RemoteModelHandler[RequestGroup, Outcome, "Session[Outcome]"]):
+    """Answers groups of requests, up to `concurrency` side by side in a worker, each in order in one thread, which then
+    reads its answers: so the others' calls go on meanwhile.
 
     What fails for a request becomes its Answer: the dead letters of this job are candidates with a reason,
     finer than the batches that `with_exception_handling` would put aside. Only LlmError, the end of the job,
     is raised. Repeats are the Session's, call by call; so the handler asks Beam for none.
     """
 
-    def __init__(self, config: LlmConfig, base_url: str, cache_directory: str, run_id: str, *, not_before: int = 0):
+    def __init__(
+        self,
+        config: LlmConfig,
+        base_url: str,
+        cache_directory: str,
+        run_id: str,
+        catalog_directory: str,
+        *,
+        not_before: int = 0,
+    ):
         """
         Args:
             config: resolved.
             base_url: of the endpoint.
             cache_directory: of the response cache and the run's counters.
             run_id: names the run's counters.
+            catalog_directory: of the items.
             not_before: answers from before this Unix second are asked for again.
         """
         super().__init__(namespace="LlmHandler", num_retries=0, retry_filter=_never)
@@ -57,11 +72,17 @@ class LlmHandler(RemoteModelHandler[RequestGroup, AnsweredGroup, "Session"]):
         self._base_url = base_url
         self._cache_directory = cache_directory
         self._run_id = run_id
+        self._catalog_directory = catalog_directory
         self._not_before = not_before
 
-    def create_client(self) -> "Session":
+    def create_client(self) -> "Session[Outcome]":
         session = Session(
-            self._config, self._base_url, self._cache_directory, self._run_id, not_before=self._not_before
+            self._config,
+            self._base_url,
+            self._cache_directory,
+            self._run_id,
+            AnswerReader(read_catalog(self._catalog_directory), self._config),
+            not_before=self._not_before,
         )
         # Calls make garbage in cycles, and each full collection would walk all that Beam, TensorFlow and the client
         # have imported by now, with all threads at a stand.
@@ -70,8 +91,8 @@ class LlmHandler(RemoteModelHandler[RequestGroup, AnsweredGroup, "Session"]):
         return session
 
     def request(
-        self, batch: Sequence[RequestGroup], model: "Session", inference_args: dict[str, Any] | None = None
-    ) -> list[AnsweredGroup]:
+        self, batch: Sequence[RequestGroup], model: "Session[Outcome]", inference_args: dict[str, Any] | None = None
+    ) -> list[Outcome]:
         return model.answer_all(batch)
 
     def batch_elements_kwargs(self) -> dict[str, int]:
@@ -86,11 +107,26 @@ class LlmHandler(RemoteModelHandler[RequestGroup, AnsweredGroup, "Session"]):
         return False
 
 
-class Session:
-    """A worker's client, cache and counters."""
+class Session(Generic[Read]):
+    """A worker's client, cache and counters.
 
-    def __init__(self, config: LlmConfig, base_url: str, cache_directory: str, run_id: str, *, not_before: int = 0):
+    Args:
+        config, base_url, cache_directory, run_id, not_before: as of LlmHandler.
+        read: what becomes of a group and its answers; called in the thread that asked.
+    """
+
+    def __init__(
+        self,
+        config: LlmConfig,
+        base_url: str,
+        cache_directory: str,
+        run_id: str,
+        read: Callable[[AnsweredGroup], Read],
+        *,
+        not_before: int = 0,
+    ):
         self._config = config
+        self._read = read
         self._client = LlmClient(config, base_url)
         self._cache = ResponseCache(cache_directory, not_before=not_before)
         self._ledger = RunLedger(cache_directory, run_id)
@@ -100,8 +136,8 @@ class Session:
         self._in_flight = InFlight(cache_directory, self._waiter)
         self._caps = budget_caps(config)
 
-    def answer_all(self, groups: Sequence[RequestGroup]) -> list[AnsweredGroup]:
-        """Answers groups side by side.
+    def answer_all(self, groups: Sequence[RequestGroup]) -> list[Read]:
+        """Answers groups side by side, and reads each.
 
         Raises:
             LlmError: the job must end; what was answered is in the cache.
@@ -123,11 +159,13 @@ class Session:
         if errors:
             raise min(errors, key=lambda error: isinstance(error, RunEnded))
         answered = iter(future.result() for future in futures)
-        return [next(answered) if g.requests else AnsweredGroup(context=g.context, answers=()) for g in groups]
+        return [
+            next(answered) if g.requests else self._read(AnsweredGroup(context=g.context, answers=())) for g in groups
+        ]
 
-    def _answer_or_stop(self, group: RequestGroup, stop: threading.Event) -> AnsweredGroup:
+    def _answer_or_stop(self, group: RequestGroup, stop: threading.Event) -> Read:
         try:
-            return self._answer(group, stop)
+            return self._read(self._answer(group, stop))
         except BaseException:
             stop.set()
             raise

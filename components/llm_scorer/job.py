@@ -180,7 +180,14 @@ class ScoringJob:
         run.add({ledger.PRIOR_NANO_USD: expected.prior_nano_usd, ledger.PRIOR_TOKENS: expected.prior_tokens})
         try:
             with self._endpoint(config, expected) as base_url:
-                handler = LlmHandler(config, base_url, self.cache_directory, run.run_id, not_before=not_before)
+                handler = LlmHandler(
+                    config,
+                    base_url,
+                    self.cache_directory,
+                    run.run_id,
+                    self.catalog_directory,
+                    not_before=not_before,
+                )
                 with ProgressReporter(
                     run, pairs=expected.pairs, to_send=expected.to_send, concurrency=config.concurrency or 1
                 ):

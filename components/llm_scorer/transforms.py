@@ -1,7 +1,6 @@
 """The scorer's Beam steps: train rows to contexts with candidates, and those to scores and failures."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping
 
 import apache_beam as beam
@@ -24,13 +23,13 @@ from components.llm_scorer.candidates import (
     stratum,
 )
 from components.llm_scorer.config import LlmConfig
-from components.llm_scorer.exchange import AnsweredGroup, CandidateResult, Context, RequestGroup
+from components.llm_scorer.exchange import Context, RequestGroup
 from components.llm_scorer.forecast import Askable
 from components.llm_scorer.handler import LlmHandler
-from components.llm_scorer.strategies import ContentDigest, create_strategy
+from components.llm_scorer.outcome import Outcome
+from components.llm_scorer.strategies import create_strategy
 from components.llm_scorer.strategies.embedding import vectors_in_file
 from components.llm_scorer.strategies.replay import records_to_replay
-from components.scores import ScoreRecord
 from models import features
 
 SCORES = "scores"
@@ -112,8 +111,7 @@ class AskLlm(beam.PTransform):
             | "Spread" >> beam.Reshuffle()
             | "BuildRequests" >> beam.ParDo(_BuildRequests(self._catalog_directory, self._config))
             | "RunInference" >> RunInference(self._handler)
-            | "ReadAnswers"
-            >> beam.ParDo(_ReadAnswers(self._catalog_directory, self._config)).with_outputs(SCORES, FAILURES)
+            | "Part" >> beam.ParDo(_Part()).with_outputs(SCORES, FAILURES)
         )
 
 
@@ -285,65 +283,11 @@ class _BuildRequests(WithCatalog):
         yield RequestGroup(context=context, requests=self._strategy.requests(context, self._catalog))
 
 
-class _ReadAnswers(WithCatalog):
-    """AnsweredGroup -> at most one ScoreRecord, and a JSON line for each candidate that failed or item that was not
-    asked about.
-    """
+class _Part(beam.DoFn):
+    """Outcome -> at most one record as SCORES, and lines as FAILURES."""
 
-    def setup(self) -> None:
-        super().setup()
-        self._strategy = create_strategy(self._config)
-        self._digest = ContentDigest(self._config)
-
-    def process(self, group: AnsweredGroup):
-        context = group.context
-        results = self._strategy.results(context, group.answers)
-        for result in results:
-            if result.reason:
-                yield beam.pvalue.TaggedOutput(FAILURES, _failure_line(context, result))
-        scored = [
-            (candidate, result.llm_score, result.raw_score)
-            for candidate, result in zip(context.candidates, results[: len(context.candidates)], strict=True)
-            if result.llm_score is not None and result.raw_score is not None
-        ]
-        orders = [result.order_llm_scores for result in results if result.order_llm_scores is not None]
-        times = [answer.answered_at for answer in group.answers if answer.response is not None]
-        times += [result.scored_at for result in results if result.scored_at is not None]
-        if scored:
-            asked = dataclasses.replace(context, candidates=tuple(candidate for candidate, _, _ in scored))
-            yield beam.pvalue.TaggedOutput(
-                SCORES,
-                ScoreRecord(
-                    context_id=context.context_id,
-                    history_item_ids=context.history_item_ids,
-                    history_length=context.history_length,
-                    item_ids=tuple(candidate.item_id for candidate, _, _ in scored),
-                    llm_scores=tuple(llm_score for _, llm_score, _ in scored),
-                    raw_scores=tuple(raw_score for _, _, raw_score in scored),
-                    roles=tuple(candidate.role for candidate, _, _ in scored),
-                    first_llm_scores=tuple(first for first, _ in orders),
-                    second_llm_scores=tuple(second for _, second in orders),
-                    chosen_item_id=context.chosen_item_id,
-                    user_id=context.user_id,
-                    user_key=context.user_key,
-                    user_positives=context.scored_user_positives or context.user_positives,
-                    model=self._config.model,
-                    strategy=str(self._config.strategy),
-                    prompt_version=self._strategy.prompt_version,
-                    content_digest=self._digest.of(asked, self._catalog),
-                    # The oldest answer that the scores rest on: a table is as stale as its stalest part.
-                    scored_at=min(times),
-                ),
-            )
-
-
-def _failure_line(context: Context, result: CandidateResult) -> str:
-    return json.dumps(
-        {
-            "context_id": context.context_id,
-            "item_id": result.item_id,
-            "reason": result.reason,
-            "detail": result.detail,
-        },
-        ensure_ascii=False,
-    )
+    def process(self, outcome: Outcome):
+        for line in outcome.failures:
+            yield beam.pvalue.TaggedOutput(FAILURES, line)
+        if outcome.record is not None:
+            yield beam.pvalue.TaggedOutput(SCORES, outcome.record)

@@ -10,7 +10,7 @@ from components.llm_scorer.ledger import RunEnded, RunLedger
 from components.llm_scorer.progress import progress_line
 from components.llm_scorer.waiting import Waiter
 from tests.components.llm_scorer.stub_server import StubHandler, chat_response, failing, scores_of
-from tests.components.llm_scorer.test_handler import config, groups, reasons
+from tests.components.llm_scorer.test_handler import as_answered, config, groups, reasons
 from tests.components.llm_scorer.test_rate_limit import Clock
 
 
@@ -138,7 +138,7 @@ def test_a_server_that_bears_four_calls_at_once_gets_no_more_for_long_and_every_
 
     stub.always = crowded
     settings = config(stub, concurrency=32, max_retries=8)
-    answered = Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 200))
+    answered = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 200))
     assert reasons(answered) == {"": 200}
     totals = RunLedger(str(tmp_path), "run").totals()
     assert totals[PUSHED_BACK] == len(refused)

@@ -11,12 +11,14 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
 
+from components.catalog import write_catalog
 from components.llm_scorer import exchange, ledger
 from components.llm_scorer.config import LlmConfig, LlmError
 from components.llm_scorer.congestion import PUSHED_BACK
 from components.llm_scorer.exchange import AnsweredGroup, RequestGroup
 from components.llm_scorer.handler import HOPELESS_AFTER, LlmHandler, RunEnded, Session
 from components.llm_scorer.ledger import RunLedger
+from components.llm_scorer.outcome import Outcome
 from components.llm_scorer.strategies import create_strategy
 from tests.components.llm_scorer.forks import FORKS
 from tests.components.llm_scorer.market import context, market_items
@@ -52,28 +54,56 @@ def groups(settings: LlmConfig, count: int) -> list[RequestGroup]:
     return [RequestGroup(context=c, requests=strategy.requests(c, CATALOG)) for c in contexts]
 
 
+def as_answered(group: AnsweredGroup) -> AnsweredGroup:
+    return group
+
+
 def reasons(answered: list[AnsweredGroup]) -> collections.Counter:
     return collections.Counter(answer.reason for group in answered for answer in group.answers)
 
 
 def test_run_inference_answers_every_group_and_the_handler_can_be_pickled(stub, tmp_path):
     settings = config(stub)
-    handler = pickle.loads(pickle.dumps(LlmHandler(settings, stub.base_url, str(tmp_path), "run")))
+    write_catalog(str(tmp_path / "catalog"), CATALOG.values())
+    made = LlmHandler(settings, stub.base_url, str(tmp_path), "run", str(tmp_path / "catalog"))
+    handler = pickle.loads(pickle.dumps(made))
 
-    def check(answered: list[AnsweredGroup]) -> None:
-        assert {g.context.context_id for g in answered} == {f"c{n}" for n in range(9)}
-        assert reasons(answered) == {"": 9}
+    def check(outcomes: list[Outcome]) -> None:
+        assert {o.record.context_id for o in outcomes if o.record} == {f"c{n}" for n in range(9)}
+        assert all(o.record and len(o.record.llm_scores) == 2 and not o.failures for o in outcomes)
 
     with TestPipeline() as pipeline:
         assert_that(pipeline | beam.Create(groups(settings, 9)) | RunInference(handler), check)
     assert len(stub.received) == 9
 
 
+def test_answers_are_read_while_other_calls_are_under_way(stub, tmp_path):
+    settings = config(stub)
+    both_read = threading.Barrier(2, timeout=10)
+
+    def read(group: AnsweredGroup) -> str:
+        both_read.wait()  # would break if one group were read after the other
+        return group.context.context_id
+
+    session = Session(settings, stub.base_url, str(tmp_path), "run", read)
+    assert session.answer_all(groups(settings, 4)) == ["c0", "c1", "c2", "c3"]
+
+
+def test_an_answer_that_cannot_be_read_ends_the_job(stub, tmp_path):
+    settings = config(stub)
+
+    def read(group: AnsweredGroup) -> None:
+        raise KeyError(group.context.context_id)
+
+    with pytest.raises(KeyError):
+        Session(settings, stub.base_url, str(tmp_path), "run", read).answer_all(groups(settings, 4))
+
+
 def test_an_answer_that_is_known_is_not_asked_for_again(stub, tmp_path):
     settings = config(stub)
     asked = groups(settings, 5)
-    first = Session(settings, stub.base_url, str(tmp_path), "one").answer_all(asked)
-    second = Session(settings, stub.base_url, str(tmp_path), "two").answer_all(asked)
+    first = Session(settings, stub.base_url, str(tmp_path), "one", as_answered).answer_all(asked)
+    second = Session(settings, stub.base_url, str(tmp_path), "two", as_answered).answer_all(asked)
     assert len(stub.received) == 5
     assert [g.answers[0].response for g in first] == [g.answers[0].response for g in second]
     assert all(g.answers[0].cached for g in second)
@@ -83,7 +113,7 @@ def test_an_answer_that_is_known_is_not_asked_for_again(stub, tmp_path):
 
 def test_usage_and_cost_are_what_the_server_counted(stub, tmp_path):
     settings = config(stub)
-    Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 4))
+    Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 4))
     totals = RunLedger(str(tmp_path), "run").totals()
     assert totals[ledger.PROMPT_TOKENS] == 4 * 1000
     assert totals[ledger.CACHED_PROMPT_TOKENS] == 4 * 200
@@ -96,9 +126,9 @@ def test_one_failure_leaves_the_others_alone_and_is_not_cached(stub, tmp_path):
     settings = config(stub, concurrency=1)
     asked = groups(settings, 4)
     stub.replies = [failing(500, {"message": "oops"})]
-    answered = Session(settings, stub.base_url, str(tmp_path), "run").answer_all(asked)
+    answered = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(asked)
     assert reasons(answered) == {exchange.SERVER_ERROR: 1, "": 3}
-    again = Session(settings, stub.base_url, str(tmp_path), "again").answer_all(asked)
+    again = Session(settings, stub.base_url, str(tmp_path), "again", as_answered).answer_all(asked)
     assert reasons(again) == {"": 4}
     assert len(stub.received) == 5
 
@@ -115,7 +145,7 @@ def test_what_fails_in_passing_is_asked_again(stub, tmp_path):
         cutting_body,
         lambda handler, body: handler.send_bytes(200, b"<html>busy</html>"),
     ]
-    answered = Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 1))
+    answered = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 1))
     assert reasons(answered) == {"": 1}
     assert len(stub.received) == 5
     totals = RunLedger(str(tmp_path), "run").totals()
@@ -126,7 +156,7 @@ def test_what_fails_in_passing_is_asked_again(stub, tmp_path):
 def test_repeats_are_bounded_and_end_in_a_reason(stub, tmp_path, status):
     settings = config(stub, max_retries=2)
     stub.always = failing(status, {"message": "again"}, AT_ONCE)
-    (group,) = Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 1))
+    (group,) = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 1))
     assert group.answers[0].reason == (exchange.RATE_LIMITED if status == 429 else exchange.SERVER_ERROR)
     assert len(stub.received) == 3
 
@@ -134,7 +164,7 @@ def test_repeats_are_bounded_and_end_in_a_reason(stub, tmp_path, status):
 def test_a_bad_request_is_not_repeated(stub, tmp_path):
     settings = config(stub, max_retries=5)
     stub.always = failing(400, {"message": "the schema is wrong"})
-    answered = Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 1))
+    answered = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 1))
     assert reasons(answered) == {exchange.BAD_REQUEST: 1}
     assert len(stub.received) == 1
 
@@ -148,7 +178,7 @@ def test_what_one_call_is_asked_to_wait_holds_back_the_others(stub, tmp_path):
         handler.send_json(200, chat_response(scores_of(body)))
 
     stub.replies = [failing(429, {"message": "slow down"}, {"Retry-After": "1"})]
-    session = Session(settings, stub.base_url, str(tmp_path), "run")
+    session = Session(settings, stub.base_url, str(tmp_path), "run", as_answered)
     # The first call alone, so that nothing is under way when it is told to wait.
     first = threading.Thread(target=session.answer_all, args=(groups(settings, 1),))
     first.start()
@@ -168,7 +198,7 @@ def test_a_request_that_many_contexts_need_at_once_is_sent_once(stub, tmp_path):
     settings = config(stub, concurrency=8)
     (asked,) = groups(settings, 1)
     stub.gate.clear()
-    sessions = [Session(settings, stub.base_url, str(tmp_path), run) for run in ("one", "two")]
+    sessions = [Session(settings, stub.base_url, str(tmp_path), run, as_answered) for run in ("one", "two")]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         answered = [pool.submit(session.answer_all, [asked] * 8) for session in sessions]
         stub.wait_until(lambda: len(stub.received) == 1)
@@ -182,7 +212,7 @@ def test_a_request_that_many_contexts_need_at_once_is_sent_once(stub, tmp_path):
 def test_money_for_an_answer_that_was_lost_stays_set_aside_and_the_cap_holds_whatever_was_billed(stub, tmp_path):
     settings = config(stub, concurrency=1, budget={"max_cost_usd": 0.0005}, max_retries=3)
     stub.always = cutting_body
-    answered = Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 3))
+    answered = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 3))
     totals = RunLedger(str(tmp_path), "run").totals()
     (request,) = groups(settings, 1)[0].requests
     dearest = (request.prompt_bytes * 0.15 + request.max_tokens * 0.60) / 1e6
@@ -195,7 +225,7 @@ def test_the_cap_is_never_passed_and_what_was_paid_for_is_kept(stub, tmp_path):
     # What is set aside for a call is dearer than the call: the last ones stop a little early.
     settings = config(stub, budget={"max_cost_usd": 0.002})
     asked = groups(settings, 40)
-    answered = Session(settings, stub.base_url, str(tmp_path), "run").answer_all(asked)
+    answered = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(asked)
     spent = RunLedger(str(tmp_path), "run").totals()[ledger.NANO_USD] / 1e9
     counted = reasons(answered)
     assert 0 < counted[""] == len(stub.received) < 40
@@ -207,7 +237,7 @@ def test_a_refused_key_stops_all_threads_with_one_sentence(stub, tmp_path):
     settings = config(stub)
     stub.always = echoing_key(401)
     with pytest.raises(LlmError, match="refuses the key"):
-        Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 50))
+        Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 50))
     assert len(stub.received) <= 2
 
 
@@ -215,16 +245,16 @@ def test_an_endpoint_that_never_answers_ends_the_job_early(stub, tmp_path):
     settings = config(stub)
     stub.always = failing(500, {"message": "down for today"})
     with pytest.raises(LlmError, match=r"all failed, the last with server_error: HTTP 500: .*down for today"):
-        Session(settings, stub.base_url, str(tmp_path), "run").answer_all(groups(settings, 60))
+        Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 60))
     assert len(stub.received) < HOPELESS_AFTER + 4
 
 
 def test_a_run_that_was_ended_sends_nothing_more(stub, tmp_path):
     settings = config(stub)
     asked = groups(settings, 4)
-    Session(settings, stub.base_url, str(tmp_path), "run").answer_all(asked[:2])
+    Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(asked[:2])
     RunLedger(str(tmp_path), "run").end()
-    session = Session(settings, stub.base_url, str(tmp_path), "run")
+    session = Session(settings, stub.base_url, str(tmp_path), "run", as_answered)
     assert reasons(session.answer_all(asked[:2])) == {"": 2}
     with pytest.raises(RunEnded):
         session.answer_all(asked)
@@ -232,7 +262,7 @@ def test_a_run_that_was_ended_sends_nothing_more(stub, tmp_path):
 
 
 def score(settings: LlmConfig, base_url: str, directory: str, asked: list[RequestGroup]) -> None:
-    answered = Session(settings, base_url, directory, "run").answer_all(asked)
+    answered = Session(settings, base_url, directory, "run", as_answered).answer_all(asked)
     assert reasons(answered) == {"": len(asked)}
 
 

@@ -1,0 +1,91 @@
+"""What the answers on a context come to: its line of the score table, and a line for each thing that failed."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+from components.catalog import Item
+from components.llm_scorer.config import LlmConfig
+from components.llm_scorer.exchange import AnsweredGroup, CandidateResult, Context
+from components.llm_scorer.strategies import ContentDigest, create_strategy
+from components.scores import ScoreRecord
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Of one context.
+
+    Attributes:
+        record: the candidates that have a score; None where none has.
+        failures: a JSON line for each candidate that failed and each item of an answer that was not asked about.
+    """
+
+    record: ScoreRecord | None
+    failures: tuple[str, ...]
+
+
+class AnswerReader:
+    """AnsweredGroup -> Outcome; each candidate ends in exactly one of the two.
+
+    Args:
+        catalog: all items.
+        config: resolved.
+    """
+
+    def __init__(self, catalog: Mapping[str, Item], config: LlmConfig):
+        self._catalog = catalog
+        self._config = config
+        self._strategy = create_strategy(config)
+        self._digest = ContentDigest(config)
+
+    def __call__(self, group: AnsweredGroup) -> Outcome:
+        results = self._strategy.results(group.context, group.answers)
+        failures = tuple(_failure_line(group.context, result) for result in results if result.reason)
+        return Outcome(record=self._record(group, results), failures=failures)
+
+    def _record(self, group: AnsweredGroup, results: list[CandidateResult]) -> ScoreRecord | None:
+        context = group.context
+        scored = [
+            (candidate, result.llm_score, result.raw_score)
+            for candidate, result in zip(context.candidates, results[: len(context.candidates)], strict=True)
+            if result.llm_score is not None and result.raw_score is not None
+        ]
+        if not scored:
+            return None
+        orders = [result.order_llm_scores for result in results if result.order_llm_scores is not None]
+        times = [answer.answered_at for answer in group.answers if answer.response is not None]
+        times += [result.scored_at for result in results if result.scored_at is not None]
+        asked = dataclasses.replace(context, candidates=tuple(candidate for candidate, _, _ in scored))
+        return ScoreRecord(
+            context_id=context.context_id,
+            history_item_ids=context.history_item_ids,
+            history_length=context.history_length,
+            item_ids=tuple(candidate.item_id for candidate, _, _ in scored),
+            llm_scores=tuple(llm_score for _, llm_score, _ in scored),
+            raw_scores=tuple(raw_score for _, _, raw_score in scored),
+            roles=tuple(candidate.role for candidate, _, _ in scored),
+            first_llm_scores=tuple(first for first, _ in orders),
+            second_llm_scores=tuple(second for _, second in orders),
+            chosen_item_id=context.chosen_item_id,
+            user_id=context.user_id,
+            user_key=context.user_key,
+            user_positives=context.scored_user_positives or context.user_positives,
+            model=self._config.model,
+            strategy=str(self._config.strategy),
+            prompt_version=self._strategy.prompt_version,
+            content_digest=self._digest.of(asked, self._catalog),
+            # The oldest answer that the scores rest on: a table is as stale as its stalest part.
+            scored_at=min(times),
+        )
+
+
+def _failure_line(context: Context, result: CandidateResult) -> str:
+    return json.dumps(
+        {
+            "context_id": context.context_id,
+            "item_id": result.item_id,
+            "reason": result.reason,
+            "detail": result.detail,
+        },
+        ensure_ascii=False,
+    )
