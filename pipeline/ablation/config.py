@@ -64,6 +64,12 @@ class AblationConfig(BaseModel):
         ):
             if unknown := sorted(set(some or ()) - set(all_of_them)):
                 raise ValueError(f"{what} must be among {', '.join(all_of_them)}, got {', '.join(unknown)}")
+        for name, arm in self.own_arms.items():
+            domain, _, source = (arm.gate_from or "").partition("/")
+            if arm.gate_from and (domain not in self.domains or source not in self.arms):
+                raise ValueError(
+                    f"own_arms.{name}.gate_from must be `domain/arm`, both of this matrix, got {arm.gate_from}"
+                )
         if NONE not in self.arms:
             raise ValueError(f"arms must hold {NONE}, which all others are compared with, got {', '.join(self.arms)}")
         taken = sorted(set(self.own_arms) & set(ARMS))

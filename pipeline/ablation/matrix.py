@@ -55,12 +55,20 @@ def run_matrix(
     done = {cell: run.hashes.cell for cell, run in results.last_runs(results_file).items()}
     versions = {**{p: importlib.metadata.version(p) for p in _PACKAGES}, "code": code_version()}
     progress = _Progress(console, total=cells)
-    for name in names:
-        console.print(f"[bold]{name}[/bold]")
-        domain = prepare_domain(name, ablation.domain(name), output / name, console)
-        # All arms of one seed before the next seed: a run that is cut leaves whole comparisons.
-        for seed, backbone in itertools.product(matrix.seeds, matrix.backbones):
-            _run_block(ablation, domain, backbone, seed, output, results_file, done, versions, progress)
+    # A second time where an arm takes the gate of a domain that comes later.
+    for is_last in (False, True):
+        waiting = []
+        for name in names:
+            console.print(f"[bold]{name}[/bold]")
+            domain = prepare_domain(name, ablation.domain(name), output / name, console)
+            waits = False
+            # All arms of one seed before the next seed: a run that is cut leaves whole comparisons.
+            for seed, backbone in itertools.product(matrix.seeds, matrix.backbones):
+                block = (ablation, domain, backbone, seed, output, results_file, done, versions, progress)
+                waits |= _run_block(*block, may_wait=not is_last)
+            if waits:
+                waiting.append(name)
+        names = waiting
 
 
 def _run_block(
@@ -73,8 +81,15 @@ def _run_block(
     done: dict[results.Cell, str],
     versions: dict[str, str],
     progress: "_Progress",
-) -> None:
-    """All arms of one backbone and seed; `none` first, as the others are measured against it."""
+    *,
+    may_wait: bool,
+) -> bool:
+    """All arms of one backbone and seed; `none` first, as the others are measured against it.
+
+    Returns:
+        Whether some arm waits for a gate that is not in the results yet.
+    """
+    waits = False
     store = BaselineScores(output / domain.name / "baselines")
     none = None
     for name in ablation.config.arms_of(domain.name, backbone):
@@ -86,7 +101,10 @@ def _run_block(
             none = store.load(mark)
         cell = (domain.name, backbone, name, seed)
         if done.get(cell) == mark and none is not None:
-            progress.skip()
+            progress.skip(cell)
+            continue
+        if may_wait and arm.gate_from is not None and _source_of(arm, backbone, seed, results_file) is None:
+            waits = True
             continue
         started_at, start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
         if arm.late_fusion:
@@ -118,21 +136,27 @@ def _run_block(
         }
         results.append(results_file, line)
         done[cell] = mark
-        progress.tell(line)
+        progress.tell(cell, line)
+    return waits
 
 
 def _gate_weights(arm: Arm, backbone: str, seed: int, results_file: pathlib.Path) -> dict[str, float] | None:
     """The gate that the arm takes from another cell of the results."""
     if arm.gate_from is None:
         return None
-    domain, name = arm.gate_from.split("/")
-    run = results.last_runs(results_file).get((domain, backbone, name, seed))
+    run = _source_of(arm, backbone, seed, results_file)
     if run is None:
         raise ConfigError(
-            f"gate_from {arm.gate_from} needs a run of {domain} {backbone} {name} seed {seed}, got none in "
-            f"{results_file}; run that arm first"
+            f"gate_from {arm.gate_from} needs a run of that arm with {backbone} and seed {seed}, got none in "
+            f"{results_file}; run its domain first"
         )
     return run.training["gate_weights"]
+
+
+def _source_of(arm: Arm, backbone: str, seed: int, results_file: pathlib.Path) -> results.Run | None:
+    assert arm.gate_from is not None
+    domain, name = arm.gate_from.split("/")
+    return results.last_runs(results_file).get((domain, backbone, name, seed))
 
 
 class _Progress:
@@ -141,22 +165,23 @@ class _Progress:
     def __init__(self, console: Console, total: int):
         self._console = console
         self._total = total
-        self._past = 0
+        self._past: set[results.Cell] = set()
         self._seconds: dict[str, list[float]] = defaultdict(list)
 
-    def skip(self) -> None:
+    def skip(self, cell: results.Cell) -> None:
         """A cell that is done already."""
-        self._past += 1
+        self._past.add(cell)
 
-    def tell(self, line: dict[str, Any]) -> None:
+    def tell(self, cell: results.Cell, line: dict[str, Any]) -> None:
         """A cell that was just run."""
-        self._past += 1
+        self._past.add(cell)
         self._seconds[line["arm"]].append(line["seconds"])
         means = [sum(s) / len(s) for s in self._seconds.values()]
-        left = (self._total - self._past) * sum(means) / len(means)
+        left = (self._total - len(self._past)) * sum(means) / len(means)
         auc = " / ".join("-" if m["auc"] is None else f"{m['auc']:.4f}"[1:] for m in line["metrics"].values())
+        past = len(self._past)
         self._console.print(
-            f"\\[{self._past:3d}/{self._total}] {line['domain']} {line['backbone']} {line['arm']} seed {line['seed']}: "
+            f"\\[{past:3d}/{self._total}] {line['domain']} {line['backbone']} {line['arm']} seed {line['seed']}: "
             f"AUC {auc} (all / cold / tail), {line['seconds']:.0f} s; about {left / 60:.0f} min left",
             soft_wrap=True,
         )

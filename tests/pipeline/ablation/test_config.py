@@ -109,6 +109,10 @@ def test_the_paths_of_an_arm_are_relative_to_the_file_as_well_and_stay_out_of_th
             {"domains": {"shop": {**MATRIX["domains"]["shop"], "arms": ["glbal"]}}},
             r"domains.shop.arms must be among .*global.*, got glbal",
         ),
+        (
+            {"own_arms": {"x": {"gate_from": "stall/global"}}},
+            r"own_arms.x.gate_from must be `domain/arm`, both of this matrix, got stall/global",
+        ),
         ({"shared": {"modl": {}}}, r"modl: unknown key; did you mean model\?"),
         ({"domain": {}}, r"domain: unknown key; did you mean domains\?"),
         ({"tuned": "nowhere.yaml"}, r"tuned must name a file, got .*nowhere.yaml"),

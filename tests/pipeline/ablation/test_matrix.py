@@ -1,6 +1,7 @@
 """`sllmr ablate` on two small tables, with vectors from a file as the teacher: the whole command."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 import random
@@ -13,7 +14,12 @@ import numpy as np
 import pytest
 import yaml
 
+from models import features
+from pipeline.ablation import matrix
+from pipeline.ablation.cells import Scores, Trained
 from pipeline.ablation.config import load_ablation
+from pipeline.config import ConfigError
+from tests.pipeline.ablation.test_cells import domain as made_domain
 
 USERS, ITEMS, LENGTH = 60, 40, 8
 ARMS = ("none", "global", "gated_supervised", "pointwise", "distill", "text_features", "late_fusion")
@@ -179,3 +185,67 @@ def test_a_domain_that_the_matrix_does_not_hold_is_refused(killed_and_finished):
 
     assert result.returncode == 1
     assert "--domains must be among shop, got shp" in result.stderr
+
+
+GATE = {"mode": "fused", "signals": ["short_history"]}
+TAKING = {"gate": GATE, "loss": {"form": "distillation"}, "gate_from": "stall/gated_fused"}
+
+
+def write_two_domains(directory: pathlib.Path) -> pathlib.Path:
+    domain = {"data": {"interactions": "i.csv", "items": "t.csv"}}
+    matrix = {
+        "domains": {"shop": domain, "stall": domain},
+        "backbones": ["dcn"],
+        "arms": ["none", "gated_fused", "taking"],
+        "own_arms": {"taking": TAKING},
+        "seeds": [1],
+    }
+    (directory / "matrix.yaml").write_text(yaml.safe_dump(matrix))
+    return directory / "matrix.yaml"
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[tuple[str, str, dict | None]]:
+    """Domain, gate mode and taken gate of each training, which no model is trained in."""
+    seen = []
+
+    def prepare(name, config, output, console):
+        popularity = {"overall": 0.5, "cold": 0.5, "tail": 0.5}
+        return dataclasses.replace(
+            made_domain(),
+            name=name,
+            baselines={"popularity": popularity, "teacher": None},
+            hashes={"test_rows": "0" * 64},
+        )
+
+    def train(domain, config, arm, gate_weights):
+        seen.append((domain.name, config.gate.mode, gate_weights))
+        scores = np.arange(len(domain.test[features.LABEL]))
+        training = {"gate_weights": {"llm:bias": float(len(seen))}}
+        return Trained(scores=Scores(valid=scores, test=scores), valid_auc=0.5, training=training)
+
+    monkeypatch.setattr(matrix, "prepare_domain", prepare)
+    monkeypatch.setattr(matrix, "train_arm", train)
+    return seen
+
+
+def test_an_arm_waits_for_the_gate_of_a_later_domain(tmp_path, trained):
+    file = write_two_domains(tmp_path)
+    matrix.run_matrix(file, tmp_path / "out", tmp_path / "results.jsonl")
+
+    assert [(domain, gate) for domain, _, gate in trained] == [
+        ("shop", None),
+        ("shop", None),
+        ("stall", None),
+        ("stall", None),
+        ("stall", {"llm:bias": 4.0}),
+        ("shop", {"llm:bias": 4.0}),
+    ]
+    matrix.run_matrix(file, tmp_path / "out", tmp_path / "results.jsonl")
+    assert len(trained) == 6
+
+
+def test_an_arm_whose_gate_no_domain_of_the_run_brings_says_so_after_all_others(tmp_path, trained):
+    with pytest.raises(ConfigError, match=r"gate_from stall/gated_fused needs a run of that arm with dcn and seed 1"):
+        matrix.run_matrix(write_two_domains(tmp_path), tmp_path / "out", tmp_path / "results.jsonl", ["shop"])
+    assert len(trained) == 2
