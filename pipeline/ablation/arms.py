@@ -21,7 +21,7 @@ class Arm(BaseModel):
     late_fusion: bool = Field(
         default=False,
         description="scores of the arm none with the same seed, added to the teacher's after a logistic fit on "
-        "validation; asks the teacher when serving, so it is an upper bound and no product",
+        "validation; asks the teacher when serving, so it is no product, but the bar that the others are held to",
     )
     scored_share: float = Field(
         default=1.0, gt=0, le=1, description="share of the scored contexts whose pairs are used, by hash"

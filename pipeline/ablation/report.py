@@ -31,7 +31,7 @@ LEGEND = (
     "loss. A dagger: a single seed, so that the interval holds the test rows' part only and says nothing about another "
     "seed. The interval joins the spread over seeds (Student's t) and DeLong's standard error over the test rows, "
     "which all seeds share. The paper states neither seeds nor intervals. The arm late_fusion needs the teacher's "
-    "score to serve: it is the upper bound that the others chase."
+    "score to serve: it is no product, but the bar that the others are held to."
 )
 
 
