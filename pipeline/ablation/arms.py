@@ -49,6 +49,13 @@ class Arm(BaseModel):
 NONE = "none"
 """The arm that every other one is compared with."""
 
+# Its pairs tell a probability of every candidate, so that more of them pay off.
+_FUSED = Arm(
+    gate={"mode": "fused", "signals": ["history_brevity", "rarity"]},
+    loss={"form": "distillation"},
+    train={"pairs_per_batch": 256},
+)
+
 ARMS: dict[str, Arm] = {
     NONE: Arm(loss={"llm_weight": 0.0}),
     "distill": Arm(loss={"form": "distillation"}),
@@ -57,19 +64,8 @@ ARMS: dict[str, Arm] = {
     "gated_paper": Arm(gate={"mode": "paper"}),
     "gated_supervised": Arm(gate={"mode": "supervised"}),
     "gated_advantage": Arm(gate={"mode": "advantage"}),
-    # Its pairs tell a probability of every candidate, so that more of them pay off.
-    "gated_fused": Arm(
-        gate={"mode": "fused", "signals": ["history_brevity", "rarity"]},
-        loss={"form": "distillation"},
-        train={"pairs_per_batch": 256},
-    ),
-    "gated_fused_text": Arm(
-        gate={"mode": "fused", "signals": ["history_brevity", "rarity"]},
-        loss={"form": "distillation"},
-        train={"pairs_per_batch": 256},
-        text_features=True,
-        tuned_as="gated_fused",
-    ),
+    "gated_fused": _FUSED,
+    "gated_fused_text": _FUSED.model_copy(update={"text_features": True, "tuned_as": "gated_fused"}),
     "text_features": Arm(loss={"llm_weight": 0.0}, text_features=True, tuned_as=NONE),
     "late_fusion": Arm(loss={"llm_weight": 0.0}, late_fusion=True, tuned_as=NONE),
 }

@@ -64,8 +64,18 @@ def run_matrix(
             waits = False
             # All arms of one seed before the next seed: a run that is cut leaves whole comparisons.
             for seed, backbone in itertools.product(matrix.seeds, matrix.backbones):
-                block = (ablation, domain, backbone, seed, output, results_file, done, versions, progress)
-                waits |= _run_block(*block, may_wait=not is_last)
+                waits |= _run_block(
+                    ablation,
+                    domain,
+                    backbone,
+                    seed,
+                    output,
+                    results_file,
+                    done,
+                    versions,
+                    progress,
+                    may_wait=not is_last,
+                )
             if waits:
                 waiting.append(name)
         names = waiting
@@ -103,7 +113,11 @@ def _run_block(
         if done.get(cell) == mark and none is not None:
             progress.skip(cell)
             continue
-        if may_wait and arm.gate_from is not None and _source_of(arm, backbone, seed, results_file) is None:
+        try:
+            gate_weights = _gate_weights(arm, backbone, seed, results_file)
+        except ConfigError:
+            if not may_wait:
+                raise
             waits = True
             continue
         started_at, start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
@@ -111,7 +125,7 @@ def _run_block(
             assert none is not None
             trained = fuse(domain, none)
         else:
-            trained = train_arm(domain, config, arm, _gate_weights(arm, backbone, seed, results_file))
+            trained = train_arm(domain, config, arm, gate_weights)
         if name == NONE:
             none = trained.scores
             store.save(mark, none)
@@ -141,22 +155,21 @@ def _run_block(
 
 
 def _gate_weights(arm: Arm, backbone: str, seed: int, results_file: pathlib.Path) -> dict[str, float] | None:
-    """The gate that the arm takes from another cell of the results."""
+    """The gate that the arm takes from another cell of the results; None where it takes none.
+
+    Raises:
+        ConfigError: that cell is not in the results.
+    """
     if arm.gate_from is None:
         return None
-    run = _source_of(arm, backbone, seed, results_file)
+    domain, name = arm.gate_from.split("/")
+    run = results.last_runs(results_file).get((domain, backbone, name, seed))
     if run is None:
         raise ConfigError(
             f"gate_from {arm.gate_from} needs a run of that arm with {backbone} and seed {seed}, got none in "
             f"{results_file}; run its domain first"
         )
     return run.training["gate_weights"]
-
-
-def _source_of(arm: Arm, backbone: str, seed: int, results_file: pathlib.Path) -> results.Run | None:
-    assert arm.gate_from is not None
-    domain, name = arm.gate_from.split("/")
-    return results.last_runs(results_file).get((domain, backbone, name, seed))
 
 
 class _Progress:
