@@ -49,6 +49,9 @@ class Arm(BaseModel):
 NONE = "none"
 """The arm that every other one is compared with."""
 
+LATE_FUSION = "late_fusion"
+"""The arm that needs the teacher's score to serve: the bar that the others are held to."""
+
 # Its pairs tell a probability of every candidate, so that more of them pay off.
 _FUSED = Arm(
     gate={"mode": "fused", "signals": ["history_brevity", "rarity"]},
@@ -67,6 +70,6 @@ ARMS: dict[str, Arm] = {
     "gated_fused": _FUSED,
     "gated_fused_text": _FUSED.model_copy(update={"text_features": True, "tuned_as": "gated_fused"}),
     "text_features": Arm(loss={"llm_weight": 0.0}, text_features=True, tuned_as=NONE),
-    "late_fusion": Arm(loss={"llm_weight": 0.0}, late_fusion=True, tuned_as=NONE),
+    LATE_FUSION: Arm(loss={"llm_weight": 0.0}, late_fusion=True, tuned_as=NONE),
 }
 """By name. A configuration adds its own under `own_arms`."""

@@ -11,13 +11,12 @@ import jinja2
 from matplotlib.axes import Axes
 
 from pipeline.ablation import results
-from pipeline.ablation.arms import ARMS, NONE
+from pipeline.ablation.arms import ARMS, LATE_FUSION, NONE
+from pipeline.ablation.chosen import Choice, choose, in_order
 from pipeline.ablation.paper import BACKBONES, SLICES, TABLE_3_BACKBONE, paper_auc
 from pipeline.ablation.results import Run
 from pipeline.ablation.statistics import Interval, mean_and_standard_error, paired_interval
 from pipeline.page import ACCENT, INK, MUTED, WARM, environment, svg
-
-LATE_FUSION = "late_fusion"
 
 SEEDS_FOR_A_CLAIM = 5
 
@@ -50,10 +49,7 @@ class Cell(NamedTuple):
         auc = format_auc(self.auc)
         result = [auc if self.standard_error is None else f"{auc} ({format_auc(self.standard_error)})"]
         if self.difference:
-            line = format_interval(self.difference)
-            if self.difference.verdict != "not told apart":
-                line += " *"
-            result.append(f"{line} †" if self.difference.seeds == 1 else line)
+            result.append(_marked(self.difference))
         if self.paper is not None:
             line = f"paper {format_auc(self.paper)}"
             result.append(
@@ -122,6 +118,7 @@ def render(
         "versions": {package: sorted(found) for package, found in sorted(versions.items())},
         "commands": list(commands),
     }
+    choice = choose(runs)
     plots = {
         (domain.name, table.name): jinja2.utils.markupsafe.Markup(_forest_plot(table))
         for domain in domains
@@ -129,6 +126,7 @@ def render(
     }
     templates = environment()
     templates.filters["auc"] = lambda auc: "–" if auc is None else format_auc(auc)
+    templates.filters["interval"] = lambda interval: "–" if interval is None else _marked(interval)
     templates.filters["share"] = lambda share: "–" if share is None else f"{share:.0%}"
     # Otherwise each block's own line would part the rows of a Markdown table.
     templates = templates.overlay(trim_blocks=True, lstrip_blocks=True)
@@ -138,6 +136,8 @@ def render(
         page = templates.get_template(f"ablation{path.suffix}.j2").render(
             domains=domains,
             legend=LEGEND,
+            choice=choice,
+            choice_legend=choice and _choice_legend(choice),
             summary_legend=_summary_legend(domains),
             plots=plots,
             foot=json.dumps(foot),
@@ -163,6 +163,25 @@ def format_interval(interval: Interval) -> str:
     return f"{mean} [{lower}, {upper}]"
 
 
+def _marked(interval: Interval) -> str:
+    line = format_interval(interval)
+    if interval.verdict != "not told apart":
+        line += " *"
+    return f"{line} †" if interval.seeds == 1 else line
+
+
+def _choice_legend(choice: Choice) -> str:
+    means = ", ".join(f"{arm} {format_auc(auc)}" for arm, auc in choice.valid_auc.items())
+    return (
+        f"{choice.arm} has the best mean validation AUC over the {choice.shared} trainings (domain, backbone, seed) "
+        f"that the arms without an LLM at serving time share: {means}. One arm for all, chosen on validation rows. "
+        "Below, its test AUC minus that of each other arm with the same seed and the same test rows, with the 95% "
+        "interval. Of two arms' scores only the differences to none were kept; the sum of their standard errors over "
+        "the test rows stands in for that of the difference, which is never larger. The last column is its difference "
+        "to none as a share of late fusion's."
+    )
+
+
 def _summary_legend(domains: Sequence[DomainTables]) -> str:
     summaries = [line for domain in domains for table in domain.slices for line in table.summary.values()]
     excluding_zero = sum(line.gains + line.losses for line in summaries)
@@ -181,8 +200,8 @@ def domain_tables(runs: Sequence[Run]) -> DomainTables:
     by_cell: dict[tuple[str, str], list[Run]] = collections.defaultdict(list)
     for run in runs:
         by_cell[run.backbone, run.arm].append(run)
-    backbones = _in_order(BACKBONES, [backbone for backbone, _ in by_cell])
-    arms = _in_order(tuple(ARMS), [arm for _, arm in by_cell])
+    backbones = in_order(BACKBONES, [backbone for backbone, _ in by_cell])
+    arms = in_order(tuple(ARMS), [arm for _, arm in by_cell])
     slices = []
     for name in SLICES:
         cells = {
@@ -229,10 +248,6 @@ def _slice_caption(runs: Sequence[Run], name: str) -> str:
         f"{name}: {definition}; {rows.examples:,} examples, {rows.positives:,} of them positive. "
         f"AUC of popularity {popularity}, of the teacher alone {teacher_alone}."
     )
-
-
-def _in_order(known: Sequence[str], found: Sequence[str]) -> list[str]:
-    return [name for name in known if name in found] + sorted(set(found) - set(known))
 
 
 def _cell(runs: Sequence[Run], slice_name: str) -> Cell | None:

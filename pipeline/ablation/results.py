@@ -57,6 +57,7 @@ class Run(_Record):
     arm: str
     seed: int
     metrics: dict[str, SliceResult] = Field(description="test AUC by slice")
+    valid_auc: float = Field(ge=0, le=1, description="of the best epoch")
     versus_none: dict[str, Difference | None] | None = Field(description="by slice; None for the arm none")
     baselines: Baselines
     hyperparameters: dict[str, dict[str, Any]] = Field(description="by section of the configuration")

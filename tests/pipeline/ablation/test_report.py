@@ -187,11 +187,61 @@ def test_the_summary_counts_backbones_and_the_share_of_late_fusion_that_is_kept(
     assert summary["late_fusion"][kept] == "–"
 
 
+def contest_lines(gains: dict[str, tuple[float, float]], seeds: Any = FIVE, **changes: Any) -> list[dict]:
+    """Runs of every seed; by arm its gain over none and its validation AUC."""
+    return [
+        line(arm, seed, gain=gain, valid_auc=valid, **changes) for seed in seeds for arm, (gain, valid) in gains.items()
+    ]
+
+
+def test_the_arm_of_the_best_validation_auc_is_held_against_each_other(tmp_path):
+    # late_fusion has the best validation AUC and needs the teacher to serve; gated_fused the best test AUC.
+    gains = {
+        "none": (0.0, 0.80),
+        "text_features": (0.003, 0.81),
+        "gated_fused": (0.009, 0.815),
+        "gated_fused_text": (0.008, 0.82),
+        "late_fusion": (0.010, 0.90),
+    }
+    lines = contest_lines(gains, standard_error=0.0005)
+    lines += contest_lines(gains, standard_error=0.0005, backbone="din")
+    # An arm of one backbone alone is no candidate, whatever its AUC.
+    lines += [line("fused_half", seed, gain=0.02, valid_auc=0.99) for seed in FIVE]
+    markdown = rendered(tmp_path, lines)
+    assert "gated_fused_text has the best mean validation AUC over the 10 trainings" in markdown
+    assert ": gated_fused_text .8200, gated_fused .8150, text_features .8100, none .8000." in markdown
+    row = table(markdown, "gated_fused_text against the others: beauty, cold")["dcnv2"]
+    assert list(row) == ["none", "gated_fused", "text_features", "late_fusion", "fused_half", "late fusion kept"]
+    # Against none the kept standard error: 1.96 * .0005; against others the sum of both: 1.96 * .001.
+    assert row["none"] == "+.0080 [+.0070, +.0090] *"
+    assert row["text_features"] == "+.0050 [+.0030, +.0070] *"
+    assert row["gated_fused"] == "-.0010 [-.0030, +.0010]"
+    assert row["fused_half"] == "-.0120 [-.0149, -.0091] *"  # its own is .001
+    assert row["late fusion kept"] == "80%"
+    assert table(markdown, "gated_fused_text against the others: beauty, cold")["din"]["fused_half"] == "–"
+
+
+def test_the_chosen_arms_difference_is_paired_by_seed(tmp_path):
+    # Both arms rise and fall with the seed; their difference does not: only the rows' part of the interval is left.
+    lines = []
+    for seed in FIVE:
+        lines += [line(seed=seed, valid_auc=0.7), line("global", seed, gain=seed / 100, valid_auc=0.75)]
+        lines += [line("gated_paper", seed, gain=seed / 100 + 0.001, valid_auc=0.8)]
+    lines += [line("global", 6, gain=0.05, valid_auc=0.99)]  # a seed that the others lack
+    row = table(rendered(tmp_path, lines), "gated_paper against the others: beauty, tail")["dcnv2"]
+    assert row["global"] == "+.0010 [-.0029, +.0049]"
+    assert row["late fusion kept"] == "–"
+
+
+def test_without_two_arms_on_all_backbones_none_is_chosen(tmp_path):
+    assert "chosen arm" not in rendered(tmp_path, [line(), line("global"), line(backbone="din")])
+
+
 def test_a_domain_that_the_paper_does_not_have_shows_no_papers_value(tmp_path):
     lines = [line(domain="movielens"), line("gated_paper", gain=0.01, domain="movielens")]
     markdown = rendered(tmp_path, lines)
     assert list(table(markdown, "movielens, Table 2: every backbone, overall")["dcnv2"]) == ["none", "gated_paper"]
-    assert "paper ." not in markdown
+    assert "<br>paper" not in markdown
 
 
 @pytest.mark.parametrize(
