@@ -1,6 +1,7 @@
 """What travels between strategy, cache, client and parser: contexts, requests, answers."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Any
@@ -118,7 +119,7 @@ class LlmRequest:
     max_tokens: int
     expected_tokens: int
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Content address: equal requests have equal keys, whoever sends them, whenever, to whichever
         address.
@@ -130,16 +131,6 @@ class LlmRequest:
     def prompt_bytes(self) -> int:
         """Size of everything that is sent, an upper bound of its tokens (a token is at least one byte)."""
         return len(json.dumps(self.body, ensure_ascii=False).encode())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RequestGroup:
-    """A context's requests; they share a prompt prefix and are sent in order, so that a server's prefix cache
-    serves.
-    """
-
-    context: Context
-    requests: tuple[LlmRequest, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,14 +148,6 @@ class Answer:
     detail: str = ""
     cached: bool = False
     answered_at: int = 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AnsweredGroup:
-    """A group with one answer for each request, in order."""
-
-    context: Context
-    answers: tuple[Answer, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,12 @@
-"""Beam's RunInference over groups of requests: cache, budget and accounting around each single call."""
+"""Beam's RunInference over contexts: cache, budget and accounting around each single call."""
 
 import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from apache_beam.ml.inference.base import RemoteModelHandler
 
@@ -16,32 +16,44 @@ from components.llm_scorer.cache import ResponseCache
 from components.llm_scorer.client import CallFailed, LlmClient
 from components.llm_scorer.config import LlmConfig, LlmError
 from components.llm_scorer.congestion import CongestionWindow
-from components.llm_scorer.exchange import Answer, AnsweredGroup, LlmRequest, RequestGroup, Usage
+from components.llm_scorer.exchange import Answer, Context, LlmRequest, Usage
 from components.llm_scorer.in_flight import InFlight
 from components.llm_scorer.ledger import RunEnded, RunLedger, budget_caps, cost_nano_usd
-from components.llm_scorer.outcome import AnswerReader, Outcome
+from components.llm_scorer.outcome import ContextScorer, Outcome
 from components.llm_scorer.rate_limit import RateLimiter
 from components.llm_scorer.retry import back_off_s
 from components.llm_scorer.tokens import dearest_usage, expected_usage
 from components.llm_scorer.waiting import Waiter
 
-Read = TypeVar("Read")
+Read = TypeVar("Read", covariant=True)
 
-BATCHES_AHEAD = 32
-"""Groups in a batch for each call that may be under way: a batch waits for its slowest group, and long
+CONTEXTS_AHEAD = 128
+"""Contexts in a batch for each call that may be under way: a batch waits for its slowest context, and long
 batches make that wait small beside the work."""
 
 HOPELESS_AFTER = 20
 """An endpoint that failed so many calls in a run and answered none ends the job."""
 
 
+class Scorer(Protocol[Read]):
+    """What is asked about a context, and what becomes of its answers; both in the thread that asks."""
+
+    def requests(self, context: Context) -> Sequence[LlmRequest]:
+        """Sent in order."""
+        ...
+
+    def read(self, context: Context, answers: Sequence[Answer]) -> Read:
+        """One answer for each request, in order."""
+        ...
+
+
 def _never(error: Exception) -> bool:
     return False
 
 
-class LlmHandler(RemoteModelHandler[RequestGroup, Outcome, "Session[Outcome]"]):
-    """Answers groups of requests, up to `concurrency` side by side in a worker, each in order in one thread, which then
-    reads its answers: so the others' calls go on meanwhile.
+class LlmHandler(RemoteModelHandler[Context, Outcome, "Session[Outcome]"]):
+    """Asks about contexts, up to `concurrency` side by side in a worker, each in one thread, which makes its requests,
+    sends them in order, and reads the answers: so the others' calls go on meanwhile.
 
     What fails for a request becomes its Answer: the dead letters of this job are candidates with a reason,
     finer than the batches that `with_exception_handling` would put aside. Only LlmError, the end of the job,
@@ -81,7 +93,7 @@ class LlmHandler(RemoteModelHandler[RequestGroup, Outcome, "Session[Outcome]"]):
             self._base_url,
             self._cache_directory,
             self._run_id,
-            AnswerReader(read_catalog(self._catalog_directory), self._config),
+            ContextScorer(read_catalog(self._catalog_directory), self._config),
             not_before=self._not_before,
         )
         # Calls make garbage in cycles, and each full collection would walk all that Beam, TensorFlow and the client
@@ -91,17 +103,19 @@ class LlmHandler(RemoteModelHandler[RequestGroup, Outcome, "Session[Outcome]"]):
         return session
 
     def request(
-        self, batch: Sequence[RequestGroup], model: "Session[Outcome]", inference_args: dict[str, Any] | None = None
+        self, batch: Sequence[Context], model: "Session[Outcome]", inference_args: dict[str, Any] | None = None
     ) -> list[Outcome]:
-        return model.answer_all(batch)
+        return model.score_all(batch)
 
     def batch_elements_kwargs(self) -> dict[str, int]:
-        size = BATCHES_AHEAD * (self._config.concurrency or 1)
+        size = CONTEXTS_AHEAD * (self._config.concurrency or 1)
         return {"min_batch_size": size, "max_batch_size": size}
 
-    def get_num_bytes(self, batch: Sequence[RequestGroup]) -> int:
-        """For Beam's metrics, which would else pickle every batch to measure it."""
-        return sum(request.prompt_bytes for group in batch for request in group.requests)
+    def get_num_bytes(self, batch: Sequence[Context]) -> int:
+        """For Beam's metrics, which would else pickle every batch to measure it, while no call is under way: the ids
+        alone, as the requests are never there all at once.
+        """
+        return sum(len(item_id) for context in batch for item_id in context.history_item_ids)
 
     def share_model_across_processes(self) -> bool:
         return False
@@ -112,7 +126,7 @@ class Session(Generic[Read]):
 
     Args:
         config, base_url, cache_directory, run_id, not_before: as of LlmHandler.
-        read: what becomes of a group and its answers; called in the thread that asked.
+        scorer: what is asked, and what the answers come to.
     """
 
     def __init__(
@@ -121,12 +135,12 @@ class Session(Generic[Read]):
         base_url: str,
         cache_directory: str,
         run_id: str,
-        read: Callable[[AnsweredGroup], Read],
+        scorer: Scorer[Read],
         *,
         not_before: int = 0,
     ):
         self._config = config
-        self._read = read
+        self._scorer = scorer
         self._client = LlmClient(config, base_url)
         self._cache = ResponseCache(cache_directory, not_before=not_before)
         self._ledger = RunLedger(cache_directory, run_id)
@@ -136,19 +150,22 @@ class Session(Generic[Read]):
         self._in_flight = InFlight(cache_directory, self._waiter)
         self._caps = budget_caps(config)
 
-    def answer_all(self, groups: Sequence[RequestGroup]) -> list[Read]:
-        """Answers groups side by side, and reads each.
+    def score_all(self, contexts: Sequence[Context]) -> list[Read]:
+        """Asks about contexts side by side, and reads the answers on each.
 
         Raises:
             LlmError: the job must end; what was answered is in the cache.
         """
-        # What needs no call is counted at once: a transaction for each of millions of pairs would take longest.
-        free = sum(len(group.context.candidates) for group in groups if not group.requests)
-        self._ledger.add({ledger.PAIRS_DONE: free})
-        threads = min(self._config.concurrency or 1, len(groups))
+        if self._config.asks_nobody:
+            # Counted at once: a transaction for each of millions of pairs would take longest.
+            self._ledger.add({ledger.PAIRS_DONE: sum(len(context.candidates) for context in contexts)})
+            return [self._scorer.read(context, ()) for context in contexts]
+        threads = min(self._config.concurrency or 1, len(contexts))
         stop = threading.Event()
+        # The threads' connections to cache and ledger live as long as they do: to open one for each context, under 64
+        # threads, cost more than all that is done with it.
         with ThreadPoolExecutor(threads, thread_name_prefix="llm") as pool:
-            futures = [pool.submit(self._answer_or_stop, group, stop) for group in groups if group.requests]
+            futures = [pool.submit(self._score_or_stop, context, stop) for context in contexts]
             try:
                 errors = [error for error in (future.exception() for future in futures) if error is not None]
             except BaseException:
@@ -158,35 +175,29 @@ class Session(Generic[Read]):
         # The threads after the first error only report that they were stopped.
         if errors:
             raise min(errors, key=lambda error: isinstance(error, RunEnded))
-        answered = iter(future.result() for future in futures)
-        return [
-            next(answered) if g.requests else self._read(AnsweredGroup(context=g.context, answers=())) for g in groups
-        ]
+        return [future.result() for future in futures]
 
-    def _answer_or_stop(self, group: RequestGroup, stop: threading.Event) -> Read:
+    def _score_or_stop(self, context: Context, stop: threading.Event) -> Read:
         try:
-            return self._read(self._answer(group, stop))
+            return self._scorer.read(context, self._answers(context, stop))
         except BaseException:
             stop.set()
             raise
-        finally:
-            self._cache.close()
-            self._ledger.close()
 
-    def _answer(self, group: RequestGroup, stop: threading.Event) -> AnsweredGroup:
+    def _answers(self, context: Context, stop: threading.Event) -> list[Answer]:
         answers = []
         counts: Counter[str] = Counter()
-        for request in group.requests:
+        for request in self._scorer.requests(context):
             if stop.is_set():
                 raise RunEnded
             answers.append(self._ask(request, counts, stop))
-        pairs = len(group.context.candidates)
+        pairs = len(context.candidates)
         counts[ledger.PAIRS_DONE] = pairs
         if all(answer.cached for answer in answers):
             counts[ledger.PAIRS_CACHED] = pairs
         counts[ledger.CORRUPT_ENTRIES] = self._cache.take_corrupt()
         self._ledger.add(counts)
-        return AnsweredGroup(context=group.context, answers=tuple(answers))
+        return answers
 
     def _ask(self, request: LlmRequest, counts: Counter[str], stop: threading.Event) -> Answer:
         answer = self._look_up(request)

@@ -191,7 +191,7 @@ class ScoringJob:
                 with ProgressReporter(
                     run, pairs=expected.pairs, to_send=expected.to_send, concurrency=config.concurrency or 1
                 ):
-                    self._ask(plan, config, handler)
+                    self._ask(plan, handler)
             totals = run.totals()
             run.forget()
         except BaseException:
@@ -306,21 +306,16 @@ class ScoringJob:
         ) as base_url:
             yield base_url
 
-    def _ask(self, plan: str, config: LlmConfig, handler: LlmHandler) -> None:
+    def _ask(self, plan: str, handler: LlmHandler) -> None:
         with self.make_pipeline() as pipeline:
             results = (
                 pipeline
                 | "ReadPlan" >> beam.io.ReadFromTFRecord(plan)
                 | "Decode" >> beam.Map(Context.from_json)
-                | "AskLlm" >> AskLlm(self.catalog_directory, config, handler)
+                | "AskLlm" >> AskLlm(handler)
             )
-            _ = (
-                results[SCORES]
-                | "Serialize" >> beam.Map(scores.ScoreRecord.serialize)
-                | "WriteScores"
-                >> beam.io.WriteToTFRecord(
-                    os.path.join(self.output_directory, scores.SCORES_PREFIX), file_name_suffix=".tfrecord.gz"
-                )
+            _ = results[SCORES] | "WriteScores" >> beam.io.WriteToTFRecord(
+                os.path.join(self.output_directory, scores.SCORES_PREFIX), file_name_suffix=".tfrecord.gz"
             )
             _ = results[FAILURES] | "WriteFailures" >> beam.io.WriteToText(
                 os.path.join(self.output_directory, scores.FAILURES_PREFIX), file_name_suffix=".jsonl.gz"

@@ -1,12 +1,14 @@
-"""What the answers on a context come to: its line of the score table, and a line for each thing that failed."""
+"""What is asked about a context, and what the answers come to: its line of the score table, and a line for each thing
+that failed.
+"""
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from components.catalog import Item
 from components.llm_scorer.config import LlmConfig
-from components.llm_scorer.exchange import AnsweredGroup, CandidateResult, Context
+from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
 from components.llm_scorer.strategies import ContentDigest, create_strategy
 from components.scores import ScoreRecord
 
@@ -16,16 +18,16 @@ class Outcome:
     """Of one context.
 
     Attributes:
-        record: the candidates that have a score; None where none has.
+        record: the candidates that have a score, a serialized components.scores.ScoreRecord; None where none has.
         failures: a JSON line for each candidate that failed and each item of an answer that was not asked about.
     """
 
-    record: ScoreRecord | None
+    record: bytes | None
     failures: tuple[str, ...]
 
 
-class AnswerReader:
-    """AnsweredGroup -> Outcome; each candidate ends in exactly one of the two.
+class ContextScorer:
+    """Context -> requests, and with their answers -> Outcome; each candidate ends in exactly one of its two parts.
 
     Args:
         catalog: all items.
@@ -38,13 +40,20 @@ class AnswerReader:
         self._strategy = create_strategy(config)
         self._digest = ContentDigest(config)
 
-    def __call__(self, group: AnsweredGroup) -> Outcome:
-        results = self._strategy.results(group.context, group.answers)
-        failures = tuple(_failure_line(group.context, result) for result in results if result.reason)
-        return Outcome(record=self._record(group, results), failures=failures)
+    def requests(self, context: Context) -> tuple[LlmRequest, ...]:
+        """They share a prompt prefix: sent in order, a server's prefix cache serves."""
+        return self._strategy.requests(context, self._catalog)
 
-    def _record(self, group: AnsweredGroup, results: list[CandidateResult]) -> ScoreRecord | None:
-        context = group.context
+    def read(self, context: Context, answers: Sequence[Answer]) -> Outcome:
+        """One answer for each request, in order."""
+        results = self._strategy.results(context, answers)
+        failures = tuple(_failure_line(context, result) for result in results if result.reason)
+        record = self._record(context, answers, results)
+        return Outcome(record=None if record is None else record.serialize(), failures=failures)
+
+    def _record(
+        self, context: Context, answers: Sequence[Answer], results: list[CandidateResult]
+    ) -> ScoreRecord | None:
         scored = [
             (candidate, result.llm_score, result.raw_score)
             for candidate, result in zip(context.candidates, results[: len(context.candidates)], strict=True)
@@ -53,7 +62,7 @@ class AnswerReader:
         if not scored:
             return None
         orders = [result.order_llm_scores for result in results if result.order_llm_scores is not None]
-        times = [answer.answered_at for answer in group.answers if answer.response is not None]
+        times = [answer.answered_at for answer in answers if answer.response is not None]
         times += [result.scored_at for result in results if result.scored_at is not None]
         asked = dataclasses.replace(context, candidates=tuple(candidate for candidate, _, _ in scored))
         return ScoreRecord(

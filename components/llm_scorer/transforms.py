@@ -23,11 +23,10 @@ from components.llm_scorer.candidates import (
     stratum,
 )
 from components.llm_scorer.config import LlmConfig
-from components.llm_scorer.exchange import Context, RequestGroup
+from components.llm_scorer.exchange import Context
 from components.llm_scorer.forecast import Askable
 from components.llm_scorer.handler import LlmHandler
 from components.llm_scorer.outcome import Outcome
-from components.llm_scorer.strategies import create_strategy
 from components.llm_scorer.strategies.embedding import vectors_in_file
 from components.llm_scorer.strategies.replay import records_to_replay
 from models import features
@@ -97,19 +96,16 @@ class CountAskable(beam.PTransform):
 
 
 class AskLlm(beam.PTransform):
-    """Context -> {SCORES: ScoreRecord, FAILURES: JSON lines}; each candidate ends in exactly one of them."""
+    """Context -> {SCORES: serialized ScoreRecord, FAILURES: JSON lines}; each candidate ends in exactly one of them."""
 
-    def __init__(self, catalog_directory: str, config: LlmConfig, handler: LlmHandler):
+    def __init__(self, handler: LlmHandler):
         super().__init__()
-        self._catalog_directory = catalog_directory
-        self._config = config
         self._handler = handler
 
     def expand(self, contexts: beam.PCollection):
         return (
             contexts
             | "Spread" >> beam.Reshuffle()
-            | "BuildRequests" >> beam.ParDo(_BuildRequests(self._catalog_directory, self._config))
             | "RunInference" >> RunInference(self._handler)
             | "Part" >> beam.ParDo(_Part()).with_outputs(SCORES, FAILURES)
         )
@@ -270,17 +266,6 @@ class _DrawCandidates(WithCatalog):
             # One candidate alone can never form a pair.
             if len(context.candidates) > 1:
                 yield context
-
-
-class _BuildRequests(WithCatalog):
-    """Context -> RequestGroup."""
-
-    def setup(self) -> None:
-        super().setup()
-        self._strategy = create_strategy(self._config)
-
-    def process(self, context: Context) -> Iterator[RequestGroup]:
-        yield RequestGroup(context=context, requests=self._strategy.requests(context, self._catalog))
 
 
 class _Part(beam.DoFn):

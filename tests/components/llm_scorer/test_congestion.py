@@ -5,12 +5,11 @@ import time
 import pytest
 
 from components.llm_scorer.congestion import PUSHED_BACK, CongestionWindow, fewest_places, places_now
-from components.llm_scorer.handler import Session
 from components.llm_scorer.ledger import RunEnded, RunLedger
 from components.llm_scorer.progress import progress_line
 from components.llm_scorer.waiting import Waiter
 from tests.components.llm_scorer.stub_server import StubHandler, chat_response, failing, scores_of
-from tests.components.llm_scorer.test_handler import as_answered, config, groups, reasons
+from tests.components.llm_scorer.test_handler import config, contexts, reasons, session
 from tests.components.llm_scorer.test_rate_limit import Clock
 
 
@@ -138,7 +137,7 @@ def test_a_server_that_bears_four_calls_at_once_gets_no_more_for_long_and_every_
 
     stub.always = crowded
     settings = config(stub, concurrency=32, max_retries=8)
-    answered = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 200))
+    answered = session(settings, stub.base_url, str(tmp_path)).score_all(contexts(200))
     assert reasons(answered) == {"": 200}
     totals = RunLedger(str(tmp_path), "run").totals()
     assert totals[PUSHED_BACK] == len(refused)

@@ -4,6 +4,7 @@ import json
 import pickle
 import threading
 import time
+from collections.abc import Sequence
 
 import apache_beam as beam
 import pytest
@@ -15,11 +16,12 @@ from components.catalog import write_catalog
 from components.llm_scorer import exchange, ledger
 from components.llm_scorer.config import LlmConfig, LlmError
 from components.llm_scorer.congestion import PUSHED_BACK
-from components.llm_scorer.exchange import AnsweredGroup, RequestGroup
+from components.llm_scorer.exchange import Answer, Context, LlmRequest
 from components.llm_scorer.handler import HOPELESS_AFTER, LlmHandler, RunEnded, Session
 from components.llm_scorer.ledger import RunLedger
 from components.llm_scorer.outcome import Outcome
 from components.llm_scorer.strategies import create_strategy
+from components.scores import ScoreRecord
 from tests.components.llm_scorer.forks import FORKS
 from tests.components.llm_scorer.market import context, market_items
 from tests.components.llm_scorer.stub_server import (
@@ -45,75 +47,94 @@ def config(stub: StubServer, **values) -> LlmConfig:
     return LlmConfig.model_validate({**settings, "concurrency": 2, **values}).resolve()
 
 
-def groups(settings: LlmConfig, count: int) -> list[RequestGroup]:
-    strategy = create_strategy(settings)
-    contexts = [
+def contexts(count: int) -> list[Context]:
+    return [
         context(name=f"c{n}", items=(f"i{n % 50}", f"i{n % 50 + 1}"), history=(f"i{52 + n // 50}",))
         for n in range(count)
     ]
-    return [RequestGroup(context=c, requests=strategy.requests(c, CATALOG)) for c in contexts]
 
 
-def as_answered(group: AnsweredGroup) -> AnsweredGroup:
-    return group
+class AnswersAlone:
+    """Asks as configured, and keeps the answers as they came."""
+
+    def __init__(self, settings: LlmConfig):
+        self._strategy = create_strategy(settings)
+
+    def requests(self, asked: Context) -> Sequence[LlmRequest]:
+        return self._strategy.requests(asked, CATALOG)
+
+    def read(self, asked: Context, answers: Sequence[Answer]) -> list[Answer]:
+        return list(answers)
 
 
-def reasons(answered: list[AnsweredGroup]) -> collections.Counter:
-    return collections.Counter(answer.reason for group in answered for answer in group.answers)
+def session(settings: LlmConfig, base_url: str, directory: str, run: str = "run") -> Session[list[Answer]]:
+    return Session(settings, base_url, directory, run, AnswersAlone(settings))
 
 
-def test_run_inference_answers_every_group_and_the_handler_can_be_pickled(stub, tmp_path):
+def reasons(answered: list[list[Answer]]) -> collections.Counter:
+    return collections.Counter(answer.reason for answers in answered for answer in answers)
+
+
+def test_run_inference_scores_every_context_and_the_handler_can_be_pickled(stub, tmp_path):
     settings = config(stub)
     write_catalog(str(tmp_path / "catalog"), CATALOG.values())
     made = LlmHandler(settings, stub.base_url, str(tmp_path), "run", str(tmp_path / "catalog"))
     handler = pickle.loads(pickle.dumps(made))
 
     def check(outcomes: list[Outcome]) -> None:
-        assert {o.record.context_id for o in outcomes if o.record} == {f"c{n}" for n in range(9)}
-        assert all(o.record and len(o.record.llm_scores) == 2 and not o.failures for o in outcomes)
+        records = [ScoreRecord.parse(outcome.record) for outcome in outcomes if outcome.record]
+        assert {record.context_id for record in records} == {f"c{n}" for n in range(9)}
+        assert all(len(record.llm_scores) == 2 for record in records)
+        assert not any(outcome.failures for outcome in outcomes)
 
     with TestPipeline() as pipeline:
-        assert_that(pipeline | beam.Create(groups(settings, 9)) | RunInference(handler), check)
+        assert_that(pipeline | beam.Create(contexts(9)) | RunInference(handler), check)
     assert len(stub.received) == 9
 
 
-def test_answers_are_read_while_other_calls_are_under_way(stub, tmp_path):
+def test_requests_are_made_and_answers_read_while_other_calls_are_under_way(stub, tmp_path):
     settings = config(stub)
-    both_read = threading.Barrier(2, timeout=10)
+    both_ask, both_read = (threading.Barrier(2, timeout=10) for _ in range(2))
 
-    def read(group: AnsweredGroup) -> str:
-        both_read.wait()  # would break if one group were read after the other
-        return group.context.context_id
+    class TwoAtOnce(AnswersAlone):
+        def requests(self, asked: Context) -> Sequence[LlmRequest]:
+            both_ask.wait()  # would break if one context were asked about after the other
+            return super().requests(asked)
 
-    session = Session(settings, stub.base_url, str(tmp_path), "run", read)
-    assert session.answer_all(groups(settings, 4)) == ["c0", "c1", "c2", "c3"]
+        def read(self, asked: Context, answers: Sequence[Answer]) -> list[Answer]:
+            both_read.wait()
+            return super().read(asked, answers)
+
+    asking = Session(settings, stub.base_url, str(tmp_path), "run", TwoAtOnce(settings))
+    assert reasons(asking.score_all(contexts(4))) == {"": 4}
 
 
 def test_an_answer_that_cannot_be_read_ends_the_job(stub, tmp_path):
     settings = config(stub)
 
-    def read(group: AnsweredGroup) -> None:
-        raise KeyError(group.context.context_id)
+    class Unreadable(AnswersAlone):
+        def read(self, asked: Context, answers: Sequence[Answer]) -> list[Answer]:
+            raise KeyError(asked.context_id)
 
     with pytest.raises(KeyError):
-        Session(settings, stub.base_url, str(tmp_path), "run", read).answer_all(groups(settings, 4))
+        Session(settings, stub.base_url, str(tmp_path), "run", Unreadable(settings)).score_all(contexts(4))
 
 
 def test_an_answer_that_is_known_is_not_asked_for_again(stub, tmp_path):
     settings = config(stub)
-    asked = groups(settings, 5)
-    first = Session(settings, stub.base_url, str(tmp_path), "one", as_answered).answer_all(asked)
-    second = Session(settings, stub.base_url, str(tmp_path), "two", as_answered).answer_all(asked)
+    asked = contexts(5)
+    first = session(settings, stub.base_url, str(tmp_path), "one").score_all(asked)
+    second = session(settings, stub.base_url, str(tmp_path), "two").score_all(asked)
     assert len(stub.received) == 5
-    assert [g.answers[0].response for g in first] == [g.answers[0].response for g in second]
-    assert all(g.answers[0].cached for g in second)
+    assert [answers[0].response for answers in first] == [answers[0].response for answers in second]
+    assert all(answers[0].cached for answers in second)
     totals = RunLedger(str(tmp_path), "two").totals()
     assert totals == {ledger.CALLS_CACHED: 5, ledger.PAIRS_CACHED: 10, ledger.PAIRS_DONE: 10}
 
 
 def test_usage_and_cost_are_what_the_server_counted(stub, tmp_path):
     settings = config(stub)
-    Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 4))
+    session(settings, stub.base_url, str(tmp_path)).score_all(contexts(4))
     totals = RunLedger(str(tmp_path), "run").totals()
     assert totals[ledger.PROMPT_TOKENS] == 4 * 1000
     assert totals[ledger.CACHED_PROMPT_TOKENS] == 4 * 200
@@ -124,11 +145,11 @@ def test_usage_and_cost_are_what_the_server_counted(stub, tmp_path):
 
 def test_one_failure_leaves_the_others_alone_and_is_not_cached(stub, tmp_path):
     settings = config(stub, concurrency=1)
-    asked = groups(settings, 4)
+    asked = contexts(4)
     stub.replies = [failing(500, {"message": "oops"})]
-    answered = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(asked)
+    answered = session(settings, stub.base_url, str(tmp_path)).score_all(asked)
     assert reasons(answered) == {exchange.SERVER_ERROR: 1, "": 3}
-    again = Session(settings, stub.base_url, str(tmp_path), "again", as_answered).answer_all(asked)
+    again = session(settings, stub.base_url, str(tmp_path), "again").score_all(asked)
     assert reasons(again) == {"": 4}
     assert len(stub.received) == 5
 
@@ -145,7 +166,7 @@ def test_what_fails_in_passing_is_asked_again(stub, tmp_path):
         cutting_body,
         lambda handler, body: handler.send_bytes(200, b"<html>busy</html>"),
     ]
-    answered = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 1))
+    answered = session(settings, stub.base_url, str(tmp_path)).score_all(contexts(1))
     assert reasons(answered) == {"": 1}
     assert len(stub.received) == 5
     totals = RunLedger(str(tmp_path), "run").totals()
@@ -156,15 +177,15 @@ def test_what_fails_in_passing_is_asked_again(stub, tmp_path):
 def test_repeats_are_bounded_and_end_in_a_reason(stub, tmp_path, status):
     settings = config(stub, max_retries=2)
     stub.always = failing(status, {"message": "again"}, AT_ONCE)
-    (group,) = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 1))
-    assert group.answers[0].reason == (exchange.RATE_LIMITED if status == 429 else exchange.SERVER_ERROR)
+    ((answer,),) = session(settings, stub.base_url, str(tmp_path)).score_all(contexts(1))
+    assert answer.reason == (exchange.RATE_LIMITED if status == 429 else exchange.SERVER_ERROR)
     assert len(stub.received) == 3
 
 
 def test_a_bad_request_is_not_repeated(stub, tmp_path):
     settings = config(stub, max_retries=5)
     stub.always = failing(400, {"message": "the schema is wrong"})
-    answered = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 1))
+    answered = session(settings, stub.base_url, str(tmp_path)).score_all(contexts(1))
     assert reasons(answered) == {exchange.BAD_REQUEST: 1}
     assert len(stub.received) == 1
 
@@ -178,16 +199,16 @@ def test_what_one_call_is_asked_to_wait_holds_back_the_others(stub, tmp_path):
         handler.send_json(200, chat_response(scores_of(body)))
 
     stub.replies = [failing(429, {"message": "slow down"}, {"Retry-After": "1"})]
-    session = Session(settings, stub.base_url, str(tmp_path), "run", as_answered)
+    asking = session(settings, stub.base_url, str(tmp_path))
     # The first call alone, so that nothing is under way when it is told to wait.
-    first = threading.Thread(target=session.answer_all, args=(groups(settings, 1),))
+    first = threading.Thread(target=asking.score_all, args=(contexts(1),))
     first.start()
     stub.wait_until(lambda: len(stub.received) == 1)
     told = time.monotonic()
     stub.always = remember
     while not RunLedger(str(tmp_path), "run").totals().get(PUSHED_BACK):
         time.sleep(0.001)
-    session.answer_all(groups(settings, 6)[1:])
+    asking.score_all(contexts(6)[1:])
     first.join()
     assert len(arrivals) == 6
     # A little less than a second, as it began when the client read the answer.
@@ -196,14 +217,14 @@ def test_what_one_call_is_asked_to_wait_holds_back_the_others(stub, tmp_path):
 
 def test_a_request_that_many_contexts_need_at_once_is_sent_once(stub, tmp_path):
     settings = config(stub, concurrency=8)
-    (asked,) = groups(settings, 1)
+    (asked,) = contexts(1)
     stub.gate.clear()
-    sessions = [Session(settings, stub.base_url, str(tmp_path), run, as_answered) for run in ("one", "two")]
+    sessions = [session(settings, stub.base_url, str(tmp_path), run) for run in ("one", "two")]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        answered = [pool.submit(session.answer_all, [asked] * 8) for session in sessions]
+        answered = [pool.submit(asking.score_all, [asked] * 8) for asking in sessions]
         stub.wait_until(lambda: len(stub.received) == 1)
         stub.gate.set()
-        responses = [group.answers[0].response for future in answered for group in future.result()]
+        responses = [answers[0].response for future in answered for answers in future.result()]
     assert len(stub.received) == 1
     assert responses == [responses[0]] * 16
     assert responses[0] is not None
@@ -212,9 +233,9 @@ def test_a_request_that_many_contexts_need_at_once_is_sent_once(stub, tmp_path):
 def test_money_for_an_answer_that_was_lost_stays_set_aside_and_the_cap_holds_whatever_was_billed(stub, tmp_path):
     settings = config(stub, concurrency=1, budget={"max_cost_usd": 0.0005}, max_retries=3)
     stub.always = cutting_body
-    answered = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 3))
+    answered = session(settings, stub.base_url, str(tmp_path)).score_all(contexts(3))
     totals = RunLedger(str(tmp_path), "run").totals()
-    (request,) = groups(settings, 1)[0].requests
+    (request,) = create_strategy(settings).requests(contexts(1)[0], CATALOG)
     dearest = (request.prompt_bytes * 0.15 + request.max_tokens * 0.60) / 1e6
     assert reasons(answered) == {exchange.BUDGET_EXHAUSTED: 3}
     assert len(stub.received) == 2
@@ -224,8 +245,8 @@ def test_money_for_an_answer_that_was_lost_stays_set_aside_and_the_cap_holds_wha
 def test_the_cap_is_never_passed_and_what_was_paid_for_is_kept(stub, tmp_path):
     # What is set aside for a call is dearer than the call: the last ones stop a little early.
     settings = config(stub, budget={"max_cost_usd": 0.002})
-    asked = groups(settings, 40)
-    answered = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(asked)
+    asked = contexts(40)
+    answered = session(settings, stub.base_url, str(tmp_path)).score_all(asked)
     spent = RunLedger(str(tmp_path), "run").totals()[ledger.NANO_USD] / 1e9
     counted = reasons(answered)
     assert 0 < counted[""] == len(stub.received) < 40
@@ -237,7 +258,7 @@ def test_a_refused_key_stops_all_threads_with_one_sentence(stub, tmp_path):
     settings = config(stub)
     stub.always = echoing_key(401)
     with pytest.raises(LlmError, match="refuses the key"):
-        Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 50))
+        session(settings, stub.base_url, str(tmp_path)).score_all(contexts(50))
     assert len(stub.received) <= 2
 
 
@@ -245,30 +266,30 @@ def test_an_endpoint_that_never_answers_ends_the_job_early(stub, tmp_path):
     settings = config(stub)
     stub.always = failing(500, {"message": "down for today"})
     with pytest.raises(LlmError, match=r"all failed, the last with server_error: HTTP 500: .*down for today"):
-        Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 60))
+        session(settings, stub.base_url, str(tmp_path)).score_all(contexts(60))
     assert len(stub.received) < HOPELESS_AFTER + 4
 
 
 def test_a_run_that_was_ended_sends_nothing_more(stub, tmp_path):
     settings = config(stub)
-    asked = groups(settings, 4)
-    Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(asked[:2])
+    asked = contexts(4)
+    session(settings, stub.base_url, str(tmp_path)).score_all(asked[:2])
     RunLedger(str(tmp_path), "run").end()
-    session = Session(settings, stub.base_url, str(tmp_path), "run", as_answered)
-    assert reasons(session.answer_all(asked[:2])) == {"": 2}
+    asking = session(settings, stub.base_url, str(tmp_path))
+    assert reasons(asking.score_all(asked[:2])) == {"": 2}
     with pytest.raises(RunEnded):
-        session.answer_all(asked)
+        asking.score_all(asked)
     assert len(stub.received) == 2
 
 
-def score(settings: LlmConfig, base_url: str, directory: str, asked: list[RequestGroup]) -> None:
-    answered = Session(settings, base_url, directory, "run", as_answered).answer_all(asked)
+def score(settings: LlmConfig, base_url: str, directory: str, asked: list[Context]) -> None:
+    answered = session(settings, base_url, directory).score_all(asked)
     assert reasons(answered) == {"": len(asked)}
 
 
 def test_a_process_killed_midway_asks_nothing_again_that_was_answered(stub, tmp_path):
     settings = config(stub)
-    arguments = settings, stub.base_url, str(tmp_path / "cache"), groups(settings, 20)
+    arguments = settings, stub.base_url, str(tmp_path / "cache"), contexts(20)
 
     stub.free_answers = 6
     stub.gate.clear()

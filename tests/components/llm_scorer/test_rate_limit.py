@@ -4,11 +4,10 @@ import time
 import pytest
 
 from components.llm_scorer.config import Limits
-from components.llm_scorer.handler import Session
 from components.llm_scorer.ledger import RunEnded, RunLedger
 from components.llm_scorer.rate_limit import REQUESTS, RateLimiter
 from components.llm_scorer.waiting import Waiter
-from tests.components.llm_scorer.test_handler import as_answered, config, groups
+from tests.components.llm_scorer.test_handler import config, contexts, reasons, session
 
 
 class Clock:
@@ -106,7 +105,7 @@ def test_all_threads_of_a_worker_keep_to_the_limit(stub, tmp_path):
     # 1,200 a minute are one in 50 ms: ten calls take up half a second, whatever the threads do.
     settings = config(stub, concurrency=8, limits={"requests_per_minute": 1200})
     before = time.time()
-    answered = Session(settings, stub.base_url, str(tmp_path), "run", as_answered).answer_all(groups(settings, 10))
-    assert [g.answers[0].reason for g in answered] == [""] * 10
+    answered = session(settings, stub.base_url, str(tmp_path)).score_all(contexts(10))
+    assert reasons(answered) == {"": 10}
     totals = RunLedger(str(tmp_path), "run").totals()
     assert totals[REQUESTS] >= before * 1e6 + 10 * 50_000
