@@ -4,7 +4,7 @@ import pathlib
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.backbones import BACKBONES
 from pipeline.ablation.arms import ARMS, NONE, Arm
@@ -39,12 +39,23 @@ class AblationConfig(BaseModel):
     domains: dict[str, DomainConfig] = Field(min_length=1, description="by name")
     backbones: tuple[str, ...] = Field(default=tuple(BACKBONES), min_length=1, description="of models.backbones")
     arms: tuple[str, ...] = Field(default=tuple(ARMS), min_length=1, description="built-in ones and own_arms")
-    own_arms: dict[str, Arm] = Field(default={}, description="further arms by name, see pipeline/ablation/arms.py")
+    own_arms: dict[str, Arm] = Field(
+        default={},
+        description="further arms by name, see pipeline/ablation/arms.py; `like` names a built-in arm, of which the "
+        "other keys are changes",
+    )
     seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1, description="each cell is trained once with each")
     tuned: str | None = Field(
         default=None, description="file of hyper-parameters by arm, as `sllmr ablate --tune` writes it"
     )
     tuning: TuningConfig = TuningConfig()
+
+    @field_validator("own_arms", mode="before")
+    @classmethod
+    def _changes_of_built_in_arms(cls, own_arms: Any) -> Any:
+        if not isinstance(own_arms, dict):
+            return own_arms
+        return {name: _laid_over(name, arm) for name, arm in own_arms.items()}
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "AblationConfig":
@@ -90,6 +101,21 @@ class AblationConfig(BaseModel):
             return []
         arms = [NONE, *(name for name in own.arms or self.arms if name != NONE)]
         return [name for name in arms if backbone in (self.arm(name).backbones or self.backbones)]
+
+
+def _laid_over(name: str, arm: Any) -> Any:
+    """The keys of an own arm with those of the arm that it is like."""
+    if not isinstance(arm, dict) or "like" not in arm:
+        return arm
+    changes = dict(arm)
+    like = changes.pop("like")
+    if like not in ARMS:
+        raise ValueError(f"own_arms.{name}.like must be among {', '.join(ARMS)}, got {like}")
+    base = ARMS[like].model_dump(exclude_defaults=True)
+    for section in _SECTIONS:
+        if section in base and isinstance(changes.get(section), dict):
+            changes[section] = {**base[section], **changes[section]}
+    return {"tuned_as": like, **base, **changes}
 
 
 class Ablation:

@@ -92,6 +92,22 @@ def test_the_paths_of_an_arm_are_relative_to_the_file_as_well_and_stay_out_of_th
     assert ablation.hyperparameters(cell)["gate"]["weights_from"] == "training.json"
 
 
+def test_an_own_arm_like_a_built_in_one_has_its_keys_but_for_the_changes(tmp_path):
+    own = {
+        "wide": {"like": "gated_fused", "loss": {"llm_weight": 2.0}},
+        "stopped": {"like": "gated_fused_text", "text_features": False, "scored_share": 0.5},
+    }
+    config = load_ablation(write(tmp_path, own_arms=own, arms=["none", "wide", "stopped"])).config
+    built_in = ARMS["gated_fused"]
+    wide, stopped = config.arm("wide"), config.arm("stopped")
+    assert wide.gate == built_in.gate
+    assert wide.train == built_in.train
+    assert wide.loss == {"form": "distillation", "llm_weight": 2.0}
+    # Tuned as the arm that it is like, or as that one is itself.
+    assert (wide.tuned_as, stopped.tuned_as) == ("gated_fused", "gated_fused")
+    assert stopped.model_copy(update={"scored_share": 1.0, "tuned_as": None}) == built_in
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -99,6 +115,7 @@ def test_the_paths_of_an_arm_are_relative_to_the_file_as_well_and_stay_out_of_th
         ({"arms": ["none", "glbal"]}, r"arms must be among .*global.*, got glbal"),
         ({"backbones": ["dcn", "dcn"]}, r"backbones must differ from each other, got dcn, dcn"),
         ({"seeds": [1, 1]}, r"seeds must differ from each other, got \[1, 1\]"),
+        ({"own_arms": {"x": {"like": "mine"}}}, r"own_arms.x.like must be among none, .*late_fusion, got mine"),
         ({"own_arms": {"none": {}}}, r"own_arms must have names of their own, got the built-in none"),
         ({"own_arms": {"x": {"gate": {"mod": "paper"}}}, "arms": ["none", "x"]}, r"gate.mod: unknown key"),
         (
