@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 from matplotlib.axes import Axes
 
 from pipeline.ablation import results
@@ -87,6 +88,7 @@ class DomainTables(NamedTuple):
     slices: list[SliceTable]
     table_3_backbone: str
     table_3_arms: list[str]
+    alpha: dict[str, dict[str, str | None]]
     warnings: list[str]
 
 
@@ -232,6 +234,11 @@ def domain_tables(runs: Sequence[Run]) -> DomainTables:
         slices=slices,
         table_3_backbone=table_3_backbone,
         table_3_arms=arms_of[table_3_backbone],
+        alpha={
+            arm: spreads
+            for arm in arms
+            if any((spreads := {b: _alpha_spread(by_cell.get((b, arm), [])) for b in backbones}).values())
+        },
         warnings=_warnings(runs, by_cell),
     )
 
@@ -268,6 +275,17 @@ def _cell(runs: Sequence[Run], slice_name: str) -> Cell | None:
         paper=paper,
         paper_difference=None if paper is None or paper_none is None or runs[0].arm == NONE else paper - paper_none,
     )
+
+
+def _alpha_spread(runs: Sequence[Run]) -> str | None:
+    """`.45 [.21, .73]`: median of alpha over the pairs and its 5% and 95% quantiles, means over seeds; None without a
+    gate that was fitted.
+    """
+    quantiles = [run.training["alpha_quantiles"] for run in runs if run.training.get("gate_weights")]
+    if not quantiles:
+        return None
+    low, middle, high = (float(np.mean([q[share] for q in quantiles])) for share in ("0.05", "0.5", "0.95"))
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _paper_only(domain: str, backbones: Sequence[str], slice_name: str) -> dict[str, dict[str, float | None]]:

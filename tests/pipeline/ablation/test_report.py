@@ -233,6 +233,20 @@ def test_the_chosen_arms_difference_is_paired_by_seed(tmp_path):
     assert row["late fusion kept"] == "–"
 
 
+def test_the_spread_of_alpha_is_told_of_gates_that_were_fitted(tmp_path):
+    def trained(quantiles: tuple[float, float, float], **weights: float) -> dict:
+        shares = dict(zip(("0.05", "0.5", "0.95"), quantiles, strict=True))
+        return {"alpha_quantiles": shares, "gate_weights": weights}
+
+    lines = [line(), line(seed=2), line(backbone="din")]
+    lines += [line("gated_paper", 1, training=trained((0.0, 0.02, 0.06), bias=-4.0))]
+    lines += [line("gated_paper", 2, training=trained((0.02, 0.04, 0.1), bias=-3.0))]
+    # A frozen gate is constant: nothing was fitted.
+    lines += [line("global", training=trained((1.0, 1.0, 1.0)))]
+    alpha = table(rendered(tmp_path, lines), "beauty, alpha of the gates that are fitted")
+    assert alpha == {"gated_paper": {"dcnv2": "0.03 [0.01, 0.08]", "din": "–"}}
+
+
 def test_without_two_arms_on_all_backbones_none_is_chosen(tmp_path):
     assert "chosen arm" not in rendered(tmp_path, [line(), line("global"), line(backbone="din")])
 
