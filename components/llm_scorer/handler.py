@@ -178,6 +178,8 @@ class Session(Generic[Read]):
         return [future.result() for future in futures]
 
     def _score_or_stop(self, context: Context, stop: threading.Event) -> Read:
+        if stop.is_set():
+            raise RunEnded
         try:
             return self._scorer.read(context, self._answers(context, stop))
         except BaseException:
