@@ -10,7 +10,7 @@ import os
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 
-from components.llm_scorer.cache import connect
+from components.llm_scorer.cache import connect, transaction
 from components.llm_scorer.config import LlmError
 from components.llm_scorer.exchange import Usage
 
@@ -82,12 +82,12 @@ class BatchState:
         path = os.path.join(directory, FILE_NAME)
         self._connection = connect(path, synchronous="FULL")
         try:
-            with self._connection as connection:
-                connection.execute(
+            with transaction(self._connection):
+                self._connection.execute(
                     "CREATE TABLE IF NOT EXISTS batches (name TEXT PRIMARY KEY, base_url TEXT, kind TEXT, requests "
                     "INTEGER, tokens INTEGER, creation_begun_at REAL, batch_id TEXT, step TEXT)"
                 )
-                connection.execute(
+                self._connection.execute(
                     "CREATE TABLE IF NOT EXISTS lines (key TEXT, batch TEXT, outcome TEXT DEFAULT '', "
                     "lost_prompt INTEGER DEFAULT 0, lost_cached_prompt INTEGER DEFAULT 0, lost_completion INTEGER "
                     "DEFAULT 0, PRIMARY KEY (key, batch)) WITHOUT ROWID"
@@ -103,14 +103,16 @@ class BatchState:
     def add(self, batch: Batch, keys: Iterable[str]) -> None:
         """Records a batch that is about to be created."""
         row = dataclasses.asdict(batch)
-        with self._connection as connection:
-            connection.execute(f"INSERT INTO batches ({', '.join(row)}) VALUES ({_marks(row)})", [*row.values()])
-            connection.executemany("INSERT INTO lines (key, batch) VALUES (?, ?)", [(key, batch.name) for key in keys])
+        with transaction(self._connection):
+            self._connection.execute(f"INSERT INTO batches ({', '.join(row)}) VALUES ({_marks(row)})", [*row.values()])
+            self._connection.executemany(
+                "INSERT INTO lines (key, batch) VALUES (?, ?)", [(key, batch.name) for key in keys]
+            )
 
     def update(self, batch: Batch) -> None:
         """Records a step of a batch."""
-        with self._connection as connection:
-            connection.execute(
+        with transaction(self._connection):
+            self._connection.execute(
                 "UPDATE batches SET creation_begun_at = ?, batch_id = ?, step = ? WHERE name = ?",
                 (batch.creation_begun_at, batch.batch_id, batch.step, batch.name),
             )
@@ -122,8 +124,8 @@ class BatchState:
             outcomes: for each of its requests ANSWERED, or why it has no answer.
             lost: tokens of answers that were billed and cannot be used.
         """
-        with self._connection as connection:
-            connection.executemany(
+        with transaction(self._connection):
+            self._connection.executemany(
                 "UPDATE lines SET outcome = ?, lost_prompt = ?, lost_cached_prompt = ?, lost_completion = ? "
                 "WHERE key = ? AND batch = ?",
                 [
@@ -131,7 +133,7 @@ class BatchState:
                     for key, outcome in outcomes.items()
                 ],
             )
-            connection.execute("UPDATE batches SET step = ? WHERE name = ?", (DONE, batch.name))
+            self._connection.execute("UPDATE batches SET step = ? WHERE name = ?", (DONE, batch.name))
 
     def batches(self, steps: Iterable[str]) -> list[Batch]:
         """Those at one of the steps, in the order in which they were added."""

@@ -7,13 +7,14 @@ must outlive a power cut as it does a killed process. Neither keys nor user ids 
 the response is the model's.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from components.llm_scorer.config import LlmError
@@ -50,8 +51,8 @@ class ResponseCache:
         self._pending_lock = threading.Lock()
         self._commit_lock = threading.Lock()
         self._local = threading.local()
-        with self._guard(), self._connection() as connection:
-            connection.execute(
+        with self._guard():
+            self._connection().execute(
                 "CREATE TABLE IF NOT EXISTS responses "
                 "(key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL, answered_at INTEGER NOT "
                 "NULL) "
@@ -95,15 +96,20 @@ class ResponseCache:
         for key, response in responses:
             value = json.dumps(response, ensure_ascii=False)
             rows.append((key, value, _checksum(key, value, answered_at), answered_at))
-        with self._guard(), self._connection() as connection:
+        connection = self._connection()
+        with self._guard(), transaction(connection):
             connection.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)", rows)
 
     def _commit_with_others(self, own: "_Pending") -> None:
         with self._pending_lock:
             batch, self._pending = self._pending, []
         try:
-            with self._guard(), self._connection() as connection:
-                connection.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)", [p.row for p in batch])
+            # One statement: at each, all other threads of the worker contend for the interpreter.
+            rows = ", ".join(["(?, ?, ?, ?)"] * len(batch))
+            with self._guard():
+                self._connection().execute(
+                    f"INSERT OR REPLACE INTO responses VALUES {rows}", [field for p in batch for field in p.row]
+                )
         except BaseException:
             # The others try, and raise, for themselves.
             with self._pending_lock:
@@ -158,15 +164,24 @@ class _Pending:
 
 
 def connect(path: str, *, synchronous: str = "NORMAL") -> sqlite3.Connection:
-    """A connection for one thread, in write-ahead mode.
+    """A connection for one thread, in write-ahead mode. A statement is a transaction of its own, outside of
+    `transaction`.
 
     Args:
         synchronous: FULL: a commit survives a power cut; NORMAL: only the end of the process.
     """
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     return connection
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Statements that take effect together, with no other change in between."""
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        yield
 
 
 def _checksum(key: str, value: object, answered_at: object) -> str:

@@ -68,7 +68,7 @@ class CongestionWindow:
         Raises:
             RunEnded: while it waited.
         """
-        while (until := self._run.values((_HELD_UNTIL,)).get(_HELD_UNTIL, 0) / 1e6) > self._waiter.clock():
+        while (until := self._run.signal(_HELD_UNTIL) / 1e6) > self._waiter.clock():
             self._waiter.until(until, stop)
 
     def push_back(self, sent_at: float, retry_after_s: float | None) -> None:
@@ -94,12 +94,12 @@ class CongestionWindow:
 
     def growth(self) -> dict[str, int]:
         """What an answered call changes in the ledger; the caller adds it in its own transaction."""
-        cut = self._run.values((_CUT,)).get(_CUT, 0)
+        cut = self._run.signal(_CUT)
         return {_CUT: -min(cut, _WHOLE * _WHOLE // self._left(cut))} if cut > 0 else {}
 
     def _places(self) -> int:
         """In thousandths."""
-        return self._left(self._run.values((_CUT,)).get(_CUT, 0))
+        return self._left(self._run.signal(_CUT))
 
     def _left(self, cut: int) -> int:
         # Answers of several processes may give back more than was cut.

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Generic, Protocol, TypeVar
 
 from apache_beam.ml.inference.base import RemoteModelHandler
@@ -149,6 +149,8 @@ class Session(Generic[Read]):
         self._window = CongestionWindow(self._ledger, config.concurrency or 1, self._waiter)
         self._in_flight = InFlight(cache_directory, self._waiter)
         self._caps = budget_caps(config)
+        # Each thread has connections of its own, to cache, ledger and endpoint, as long as it lives.
+        self._threads = ThreadPoolExecutor(config.concurrency or 1, thread_name_prefix="llm")
 
     def score_all(self, contexts: Sequence[Context]) -> list[Read]:
         """Asks about contexts side by side, and reads the answers on each.
@@ -160,18 +162,15 @@ class Session(Generic[Read]):
             # Counted at once: a transaction for each of millions of pairs would take longest.
             self._ledger.add({ledger.PAIRS_DONE: sum(len(context.candidates) for context in contexts)})
             return [self._scorer.read(context, ()) for context in contexts]
-        threads = min(self._config.concurrency or 1, len(contexts))
         stop = threading.Event()
-        # The threads' connections to cache and ledger live as long as they do: to open one for each context, under 64
-        # threads, cost more than all that is done with it.
-        with ThreadPoolExecutor(threads, thread_name_prefix="llm") as pool:
-            futures = [pool.submit(self._score_or_stop, context, stop) for context in contexts]
-            try:
-                errors = [error for error in (future.exception() for future in futures) if error is not None]
-            except BaseException:
-                # Ctrl-C: the pool waits for its threads, which would else go on to the end of the batch.
-                stop.set()
-                raise
+        futures = [self._threads.submit(self._score_or_stop, context, stop) for context in contexts]
+        try:
+            errors = [error for error in (future.exception() for future in futures) if error is not None]
+        except BaseException:
+            # Ctrl-C: the threads would else go on to the end of the batch.
+            stop.set()
+            wait(futures)
+            raise
         # The threads after the first error only report that they were stopped.
         if errors:
             raise min(errors, key=lambda error: isinstance(error, RunEnded))

@@ -7,6 +7,7 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from components.llm_scorer.waiting import Waiter
 
@@ -27,6 +28,7 @@ class InFlight:
         os.makedirs(directory, exist_ok=True)
         self._path = os.path.join(directory, FILE_NAME)
         self._waiter = waiter
+        self._local = threading.local()
 
     @contextlib.contextmanager
     def claim(self, key: str, stop: threading.Event) -> Iterator[None]:
@@ -38,17 +40,29 @@ class InFlight:
         Raises:
             RunEnded: while it waited.
         """
-        with open(self._path, "ab") as file:
-            while not _try_lock(file.fileno(), int(key[:15], 16)):
-                self._waiter.pause(_POLL_S, stop)
+        descriptor, byte = self._file().fileno(), int(key[:15], 16)
+        while not _try_lock(descriptor, byte):
+            self._waiter.pause(_POLL_S, stop)
+        try:
             yield
+        finally:
+            _set_lock(descriptor, byte, fcntl.F_UNLCK)
+
+    def _file(self) -> BinaryIO:
+        """The calling thread's own, as locks belong to it."""
+        if not hasattr(self._local, "file"):
+            self._local.file = open(self._path, "ab")  # noqa: SIM115  closed with the thread
+        return self._local.file
+
+
+def _set_lock(descriptor: int, byte: int, kind: int) -> None:
+    # struct flock: type, whence, start, length, and a process id that must be 0.
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi0q", kind, os.SEEK_SET, byte, 1, 0))
 
 
 def _try_lock(descriptor: int, byte: int) -> bool:
-    # struct flock: type, whence, start, length, and a process id that must be 0.
-    lock = struct.pack("hhqqi0q", fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
     try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+        _set_lock(descriptor, byte, fcntl.F_WRLCK)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False

@@ -7,11 +7,13 @@ to 5%.
 
 import math
 import os
+import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from components.llm_scorer.cache import connect
+from components.llm_scorer.cache import connect, transaction
 from components.llm_scorer.config import LlmConfig, Price
 from components.llm_scorer.exchange import Usage, came_by_batch
 
@@ -38,6 +40,8 @@ _COMMITTED = {
     RESERVED_TOKENS: (PROMPT_TOKENS, COMPLETION_TOKENS, RESERVED_TOKENS, PRIOR_TOKENS),
 }
 """What a reservation and all else that is spent, set aside or was spent before add up to."""
+
+SIGNAL_AGE_S = 0.05
 
 _ENDED = "ended"
 _LATENCY = "latency_bucket_"
@@ -81,22 +85,27 @@ class RunLedger:
         self._path = os.path.join(directory, FILE_NAME)
         self.run_id = run_id
         self._local = threading.local()
-        with self._connection() as connection:
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS counters "
-                "(run_id TEXT, name TEXT, value INTEGER, PRIMARY KEY (run_id, name)) WITHOUT ROWID"
-            )
+        self._signals: dict[str, tuple[float, int]] = {}
+        self._connection().execute(
+            "CREATE TABLE IF NOT EXISTS counters "
+            "(run_id TEXT, name TEXT, value INTEGER, PRIMARY KEY (run_id, name)) WITHOUT ROWID"
+        )
 
     def add(self, deltas: Mapping[str, int]) -> None:
         """Adds to counters."""
-        rows = [(self.run_id, name, value) for name, value in deltas.items() if value]
-        if rows:
-            with self._connection() as connection:
-                connection.executemany(
-                    "INSERT INTO counters VALUES (?, ?, ?) "
-                    "ON CONFLICT (run_id, name) DO UPDATE SET value = value + excluded.value",
-                    rows,
-                )
+        changed = {name: value for name, value in deltas.items() if value}
+        if changed:
+            self._add(self._connection(), changed)
+            self._forget_signals(changed)
+
+    def _add(self, connection: sqlite3.Connection, deltas: Mapping[str, int]) -> None:
+        # One statement: at each, all other threads of the worker contend for the interpreter.
+        rows = ", ".join(["(?, ?, ?)"] * len(deltas))
+        connection.execute(
+            f"INSERT INTO counters VALUES {rows} "
+            "ON CONFLICT (run_id, name) DO UPDATE SET value = value + excluded.value",
+            [field for name, value in deltas.items() for field in (self.run_id, name, value)],
+        )
 
     def reserve(self, amounts: Mapping[str, int], caps: Mapping[str, int]) -> bool:
         """Sets money and tokens aside for a call, unless what is spent and reserved could then pass a cap.
@@ -106,16 +115,11 @@ class RunLedger:
             caps: by the same names; one that is absent does not bind.
         """
         connection = self._connection()
-        connection.execute("BEGIN IMMEDIATE")
-        with connection:
+        with transaction(connection):
             for name, cap in caps.items():
                 if sum(self.values(_COMMITTED[name]).values()) + amounts[name] > cap:
                     return False
-            connection.executemany(
-                "INSERT INTO counters VALUES (?, ?, ?) "
-                "ON CONFLICT (run_id, name) DO UPDATE SET value = value + excluded.value",
-                [(self.run_id, name, amount) for name, amount in amounts.items()],
-            )
+            self._add(connection, amounts)
         return True
 
     def take_turn(self, durations_us: Mapping[str, int], now_us: int) -> int:
@@ -133,12 +137,27 @@ class RunLedger:
     def change(self, names: Sequence[str], changed: Callable[[dict[str, int]], Mapping[str, int]]) -> None:
         """Sets counters to what `changed` makes of the named ones, with no other change in between."""
         connection = self._connection()
-        connection.execute("BEGIN IMMEDIATE")
-        with connection:
+        with transaction(connection):
             connection.executemany(
                 "INSERT OR REPLACE INTO counters VALUES (?, ?, ?)",
                 [(self.run_id, name, value) for name, value in changed(self.values(names)).items()],
             )
+        self._forget_signals(names)
+
+    def signal(self, name: str) -> int:
+        """A counter that workers heed at every call, 0 where it was never added to: as another process left it at most
+        SIGNAL_AGE_S ago.
+        """
+        read_at, value = self._signals.get(name, (-math.inf, 0))
+        now = time.monotonic()
+        if now - read_at > SIGNAL_AGE_S:
+            value = self.values((name,)).get(name, 0)
+            self._signals[name] = now, value
+        return value
+
+    def _forget_signals(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._signals.pop(name, None)
 
     def values(self, names: Sequence[str]) -> dict[str, int]:
         """The named counters; one that was never added to is absent."""
@@ -156,12 +175,11 @@ class RunLedger:
 
     def is_ended(self) -> bool:
         """Whether `end` was called, by whichever process."""
-        return _ENDED in self.values((_ENDED,))
+        return self.signal(_ENDED) > 0
 
     def forget(self) -> None:
         """Removes the run's counters."""
-        with self._connection() as connection:
-            connection.execute("DELETE FROM counters WHERE run_id = ?", (self.run_id,))
+        self._connection().execute("DELETE FROM counters WHERE run_id = ?", (self.run_id,))
 
     def close(self) -> None:
         """Closes the calling thread's connection."""
@@ -169,7 +187,7 @@ class RunLedger:
         if connection is not None:
             connection.close()
 
-    def _connection(self):
+    def _connection(self) -> sqlite3.Connection:
         if not hasattr(self._local, "connection"):
             self._local.connection = connect(self._path)
         return self._local.connection

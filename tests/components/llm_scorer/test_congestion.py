@@ -22,9 +22,9 @@ def places(directory, concurrency: int = 16) -> int:
     return places_now(RunLedger(str(directory), "run").totals(), concurrency)
 
 
-def answer(directory, calls: CongestionWindow, count: int) -> None:
+def answer(calls: CongestionWindow, count: int) -> None:
     for _ in range(count):
-        RunLedger(str(directory), "run").add(calls.growth())
+        calls._run.add(calls.growth())
 
 
 def test_each_push_back_of_a_later_call_halves_the_places_down_to_one(tmp_path):
@@ -59,8 +59,8 @@ def test_places_come_back_one_for_each_round_of_answers_and_never_above_the_conc
     for expected in range(4, 16):
         assert places(tmp_path) == expected
         # One more than a round, as thousandths of a place are rounded down.
-        answer(tmp_path, calls, expected + 1)
-    answer(tmp_path, calls, 100)
+        answer(calls, expected + 1)
+    answer(calls, 100)
     assert places(tmp_path) == 16
     assert fewest_places(RunLedger(str(tmp_path), "run").totals(), 16) == 4
 

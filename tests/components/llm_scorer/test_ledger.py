@@ -1,11 +1,18 @@
 import concurrent.futures
+import time
 
 import pytest
 
 from components.llm_scorer import ledger
 from components.llm_scorer.config import Price
 from components.llm_scorer.exchange import Usage
-from components.llm_scorer.ledger import RunLedger, cost_nano_usd, latency_counter, latency_percentiles_s
+from components.llm_scorer.ledger import (
+    SIGNAL_AGE_S,
+    RunLedger,
+    cost_nano_usd,
+    latency_counter,
+    latency_percentiles_s,
+)
 
 
 def test_cost_is_tokens_times_price_with_the_servers_own_cache_at_its_discount():
@@ -75,3 +82,15 @@ def test_percentiles_are_those_of_the_latencies_to_five_percent():
     assert percentiles["p50"] == pytest.approx(0.50, rel=0.05)
     assert percentiles["p90"] == pytest.approx(0.90, rel=0.05)
     assert latency_percentiles_s({}) == {}
+
+
+def test_a_signal_of_another_process_is_heeded_soon_and_ones_own_at_once(tmp_path):
+    one, other = (RunLedger(str(tmp_path), "run") for _ in range(2))
+    assert one.signal("cut") == other.signal("cut") == 0
+    one.add({"cut": 3})
+    one.change(("cut",), lambda values: {"cut": values["cut"] + 4})
+    assert one.signal("cut") == 7
+    time.sleep(2 * SIGNAL_AGE_S)
+    assert other.signal("cut") == 7
+    other.end()
+    assert other.is_ended()
