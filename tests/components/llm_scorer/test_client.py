@@ -1,4 +1,7 @@
+import collections
+import concurrent.futures
 import logging
+import threading
 import time
 
 import pytest
@@ -17,6 +20,7 @@ from tests.components.llm_scorer.stub_server import (
     echoing_key,
     failing,
     running_stub,
+    scores_of,
 )
 
 KEY = "test-key-Zq81Wm42Lp97Xt65"
@@ -84,6 +88,26 @@ def test_a_silent_server_is_a_timeout(stub, monkeypatch):
     with pytest.raises(CallFailed, match=r"no answer within 0\.2 s") as caught:
         client.send(REQUEST)
     assert (caught.value.reason, caught.value.passing, caught.value.may_be_billed) == (exchange.TIMEOUT, True, True)
+
+
+def test_each_thread_keeps_a_connection_of_its_own(client, stub):
+    both = threading.Barrier(2, timeout=10)
+    ports = []
+
+    def note_port(handler, body) -> None:
+        ports.append(handler.client_address[1])
+        handler.send_json(200, chat_response(scores_of(body)))
+
+    def send_three(_: int) -> None:
+        both.wait()
+        for _ in range(3):
+            client.send(REQUEST)
+
+    stub.always = note_port
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(send_three, range(2)))
+    assert sorted(collections.Counter(ports).values()) == [3, 3]
+    client.close()
 
 
 @pytest.mark.parametrize("dripping", [dripping_header, dripping_body])
