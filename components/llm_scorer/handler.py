@@ -14,7 +14,7 @@ from components.catalog import read_catalog
 from components.llm_scorer import exchange, ledger
 from components.llm_scorer.cache import ResponseCache
 from components.llm_scorer.client import CallFailed, LlmClient
-from components.llm_scorer.config import LlmConfig, LlmError
+from components.llm_scorer.config import TITLE_LIKELIHOOD, YES_NO, LlmConfig, LlmError
 from components.llm_scorer.congestion import CongestionWindow
 from components.llm_scorer.exchange import Answer, Context, LlmRequest, Usage
 from components.llm_scorer.in_flight import InFlight
@@ -31,6 +31,8 @@ CONTEXTS_AHEAD = 128
 """Contexts in a batch for each call that may be under way: a batch waits for its slowest context, and long
 batches make that wait small beside the work."""
 
+CALLS_A_SPARE_THREAD = 8
+
 HOPELESS_AFTER = 20
 """An endpoint that failed so many calls in a run and answered none ends the job."""
 
@@ -42,7 +44,7 @@ class Scorer(Protocol[Read]):
         """Sent in order."""
         ...
 
-    def read(self, context: Context, answers: Sequence[Answer]) -> Read:
+    def read(self, context: Context, requests: Sequence[LlmRequest], answers: Sequence[Answer]) -> Read:
         """One answer for each request, in order."""
         ...
 
@@ -150,7 +152,7 @@ class Session(Generic[Read]):
         self._in_flight = InFlight(cache_directory, self._waiter)
         self._caps = budget_caps(config)
         # Each thread has connections of its own, to cache, ledger and endpoint, as long as it lives.
-        self._threads = ThreadPoolExecutor(config.concurrency or 1, thread_name_prefix="llm")
+        self._threads = ThreadPoolExecutor(_threads(config), thread_name_prefix="llm")
 
     def score_all(self, contexts: Sequence[Context]) -> list[Read]:
         """Asks about contexts side by side, and reads the answers on each.
@@ -161,7 +163,7 @@ class Session(Generic[Read]):
         if self._config.asks_nobody:
             # Counted at once: a transaction for each of millions of pairs would take longest.
             self._ledger.add({ledger.PAIRS_DONE: sum(len(context.candidates) for context in contexts)})
-            return [self._scorer.read(context, ()) for context in contexts]
+            return [self._scorer.read(context, (), ()) for context in contexts]
         stop = threading.Event()
         futures = [self._threads.submit(self._score_or_stop, context, stop) for context in contexts]
         try:
@@ -180,15 +182,16 @@ class Session(Generic[Read]):
         if stop.is_set():
             raise RunEnded
         try:
-            return self._scorer.read(context, self._answers(context, stop))
+            requests = self._scorer.requests(context)
+            return self._scorer.read(context, requests, self._answers(context, requests, stop))
         except BaseException:
             stop.set()
             raise
 
-    def _answers(self, context: Context, stop: threading.Event) -> list[Answer]:
+    def _answers(self, context: Context, requests: Sequence[LlmRequest], stop: threading.Event) -> list[Answer]:
         answers = []
         counts: Counter[str] = Counter()
-        for request in self._scorer.requests(context):
+        for request in requests:
             if stop.is_set():
                 raise RunEnded
             answers.append(self._ask(request, counts, stop))
@@ -255,7 +258,7 @@ class Session(Generic[Read]):
                     self._window.push_back(sent_at, failure.retry_after_s)
                 raise
             seconds = time.monotonic() - started
-            answered_at = self._cache.put(request.key, response)
+        answered_at = self._cache.put(request.key, response)
         usage = Usage.of(response)
         price = self._config.price
         self._limiter.correct(expected.prompt + expected.completion, usage.prompt + usage.completion)
@@ -290,6 +293,15 @@ class Session(Generic[Read]):
                 f"the first {HOPELESS_AFTER} calls to the LLM all failed, the last with {failure.reason}: "
                 f"{failure.detail}; check llm.base_url and the endpoint, then run again"
             )
+
+
+def _threads(config: LlmConfig) -> int:
+    """As many as calls may be under way, and some that make requests and read answers meanwhile, so that no call waits
+    for that. None of these where a context's requests share their prefix: on a server with so many slots, one context
+    more drives another's prefix out.
+    """
+    calls = config.concurrency or 1
+    return calls if config.strategy in (YES_NO, TITLE_LIKELIHOOD) else calls + calls // CALLS_A_SPARE_THREAD
 
 
 def _negative(reserved: dict[str, int]) -> dict[str, int]:

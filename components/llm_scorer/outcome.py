@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from components.catalog import Item
+from components.llm_scorer.audit import is_audited
 from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
 from components.llm_scorer.strategies import ContentDigest, create_strategy
@@ -44,15 +45,19 @@ class ContextScorer:
         """They share a prompt prefix: sent in order, a server's prefix cache serves."""
         return self._strategy.requests(context, self._catalog)
 
-    def read(self, context: Context, answers: Sequence[Answer]) -> Outcome:
-        """One answer for each request, in order."""
+    def read(self, context: Context, requests: Sequence[LlmRequest], answers: Sequence[Answer]) -> Outcome:
+        """One answer for each of the context's requests, in order."""
         results = self._strategy.results(context, answers)
         failures = tuple(_failure_line(context, result) for result in results if result.reason)
-        record = self._record(context, answers, results)
+        record = self._record(context, requests, answers, results)
         return Outcome(record=None if record is None else record.serialize(), failures=failures)
 
     def _record(
-        self, context: Context, answers: Sequence[Answer], results: list[CandidateResult]
+        self,
+        context: Context,
+        requests: Sequence[LlmRequest],
+        answers: Sequence[Answer],
+        results: list[CandidateResult],
     ) -> ScoreRecord | None:
         scored = [
             (candidate, result.llm_score, result.raw_score)
@@ -65,6 +70,7 @@ class ContextScorer:
         times = [answer.answered_at for answer in answers if answer.response is not None]
         times += [result.scored_at for result in results if result.scored_at is not None]
         asked = dataclasses.replace(context, candidates=tuple(candidate for candidate, _, _ in scored))
+        at_hand = asked == context and not is_audited(context.context_id, self._config)
         return ScoreRecord(
             context_id=context.context_id,
             history_item_ids=context.history_item_ids,
@@ -82,7 +88,7 @@ class ContextScorer:
             model=self._config.model,
             strategy=str(self._config.strategy),
             prompt_version=self._strategy.prompt_version,
-            content_digest=self._digest.of(asked, self._catalog),
+            content_digest=self._digest.of(asked, self._catalog, requests if at_hand else None),
             # The oldest answer that the scores rest on: a table is as stale as its stalest part.
             scored_at=min(times),
         )

@@ -65,15 +65,23 @@ class ContentDigest:
         self._config = config
         self._strategy = create_strategy(config.model_copy(update={"audit": AuditConfig()}))
 
-    def of(self, context: Context, catalog: Mapping[str, Item]) -> str:
-        """24 hexadecimal digits."""
+    def of(self, context: Context, catalog: Mapping[str, Item], requests: Sequence[LlmRequest] | None = None) -> str:
+        """24 hexadecimal digits.
+
+        Args:
+            context: whose candidates count.
+            catalog: all items.
+            requests: about all of these candidates and in one order; None has them made.
+        """
+        if requests is None:
+            requests = self._strategy.requests(context, catalog)
         identity = [
             self._config.model,
             self._strategy.prompt_version,
             # Scores by a file have no requests: what they rest on stands here.
             context.history_item_ids[self._config.history_lag :][: self._config.history_items],
             [candidate.item_id for candidate in context.candidates],
-            [request.key for request in self._strategy.requests(context, catalog)],
+            [request.key for request in requests],
         ]
         return hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()[:24]
 

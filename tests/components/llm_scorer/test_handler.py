@@ -63,7 +63,7 @@ class AnswersAlone:
     def requests(self, asked: Context) -> Sequence[LlmRequest]:
         return self._strategy.requests(asked, CATALOG)
 
-    def read(self, asked: Context, answers: Sequence[Answer]) -> list[Answer]:
+    def read(self, asked: Context, requests: Sequence[LlmRequest], answers: Sequence[Answer]) -> list[Answer]:
         return list(answers)
 
 
@@ -101,9 +101,9 @@ def test_requests_are_made_and_answers_read_while_other_calls_are_under_way(stub
             both_ask.wait()  # would break if one context were asked about after the other
             return super().requests(asked)
 
-        def read(self, asked: Context, answers: Sequence[Answer]) -> list[Answer]:
+        def read(self, asked: Context, requests: Sequence[LlmRequest], answers: Sequence[Answer]) -> list[Answer]:
             both_read.wait()
-            return super().read(asked, answers)
+            return super().read(asked, requests, answers)
 
     asking = Session(settings, stub.base_url, str(tmp_path), "run", TwoAtOnce(settings))
     assert reasons(asking.score_all(contexts(4))) == {"": 4}
@@ -113,7 +113,7 @@ def test_an_answer_that_cannot_be_read_ends_the_job(stub, tmp_path):
     settings = config(stub)
 
     class Unreadable(AnswersAlone):
-        def read(self, asked: Context, answers: Sequence[Answer]) -> list[Answer]:
+        def read(self, asked: Context, requests: Sequence[LlmRequest], answers: Sequence[Answer]) -> list[Answer]:
             raise KeyError(asked.context_id)
 
     with pytest.raises(KeyError):
