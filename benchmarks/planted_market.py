@@ -177,7 +177,7 @@ def run_arm(planted: Planted, arm: str, seed: int) -> dict[str, Any]:
         valid=inputs.row_batches(planted.valid, batch_size=4096),
         pairs=planted.pairs if loss_config.llm_weight else None,
     )
-    labels, logits = training.predict(model, inputs.row_batches(planted.test, batch_size=4096))
+    labels, logits = training.predict(training.scorer(model), inputs.row_batches(planted.test, batch_size=4096))
     measured: dict[str, Any] = {"auc": float(roc_auc_score(labels, logits)), "epochs": len(report.epochs)}
     if report.gate:
         regions = _regions(planted)

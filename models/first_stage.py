@@ -56,7 +56,7 @@ def without_contexts(rows: tf.data.Dataset, histories: np.ndarray) -> tf.data.Da
         return {name: tf.boolean_mask(values, nearest != row_keys) for name, values in batch.items()}
 
     # A batch without rows has no mean loss.
-    return rows.map(drop, tf.data.AUTOTUNE).filter(lambda batch: tf.size(batch[features.LABEL]) > 0)
+    return rows.map(drop).filter(lambda batch: tf.size(batch[features.LABEL]) > 0)
 
 
 def _keys(histories: tf.Tensor) -> tf.Tensor:

@@ -10,6 +10,13 @@ from models.ranking import PAIRS, ROWS
 
 _ROWS_AT_ONCE = 4096
 _BLOCK = 128
+_PARALLEL = 4
+_AHEAD = 2
+
+# tf.data's tuner thread is sometimes not woken at the end of a pass (TensorFlow 2.21): the next one then waits up to as
+# long again as the pass took. So parallelism is fixed, at every source of what is read more than once.
+_UNTUNED = tf.data.Options()
+_UNTUNED.autotune.enabled = False
 
 Features = Mapping[str, tf.Tensor]
 Transform = Callable[[Features], Features]
@@ -42,8 +49,8 @@ def read_rows(
     spec = features.parsing_spec(columns)
     return (
         rows.batch(batch_size)
-        .map(lambda serialized: narrow(tf.io.parse_example(serialized, spec)), tf.data.AUTOTUNE)
-        .prefetch(tf.data.AUTOTUNE)
+        .map(lambda serialized: narrow(tf.io.parse_example(serialized, spec)), _PARALLEL)
+        .prefetch(_AHEAD)
     )
 
 
@@ -64,7 +71,7 @@ def load_pairs(patterns: Sequence[str], sizes: FeatureSizes, transform: Transfor
     """
     spec = features.parsing_spec(features.pair_features(sizes))
     raw = records(patterns, "pairs").batch(_ROWS_AT_ONCE).map(lambda s: tf.io.parse_example(s, spec))
-    batches = list(raw.map(lambda pairs: narrow(transform_pairs(pairs, sizes, transform)), tf.data.AUTOTUNE))
+    batches = list(raw.map(lambda pairs: narrow(transform_pairs(pairs, sizes, transform)), _PARALLEL))
     if not batches:
         raise ValueError(
             f"training with llm_weight above 0 needs preference pairs, got none in {list(patterns)}; "
@@ -116,7 +123,7 @@ def load_rows(
     """
     spec = features.parsing_spec(columns)
     parsed = records(patterns, "rows").batch(_ROWS_AT_ONCE).map(lambda s: tf.io.parse_example(s, spec))
-    batches = list(parsed.map(lambda raw: narrow(transform(raw) if transform else raw), tf.data.AUTOTUNE))
+    batches = list(parsed.map(lambda raw: narrow(transform(raw) if transform else raw), _PARALLEL))
     if not batches:
         raise ValueError(f"training needs rows, got none in {list(patterns)}; check the split of the data")
     return {name: tf.concat([batch[name] for batch in batches], axis=0) for name in batches[0]}
@@ -124,16 +131,16 @@ def load_rows(
 
 def row_batches(rows: Features, *, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
     """One pass over rows in memory, shuffled anew each time, or in order where there is no seed."""
-    order = tf.data.Dataset.range(len(rows[features.LABEL]))
+    order = tf.data.Dataset.range(len(rows[features.LABEL])).with_options(_UNTUNED)
     if seed is not None:
         order = order.shuffle(len(rows[features.LABEL]), seed=seed)
-    return order.batch(batch_size).map(_gather(rows)).prefetch(tf.data.AUTOTUNE)
+    return order.batch(batch_size).map(_gather(rows)).prefetch(_AHEAD)
 
 
 def pair_batches(pairs: Features, *, pairs_per_batch: int, seed: int) -> tf.data.Dataset:
     """Endless shuffled batches of `pairs_per_batch` pairs, however few pairs there are."""
     number = len(pairs[features.PROBE_LABEL])
-    order = tf.data.Dataset.range(number).shuffle(number, seed=seed).repeat()
+    order = tf.data.Dataset.range(number).with_options(_UNTUNED).shuffle(number, seed=seed).repeat()
     return order.batch(pairs_per_batch, drop_remainder=True).map(_gather(pairs))
 
 
@@ -144,7 +151,7 @@ def _gather(columns: Features) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
 def training_batches(rows: tf.data.Dataset, pairs: tf.data.Dataset | None) -> tf.data.Dataset:
     """What RankingModel trains on; a pass is over once the rows are."""
     batches = {ROWS: rows} if pairs is None else {ROWS: rows, PAIRS: pairs}
-    return tf.data.Dataset.zip(batches).prefetch(tf.data.AUTOTUNE)
+    return tf.data.Dataset.zip(batches).prefetch(_AHEAD)
 
 
 def records(patterns: Sequence[str], what: str) -> tf.data.Dataset:
@@ -159,11 +166,11 @@ def records(patterns: Sequence[str], what: str) -> tf.data.Dataset:
     # In blocks: handing over records one by one costs the parallel interleave more than reading them.
     blocks = tf.data.Dataset.from_tensor_slices(files).interleave(
         lambda file: tf.data.TFRecordDataset(file, compression_type="GZIP", buffer_size=1 << 20).batch(_BLOCK),
-        cycle_length=min(4, len(files)),
-        num_parallel_calls=tf.data.AUTOTUNE,
+        cycle_length=min(_PARALLEL, len(files)),
+        num_parallel_calls=min(_PARALLEL, len(files)),
         deterministic=True,
     )
-    return blocks.unbatch()
+    return blocks.unbatch().with_options(_UNTUNED)
 
 
 def narrow(batch: Features) -> dict[str, tf.Tensor]:

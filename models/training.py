@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -310,7 +310,7 @@ def _gate_report(
     item_ids: Sequence[str],
 ) -> dict[str, Any]:
     """What TrainingReport says of the gate: `pairs` in the LLM's order, `probes` those to measure on."""
-    alpha, margin = pair_alpha(model, gate, pairs)
+    alpha, margin = pair_alpha(judge(model, gate), pairs)
     cells = reliability_cells(alpha, pairs, probes)
     weights: dict[str, float] = {}
     if isinstance(gate, PaperGate):
@@ -414,9 +414,17 @@ def with_soft_labels(pairs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {**pairs, **soft}
 
 
-def predict(model: RankingModel, rows: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+Scorer = Callable[[Mapping[str, tf.Tensor]], tf.Tensor]
+"""A batch of transformed rows -> logits, float32 [batch]."""
+
+
+def scorer(model: RankingModel) -> Scorer:
+    """The model without dropout, as a graph: traced once for all that is scored with it."""
+    return tf.function(model.call, reduce_retracing=True)
+
+
+def predict(score: Scorer, rows: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Labels and logits of all rows, float32 [rows] each."""
-    score = tf.function(model.call, reduce_retracing=True)
     labels, logits = [], []
     for batch in rows:
         labels.append(batch[features.LABEL].numpy())
@@ -451,21 +459,30 @@ def gate_cells(alpha: np.ndarray, pairs: Mapping[str, tf.Tensor], *, cold_max_hi
     return [cell(None, None)] + [cell(cold, tail) for cold in (True, False) for tail in (True, False)]
 
 
-def pair_alpha(model: RankingModel, gate: FrozenGate, pairs: Mapping[str, tf.Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """alpha of each pair and the margin of its logits, float32 [pairs] each, without dropout.
+Judge = Callable[[Mapping[str, tf.Tensor]], tuple[tf.Tensor, tf.Tensor]]
+"""A batch of pairs -> alpha and the margin of its logits, float32 [batch] each."""
+
+
+def judge(model: RankingModel, gate: FrozenGate) -> Judge:
+    """The gate without dropout, as a graph: traced once for all pairs that it is asked about.
 
     The logits are the first stage's where the pairs hold them, else the model's.
     """
-    has_logits = PREFERRED + features.FIRST_STAGE_LOGIT in pairs
 
     @tf.function(reduce_retracing=True)
     def alpha_and_margin(batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        has_logits = PREFERRED + features.FIRST_STAGE_LOGIT in batch
         logits = None if has_logits else [model(pair_side(batch, prefix)) for prefix in (PREFERRED, OTHER)]
         preferred, other = pair_input(batch, logits)
         return gate.alpha(preferred, other), preferred.logit - other.logit
 
+    return alpha_and_margin
+
+
+def pair_alpha(judged: Judge, pairs: Mapping[str, tf.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """alpha of each pair and the margin of its logits, float32 [pairs] each."""
     batches = tf.data.Dataset.from_tensor_slices(dict(pairs)).batch(_ROWS_AT_ONCE)
-    parts = [[part.numpy() for part in alpha_and_margin(batch)] for batch in batches]
+    parts = [[part.numpy() for part in judged(batch)] for batch in batches]
     alphas, margins = zip(*parts, strict=True)
     return np.concatenate(alphas), np.concatenate(margins)
 
@@ -489,6 +506,11 @@ class _Monitor(keras.callbacks.Callback):
         self.alpha_quantiles: list[dict[str, float]] = []
         self.train_rows = 0
 
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self._score = scorer(self.model)
+        if self._gate_pairs is not None:
+            self._judge = judge(self.model, self.model.gate)
+
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._start = time.monotonic()
 
@@ -496,7 +518,7 @@ class _Monitor(keras.callbacks.Callback):
         seconds = time.monotonic() - self._start
         self.train_rows = int(logs.pop("rows"))
         losses = {name: float(value) for name, value in logs.items()}
-        labels, logits = predict(self.model, self._valid)
+        labels, logits = predict(self._score, self._valid)
         if len(set(labels.tolist())) < 2:
             raise ValueError("validation AUC needs rows of both labels, got one; check the split of the data")
         logs["valid_auc"] = float(roc_auc_score(labels, logits))
@@ -511,8 +533,7 @@ class _Monitor(keras.callbacks.Callback):
         shown = ("rec_loss", "llm_loss", "gate_loss", "alpha")
         parts = ", ".join(f"{name} {losses[name]:.4f}" for name in shown if name in losses)
         if self._gate_pairs is not None:
-            assert self.model.gate is not None
-            alpha, _ = pair_alpha(self.model, self.model.gate, self._gate_pairs)
+            alpha, _ = pair_alpha(self._judge, self._gate_pairs)
             self.alpha_quantiles.append(alpha_quantiles(alpha))
         _LOGGER.info(
             "%sepoch %d: validation AUC %.4f, %s, %.1f s", self._stage, epoch + 1, logs["valid_auc"], parts, seconds

@@ -89,8 +89,9 @@ def fit_arm(
 def train_arm(domain: Domain, config: Config, arm: Arm, gate_weights: Mapping[str, float] | None = None) -> Trained:
     """Fits the arm's model, then scores the validation and the test rows once."""
     model, report = fit_arm(domain, config, arm, gate_weights)
+    score = training.scorer(model)
     valid, test = (
-        training.predict(model, inputs.row_batches(rows, batch_size=_ROWS_AT_ONCE))[1]
+        training.predict(score, inputs.row_batches(rows, batch_size=_ROWS_AT_ONCE))[1]
         for rows in (domain.valid, domain.test)
     )
     return Trained(

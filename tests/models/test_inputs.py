@@ -146,6 +146,16 @@ def test_a_pass_of_training_ends_with_the_rows():
     assert all(len(b[PAIRS][features.PROBE_LABEL]) == 2 for b in batches)
 
 
+def test_nothing_that_is_read_again_starts_the_tuner_that_can_hold_up_the_end_of_a_pass(tmp_path, layer):
+    write_rows(tmp_path, layer, 20)
+    columns = {features.LABEL: tf.range(4), features.PROBE_LABEL: tf.range(4)}
+    pairs = inputs.pair_batches(columns, pairs_per_batch=2, seed=1)
+    from_memory = inputs.row_batches(columns, batch_size=2, seed=1)
+    from_files = inputs.read_rows([str(tmp_path / "*")], COLUMNS, batch_size=2)
+    for batches in (from_memory, from_files, inputs.training_batches(from_memory, pairs)):
+        assert batches.options().autotune.enabled is False
+
+
 def test_without_pairs_a_batch_holds_rows_alone():
     rows = tf.data.Dataset.from_tensor_slices({"x": tf.range(10)}).batch(4)
 
