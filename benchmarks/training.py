@@ -21,7 +21,9 @@ input, a source of rows a cell: iterating the batches alone (`iterate_s`), train
 as many steps on a few batches kept in memory (`train_kept_batches_s`); `waiting_share` is what of `train_s` the last
 does not need. `top_ops` are the longest by the profiler, in shares of all their time.
 
-memory: resident memory after each pass, by models.training.train with pairs and validation.
+memory: resident memory after each pass, by models.training.train with pairs and validation. Each pass starts threads
+that read ahead, and glibc may give each an arena of its own to allocate from: what grows are these, up to eight a core.
+MALLOC_ARENA_MAX=1 in the environment keeps to one; it is part of the cell.
 
 linear, a number of rows a cell: seconds of a pass over TFRecords, as the Trainer reads them, with pairs.
 """
@@ -495,7 +497,8 @@ def main() -> None:
         pattern = records(count)
         cell("input", {**settings, "source": "tfrecords", "rows": count}, measure_input, count, passes, pattern)
     if "memory" in arguments.only:
-        settings = {"backbone": "dcnv2", "passes": arguments.memory_passes}
+        arenas = os.environ.get("MALLOC_ARENA_MAX", "default")
+        settings = {"backbone": "dcnv2", "passes": arguments.memory_passes, "malloc_arena_max": arenas}
         cell("memory", settings, measure_memory, "dcnv2", rows, held_out, arguments.memory_passes)
     if "linear" in arguments.only:
         for count in arguments.linear_rows:
