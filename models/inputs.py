@@ -13,8 +13,8 @@ _BLOCK = 128
 _PARALLEL = 4
 _AHEAD = 2
 
-# tf.data's tuner thread is sometimes not woken at the end of a pass (TensorFlow 2.21): the next one then waits up to as
-# long again as the pass took. So parallelism is fixed, at every source of what is read more than once.
+# tf.data's tuner thread is sometimes not woken at the end of a pass (TensorFlow 2.21), and the next one waits for it,
+# for seconds. So parallelism is fixed, at every source of what is read more than once.
 _UNTUNED = tf.data.Options()
 _UNTUNED.autotune.enabled = False
 

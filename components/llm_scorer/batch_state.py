@@ -111,11 +111,10 @@ class BatchState:
 
     def update(self, batch: Batch) -> None:
         """Records a step of a batch."""
-        with transaction(self._connection):
-            self._connection.execute(
-                "UPDATE batches SET creation_begun_at = ?, batch_id = ?, step = ? WHERE name = ?",
-                (batch.creation_begun_at, batch.batch_id, batch.step, batch.name),
-            )
+        self._connection.execute(
+            "UPDATE batches SET creation_begun_at = ?, batch_id = ?, step = ? WHERE name = ?",
+            (batch.creation_begun_at, batch.batch_id, batch.step, batch.name),
+        )
 
     def finish(self, batch: Batch, outcomes: Mapping[str, str], lost: Mapping[str, Usage]) -> None:
         """Records a batch as DONE.

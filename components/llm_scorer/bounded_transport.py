@@ -3,8 +3,8 @@
 httpx2 bounds every single read: a server that drips a byte a second keeps a call for hours, and with it the thread and
 the place that it takes up (github.com/pydantic/httpx2/issues/557, open).
 
-And its pool, which all threads share, looks at every idle connection before each call, under one lock: with 64 calls
-under way these looks took longer than the calls. Here each thread has a connection of its own.
+And its pool, which all threads share, looks at every idle connection before each call, under one lock, so that many
+threads wait for each other's looks. Here each has a connection of its own.
 """
 
 import contextlib

@@ -32,6 +32,7 @@ CONTEXTS_AHEAD = 128
 batches make that wait small beside the work."""
 
 CALLS_A_SPARE_THREAD = 8
+"""For each so many calls that may be under way, a thread more than these take up: see _threads."""
 
 HOPELESS_AFTER = 20
 """An endpoint that failed so many calls in a run and answered none ends the job."""

@@ -42,6 +42,7 @@ _COMMITTED = {
 """What a reservation and all else that is spent, set aside or was spent before add up to."""
 
 SIGNAL_AGE_S = 0.05
+"""How long a worker may go on with a signal as it was before another process changed it."""
 
 _ENDED = "ended"
 _LATENCY = "latency_bucket_"
