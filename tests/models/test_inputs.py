@@ -111,18 +111,41 @@ def test_each_side_of_a_pair_is_what_the_transform_makes_of_it_as_a_row(tmp_path
     made = write_pairs(tmp_path, 10)
     pairs = inputs.load_pairs([str(tmp_path / "pairs.gz")], market.SIZES, layer)
 
+    names = (features.ITEM_INDEX, features.ITEM_CATEGORY_INDICES, features.IS_TAIL)
+    expected = {features.PROBE_LABEL: np.array([pair[features.PROBE_LABEL] for pair in made])}
     for prefix in (PREFERRED, OTHER):
         rows = []
         for pair in made:
             side = {name.removeprefix(prefix): v for name, v in pair.items() if name.startswith(prefix)}
             context = {name: v for name, v in pair.items() if not name.startswith((PREFERRED, OTHER))}
             rows.append(market.row_values("u", ["item1"], "item0", 1) | context | side)
-        expected = layer(market.parse(rows, features.row_features(market.SIZES)))
-        for name in (features.ITEM_INDEX, features.ITEM_CATEGORY_INDICES, features.IS_TAIL):
-            np.testing.assert_array_equal(pairs[prefix + name], expected[name])
-        np.testing.assert_array_equal(pairs[features.HISTORY_ITEM_INDICES], expected[features.HISTORY_ITEM_INDICES])
-    assert pairs[features.PROBE_LABEL].numpy().tolist() == [-1, 1] * 5
+        of_side = layer(market.parse(rows, features.row_features(market.SIZES)))
+        expected |= {prefix + name: of_side[name].numpy() for name in names}
+        expected[features.HISTORY_ITEM_INDICES] = of_side[features.HISTORY_ITEM_INDICES].numpy()
+    assert whole_pairs(pairs, expected) == whole_pairs(expected, expected)
+    assert sorted(pairs[features.PROBE_LABEL].numpy().tolist()) == [-1] * 5 + [1] * 5
     assert not any(name.endswith(features.LABEL) and name != features.PROBE_LABEL for name in pairs)
+
+
+def whole_pairs(pairs, names) -> list[tuple]:
+    """Each pair's columns, in an order of their own."""
+    columns = [np.asarray(pairs[name]).tolist() for name in sorted(names)]
+    return sorted(zip(*columns, strict=True), key=str)
+
+
+def test_the_order_of_pairs_does_not_depend_on_how_they_were_written(tmp_path, layer):
+    (tmp_path / "again").mkdir()
+    records = market.serialize(market.pairs(40), features.pair_features(market.SIZES))
+    market.write_records(tmp_path / "pairs.gz", records)
+    market.write_records(tmp_path / "again" / "pairs-0.gz", records[:15:-1])
+    market.write_records(tmp_path / "again" / "pairs-1.gz", records[:16])
+
+    once = inputs.load_pairs([str(tmp_path / "pairs.gz")], market.SIZES, layer)
+    again = inputs.load_pairs([str(tmp_path / "again" / "pairs-*")], market.SIZES, layer)
+
+    assert once.keys() == again.keys()
+    for name, values in once.items():
+        np.testing.assert_array_equal(values, again[name])
 
 
 def test_few_pairs_fill_every_batch_and_each_is_seen_equally_often():
