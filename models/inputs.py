@@ -74,7 +74,6 @@ def load_pairs(patterns: Sequence[str], sizes: FeatureSizes, transform: Transfor
     """
     spec = features.parsing_spec(features.pair_features(sizes))
 
-
     def load(serialized: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         pairs = narrow(transform_pairs(tf.io.parse_example(serialized, spec), sizes, transform))
         return tf.strings.to_hash_bucket_fast(serialized, _HASHES), pairs

@@ -21,6 +21,10 @@ from components.llm_scorer.config import LlmError
 
 FILE_NAME = "responses.sqlite"
 BUSY_TIMEOUT_S = 60.0
+_PAGES_KB = 100
+"""Of the database, in each connection's memory. There are two for each thread, and by SQLite's own measure they grow
+with the file to 2 MB each; the pages are in the system's cache anyway.
+"""
 
 
 class ResponseCache:
@@ -173,6 +177,7 @@ def connect(path: str, *, synchronous: str = "NORMAL") -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.execute(f"PRAGMA cache_size = -{_PAGES_KB}")
     return connection
 
 

@@ -21,9 +21,10 @@ aside, and none has an empty title.
 
 import dataclasses
 import hashlib
+import json
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -66,6 +67,22 @@ class Moment:
     history_length: int
     item_id: str
     user_positives: int = 0
+
+    def to_json(self) -> str:
+        return json.dumps(list(dataclasses.asdict(self).values()), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Moment":
+        values = dict(zip((field.name for field in dataclasses.fields(cls)), json.loads(text), strict=True))
+        return cls(**values | {"history_item_ids": tuple(values["history_item_ids"])})
+
+
+class MomentKey(NamedTuple):
+    """Which moment, and whether it can become a labelled probe: all that choosing moments takes."""
+
+    user_id: str
+    position: int
+    can_probe: bool
 
 
 def seeded_fraction(*parts: object) -> float:
@@ -143,9 +160,14 @@ def can_be_asked(moment: Moment, catalog: Mapping[str, Item], *, history_lag: in
     return any(i in catalog and catalog[i].title for i in moment.history_item_ids[history_lag:])
 
 
+def can_probe(moment: Moment, catalog: Mapping[str, Item]) -> bool:
+    """Whether a prompt can name the item that was chosen then."""
+    return moment.item_id in catalog and bool(catalog[moment.item_id].title)
+
+
 def choose_moments(
-    by_stratum: Mapping[str, Sequence[Moment]], contexts: int, config: CandidateConfig
-) -> list[tuple[Moment, str]]:
+    by_stratum: Mapping[str, Sequence[MomentKey]], contexts: int, config: CandidateConfig
+) -> list[tuple[MomentKey, str]]:
     """Fills the strata's shares, then lets what is left over go to the others.
 
     Args:
@@ -156,8 +178,8 @@ def choose_moments(
         Moments with their stratum.
     """
     shares = {TAIL: int(contexts * config.tail_chosen_fraction), COLD: int(contexts * config.cold_fraction)}
-    chosen: list[tuple[Moment, str]] = []
-    left: dict[str, Sequence[Moment]] = {}
+    chosen: list[tuple[MomentKey, str]] = []
+    left: dict[str, Sequence[MomentKey]] = {}
     for name in STRATA:
         share = shares.get(name, contexts - len(chosen))
         users = {moment.user_id for moment, _ in chosen}
@@ -171,19 +193,12 @@ def choose_moments(
     return chosen
 
 
-def choose_probes(
-    moments: Iterable[tuple[Moment, str]], catalog: Mapping[str, Item], config: CandidateConfig, seed: int
-):
-    """Which of the chosen moments become labelled probes: all of the tail stratum, then others by hash.
-
-    Returns:
-        The set of (user_id, position).
-    """
-    moments = list(moments)
+def choose_probes(moments: Sequence[tuple[MomentKey, str]], config: CandidateConfig, seed: int) -> set[MomentKey]:
+    """Which of the chosen moments become labelled probes: all of the tail stratum, then others by hash."""
     wanted = round(config.probe_fraction * len(moments))
-    able = [(m, name) for m, name in moments if m.item_id in catalog and catalog[m.item_id].title]
+    able = [(m, name) for m, name in moments if m.can_probe]
     able.sort(key=lambda pair: (pair[1] != TAIL, seeded_fraction(seed, "probe", pair[0].user_id, pair[0].position)))
-    return {(m.user_id, m.position) for m, _ in able[:wanted]}
+    return {moment for moment, _ in able[:wanted]}
 
 
 class CandidatePools:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import apache_beam as beam
-import tensorflow as tf
 
 from components import scores
 from components.catalog import read_catalog
@@ -50,11 +49,13 @@ from components.llm_scorer.rescore import (
 )
 from components.llm_scorer.strategies import create_strategy
 from components.llm_scorer.strategies.replay import records_to_replay
-from components.llm_scorer.transforms import FAILURES, SCORES, AskLlm, ContextsToAsk, CountAskable
+from components.llm_scorer.transforms import FAILURES, SCORES, TO_CHOOSE, TO_DRAW, AskLlm, ContextsToAsk, CountAskable
 
 _PLAN = "contexts"
 _OTHERS = "others"
-_PLAN_SHARDS = "-*.tfrecord.gz"
+_PLAN_SUFFIX = ".jsonl.gz"
+_PLAN_SHARDS = "-*" + _PLAN_SUFFIX
+_CONTEXTS_PER_SHARD = 1000
 _ASKABLE = "askable.json"
 _NOTHING_TO_ASK = (
     "there is nothing to ask the LLM about: no positive row of the train split has an item with a title in its history "
@@ -272,10 +273,9 @@ class ScoringJob:
         with self.make_pipeline() as pipeline:
             rows = pipeline | "ReadTrainRows" >> train_rows
             _ = (
-                rows
+                {TO_CHOOSE: rows, TO_DRAW: pipeline | "ReadTrainRowsAgain" >> train_rows}
                 | "ContextsToAsk" >> ContextsToAsk(self.catalog_directory, config)
-                | "Encode" >> beam.Map(_encode_context)
-                | "WritePlan" >> beam.io.WriteToTFRecord(prefix, file_name_suffix=".tfrecord.gz")
+                | "WritePlan" >> _WriteContexts(prefix)
             )
             if count_askable:
                 _ = (
@@ -310,7 +310,7 @@ class ScoringJob:
         with self.make_pipeline() as pipeline:
             results = (
                 pipeline
-                | "ReadPlan" >> beam.io.ReadFromTFRecord(plan)
+                | "ReadPlan" >> beam.io.ReadFromText(plan)
                 | "Decode" >> beam.Map(Context.from_json)
                 | "AskLlm" >> AskLlm(handler)
             )
@@ -327,25 +327,22 @@ class ScoringJob:
         """
         prefix = os.path.join(self.work_directory, _PLAN)
         with self.make_pipeline() as pipeline:
-            inputs = {
-                "rows": pipeline | "ReadTrainRows" >> train_rows,
-                "records": pipeline
+            records = (
+                pipeline
                 | "ReadTable" >> beam.io.ReadFromTFRecord(scores.scores_pattern(table))
-                | "ParseRecords" >> beam.Map(scores.ScoreRecord.parse),
-            }
-            replanned = inputs | "Replan" >> Replan(self.catalog_directory, config, not_before)
-            _ = (
-                replanned[CONTEXTS]
-                | "Encode" >> beam.Map(_encode_context)
-                | "WritePlan" >> beam.io.WriteToTFRecord(f"{prefix}-again", file_name_suffix=".tfrecord.gz")
+                | "ParseRecords" >> beam.Map(scores.ScoreRecord.parse)
             )
+            inputs = {"rows": pipeline | "ReadTrainRows" >> train_rows, "records": records}
+            inputs_again = {"rows": pipeline | "ReadTrainRowsAgain" >> train_rows, "records": records}
+            replanned = inputs | "Replan" >> Replan(self.catalog_directory, config, not_before)
+            _ = replanned[CONTEXTS] | "WritePlan" >> _WriteContexts(f"{prefix}-again")
             _ = (
-                inputs
-                | "RowsOfOtherUsers" >> RowsOfOtherUsers(config.seed)
+                {
+                    TO_CHOOSE: inputs | "RowsOfOtherUsers" >> RowsOfOtherUsers(config.seed),
+                    TO_DRAW: inputs_again | "RowsOfOtherUsersAgain" >> RowsOfOtherUsers(config.seed),
+                }
                 | "ContextsToAsk" >> ContextsToAsk(self.catalog_directory, config)
-                | "EncodeOthers" >> beam.Map(_encode_context)
-                | "WriteOthers"
-                >> beam.io.WriteToTFRecord(os.path.join(self.work_directory, _OTHERS), file_name_suffix=".tfrecord.gz")
+                | "WriteOthers" >> _WriteContexts(os.path.join(self.work_directory, _OTHERS))
             )
             _ = (
                 replanned[KEPT]
@@ -372,10 +369,11 @@ class ScoringJob:
     def _plan_others(self, contexts: int) -> None:
         """Adds so many contexts of users who are not in the table to the plan."""
         others = users_first(_read_plan(os.path.join(self.work_directory, _OTHERS) + _PLAN_SHARDS))
-        path = os.path.join(self.work_directory, f"{_PLAN}-new.tfrecord.gz")
-        with tf.io.TFRecordWriter(path, "GZIP") as writer:
-            for context in others[:contexts]:
-                writer.write(_encode_context(context))
+        for first in range(0, min(contexts, len(others)), _CONTEXTS_PER_SHARD):
+            path = os.path.join(self.work_directory, f"{_PLAN}-new-{first}{_PLAN_SUFFIX}")
+            with gzip.open(path, "wt", encoding="utf-8") as lines:
+                shard = others[first : min(contexts, first + _CONTEXTS_PER_SHARD)]
+                lines.writelines(context.to_json() + "\n" for context in shard)
 
     def _take_over(self, table: str, fates: list[Fate]) -> "Kept":
         """Brings the failures of kept contexts along; counts what is kept."""
@@ -489,8 +487,23 @@ def _tell_replayed(plan: str, config: LlmConfig) -> None:
     _logger.info("llm: %d of the %d contexts of llm.replay_table are used", used, len(records))
 
 
-def _encode_context(context: Context) -> bytes:
-    return context.to_json().encode()
+class _WriteContexts(beam.PTransform):
+    """Context -> files of JSON lines. Small ones: they are what asking is spread over, without a shuffle that a runner
+    might keep in memory."""
+
+    def __init__(self, prefix: str):
+        super().__init__()
+        self._prefix = prefix
+
+    def expand(self, contexts: beam.PCollection):
+        return (
+            contexts
+            | "Encode" >> beam.Map(Context.to_json)
+            | "Write"
+            >> beam.io.WriteToText(
+                self._prefix, file_name_suffix=_PLAN_SUFFIX, max_records_per_shard=_CONTEXTS_PER_SHARD
+            )
+        )
 
 
 def _encode_askable(askable: Askable) -> str:
@@ -498,9 +511,9 @@ def _encode_askable(askable: Askable) -> str:
 
 
 def _read_plan(pattern: str) -> Iterator[Context]:
-    files = sorted(glob.glob(pattern))
-    for line in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
-        yield Context.from_json(line)
+    for path in sorted(glob.glob(pattern)):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            yield from map(Context.from_json, lines)
 
 
 def _count_failures(directory: str) -> Counter[str]:

@@ -1,6 +1,7 @@
 """The scorer's Beam steps: train rows to contexts with candidates, and those to scores and failures."""
 
 import dataclasses
+import heapq
 from collections.abc import Iterable, Iterator, Mapping
 
 import apache_beam as beam
@@ -11,7 +12,9 @@ from components.catalog import Item, read_catalog
 from components.llm_scorer.candidates import (
     CandidatePools,
     Moment,
+    MomentKey,
     can_be_asked,
+    can_probe,
     candidates_of,
     choose_moments,
     choose_probes,
@@ -31,6 +34,8 @@ from components.llm_scorer.strategies.embedding import vectors_in_file
 from components.llm_scorer.strategies.replay import records_to_replay
 from models import features
 
+TO_CHOOSE = "to_choose"
+TO_DRAW = "to_draw"
 SCORES = "scores"
 FAILURES = "failures"
 
@@ -39,39 +44,38 @@ MAX_CONTEXTS_PER_USER = 20
 
 
 class ContextsToAsk(beam.PTransform):
-    """Serialized train rows -> Context, within the budget of pairs. See candidates.py."""
+    """{TO_CHOOSE: serialized train rows, TO_DRAW: the same} -> Context, within the budget of pairs. See candidates.py.
+
+    The rows come twice, best from two reads: choosing then shuffles keys alone, drawing shuffles rows of chosen users
+    alone, and a runner that keeps what is between its stages in memory keeps little of each row.
+    """
 
     def __init__(self, catalog_directory: str, config: LlmConfig):
         super().__init__()
         self._catalog_directory = catalog_directory
         self._config = config
 
-    def expand(self, rows: beam.PCollection) -> beam.PCollection:
+    def expand(self, inputs: dict[str, beam.PCollection]) -> beam.PCollection:
         config = self._config
         contexts = number_of_contexts(config.budget.pairs, config.candidates.per_context)
-        moments = rows | "ParseMoments" >> beam.ParDo(ParseMoments())
         by_stratum = (
-            moments
+            inputs[TO_CHOOSE]
+            | "ParseMoments" >> beam.ParDo(ParseMoments())
             | "AssignStratum" >> beam.ParDo(_AssignStratum(self._catalog_directory, config))
-            | "FirstOfUser" >> beam.combiners.Top.SmallestPerKey(MAX_CONTEXTS_PER_USER, key=_priority)
+            | "ByUser" >> beam.GroupByKey()
             | "UsersFirst" >> beam.FlatMap(_by_round)
-            | "FirstOfStratum" >> beam.combiners.Top.SmallestPerKey(contexts, key=_priority)
+            | "FirstOfStratum" >> beam.combiners.Top.SmallestPerKey(contexts)
         )
         chosen = (
-            rows.pipeline
+            inputs[TO_CHOOSE].pipeline
             | "Once" >> beam.Create([contexts])
-            | "ChooseMoments"
-            >> beam.ParDo(_ChooseMoments(self._catalog_directory, config), beam.pvalue.AsDict(by_stratum))
-        )
-        users = chosen | "Users" >> beam.Keys() | "UserSet" >> beam.combiners.ToSet()
-        chosen_anywhere = (
-            moments
-            | "ItemsOfUsers" >> beam.FlatMap(_items_of_users, beam.pvalue.AsSingleton(users))
-            | "DistinctItems" >> beam.CombinePerKey(_union)
+            | "ChooseMoments" >> beam.FlatMap(_choose_moments, beam.pvalue.AsDict(by_stratum), config)
         )
         return (
-            {"moments": chosen, "items": chosen_anywhere}
-            | "JoinItems" >> beam.CoGroupByKey()
+            inputs[TO_DRAW]
+            | "ParseMomentsAgain" >> beam.ParDo(ParseMoments())
+            | "OfChosenUsers" >> beam.FlatMap(_of_chosen_users, beam.pvalue.AsDict(chosen))
+            | "JoinUser" >> beam.GroupByKey()
             | "DrawCandidates" >> beam.ParDo(_DrawCandidates(self._catalog_directory, config))
         )
 
@@ -105,7 +109,6 @@ class AskLlm(beam.PTransform):
     def expand(self, contexts: beam.PCollection):
         return (
             contexts
-            | "Spread" >> beam.Reshuffle()
             | "RunInference" >> RunInference(self._handler)
             | "Part" >> beam.ParDo(_Part()).with_outputs(SCORES, FAILURES)
         )
@@ -142,7 +145,7 @@ class WithCatalog(beam.DoFn):
 
 
 class _AssignStratum(WithCatalog):
-    """Moment -> ((stratum, user), (priority, Moment)) where it can be asked about, or replayed."""
+    """Moment -> ((stratum, user), its priority and what choosing takes) where it can be asked about, or replayed."""
 
     def setup(self) -> None:
         super().setup()
@@ -154,7 +157,7 @@ class _AssignStratum(WithCatalog):
             fraction = seeded_fraction(self._config.seed, "context", moment.user_id, moment.position)
             latest = -moment.position if self._config.candidates.moments == "latest" else 0
             # The position breaks ties, so that equal hashes cannot let the order of rows decide.
-            yield (name, moment.user_id), ((0, latest, fraction, moment.position), moment)
+            yield (name, moment.user_id), (latest, fraction, moment.position, can_probe(moment, self._catalog))
 
     def _is_wanted(self, moment: Moment) -> bool:
         if self._records is None:
@@ -190,38 +193,40 @@ def _sum_askable(parts: Iterable[Askable]) -> Askable:
     return Askable(users=users, cold_contexts=cold, warm_contexts=warm)
 
 
-def _priority(prioritised: tuple[tuple, Moment]) -> tuple:
-    return prioritised[0]
-
-
-def _by_round(element: tuple[tuple[str, str], list[tuple[tuple, Moment]]]):
+def _by_round(element: tuple[tuple[str, str], Iterable[tuple]]) -> Iterator[tuple[str, tuple]]:
     """All users' first contexts rank before any user's second."""
     (name, user_id), prioritised = element
-    for round_number, ((*_, fraction, position), moment) in enumerate(prioritised):
-        yield name, ((round_number, fraction, user_id, position), moment)
+    first = heapq.nsmallest(MAX_CONTEXTS_PER_USER, prioritised)
+    for round_number, (_, fraction, position, able) in enumerate(first):
+        yield name, (round_number, fraction, user_id, position, able)
 
 
-class _ChooseMoments(WithCatalog):
-    """The budget's number of contexts, and the candidates for them by stratum -> (user, (Moment, stratum,
-    probe)).
+def _choose_moments(
+    contexts: int, by_stratum: dict[str, list[tuple]], config: LlmConfig
+) -> Iterator[tuple[str, list[tuple[int, str, bool]]]]:
+    """The budget's number of contexts, and what _by_round made, by stratum -> (user, chosen moments: position, stratum,
+    whether it is a probe).
     """
-
-    def process(self, contexts: int, by_stratum: dict[str, list[tuple[tuple, Moment]]]):
-        config = self._config.candidates
-        ordered = {name: [moment for _, moment in found] for name, found in by_stratum.items()}
-        chosen = choose_moments(ordered, contexts, config)
-        probes = choose_probes(chosen, self._catalog, config, self._config.seed)
-        for moment, name in chosen:
-            yield moment.user_id, (moment, name, (moment.user_id, moment.position) in probes)
-
-
-def _items_of_users(moment: Moment, users: set[str]) -> Iterator[tuple[str, frozenset[str]]]:
-    if moment.user_id in users:
-        yield moment.user_id, frozenset((moment.item_id, *moment.history_item_ids))
+    ordered = {name: [MomentKey(*ranked[2:]) for ranked in found] for name, found in by_stratum.items()}
+    chosen = choose_moments(ordered, contexts, config.candidates)
+    probes = choose_probes(chosen, config.candidates, config.seed)
+    of_users: dict[str, list[tuple[int, str, bool]]] = {}
+    for moment, name in chosen:
+        of_users.setdefault(moment.user_id, []).append((moment.position, name, moment in probes))
+    yield from of_users.items()
 
 
-def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
-    return frozenset().union(*sets)
+def _of_chosen_users(
+    moment: Moment, chosen: dict[str, list[tuple[int, str, bool]]]
+) -> Iterator[tuple[str, tuple[str, bool, bytes]]]:
+    """(user, (stratum, whether it is a probe, Moment)); the stratum is empty where the moment was not chosen.
+
+    A Moment as bytes takes a tenth of the room that its objects take.
+    """
+    if moment.user_id in chosen:
+        places = {position: (name, probe) for position, name, probe in chosen[moment.user_id]}
+        name, probe = places.get(moment.position, ("", False))
+        yield moment.user_id, (name, probe, moment.to_json().encode())
 
 
 def candidate_pools(catalog: Mapping[str, Item], config: LlmConfig) -> CandidatePools:
@@ -235,7 +240,7 @@ def candidate_pools(catalog: Mapping[str, Item], config: LlmConfig) -> Candidate
 
 
 class _DrawCandidates(WithCatalog):
-    """A user's chosen moments and items -> Contexts."""
+    """A user with all moments -> Contexts of the chosen ones."""
 
     def setup(self) -> None:
         super().setup()
@@ -243,10 +248,13 @@ class _DrawCandidates(WithCatalog):
         self._records = records_to_replay(self._config)
         self._size = min(self._config.candidates.per_context, self._config.budget.pairs)
 
-    def process(self, element: tuple[str, dict[str, list]]) -> Iterator[Context]:
-        _, joined = element
-        items = _union(joined["items"])
-        for moment, name, probe in joined["moments"]:
+    def process(self, element: tuple[str, Iterable[tuple[str, bool, bytes]]]) -> Iterator[Context]:
+        _, found = element
+        moments = [(Moment.from_json(encoded), name, probe) for name, probe, encoded in found]
+        items = {item for moment, _, _ in moments for item in (moment.item_id, *moment.history_item_ids)}
+        for moment, name, probe in moments:
+            if not name:
+                continue
             user_id = moment.user_id if self._config.store_user_ids else ""
             if self._records is None:
                 context = self._pools.context(

@@ -15,7 +15,9 @@ from components.llm_scorer.candidates import (
     TAIL,
     CandidatePools,
     Moment,
+    MomentKey,
     can_be_asked,
+    can_probe,
     choose_moments,
     choose_probes,
     context_id,
@@ -217,11 +219,11 @@ def test_a_history_that_is_all_newer_than_the_lag_cannot_be_asked_about():
     assert not can_be_asked(moment(history=("i310", "i320")), catalog, history_lag=2)
 
 
-def strata(tail: int, cold: int, other: int) -> dict[str, list[Moment]]:
+def strata(tail: int, cold: int, other: int) -> dict[str, list[MomentKey]]:
+    sizes = {TAIL: tail, COLD: cold, OTHER: other}
     return {
-        TAIL: [moment(user=f"t{n}", item="i3") for n in range(tail)],
-        COLD: [moment(user=f"c{n}", length=2) for n in range(cold)],
-        OTHER: [moment(user=f"o{n}") for n in range(other)],
+        name: [MomentKey(user_id=f"{name}{n}", position=9, can_probe=True) for n in range(size)]
+        for name, size in sizes.items()
     }
 
 
@@ -244,7 +246,21 @@ def test_strata_get_their_shares_and_pass_on_what_they_cannot_fill(available, ex
 
 def test_probes_are_the_configured_share_with_rare_chosen_items_first():
     moments = [(m, name) for name, found in strata(3, 5, 12).items() for m in found]
-    probes = choose_probes(moments, CATALOG, CandidateConfig(probe_fraction=0.4), seed=1)
+    probes = choose_probes(moments, CandidateConfig(probe_fraction=0.4), seed=1)
     assert len(probes) == 8
-    assert {f"t{n}" for n in range(3)} <= {user for user, _ in probes}
-    assert probes == choose_probes(moments[::-1], CATALOG, CandidateConfig(probe_fraction=0.4), seed=1)
+    assert {f"{TAIL}{n}" for n in range(3)} <= {moment.user_id for moment in probes}
+    assert probes == choose_probes(moments[::-1], CandidateConfig(probe_fraction=0.4), seed=1)
+
+
+def test_what_no_prompt_can_name_becomes_no_probe():
+    untitled = CATALOG | {"i3": dataclasses.replace(CATALOG["i3"], title="")}
+    assert can_probe(moment(item="i3"), CATALOG)
+    assert not can_probe(moment(item="i3"), untitled)
+    assert not can_probe(moment(item="unknown"), CATALOG)
+    able, unable = MomentKey("u", 9, True), MomentKey("v", 9, False)
+    assert choose_probes([(unable, OTHER), (able, OTHER)], CandidateConfig(probe_fraction=1.0), seed=1) == {able}
+
+
+def test_a_moment_is_what_it_was_after_json():
+    before = moment(user="ü\n1")
+    assert Moment.from_json(before.to_json().encode()) == before

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import apache_beam as beam
@@ -75,10 +76,11 @@ def test_a_forecast_counts_what_the_run_then_asks_without_a_call(stub: StubServe
 
 
 def plan_lines(root):
-    import tensorflow as tf
-
-    files = [str(path) for path in (root / "work").glob("contexts-*")]
-    return list(tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator())
+    lines = []
+    for path in (root / "work").glob("contexts-*"):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            lines += file
+    return lines
 
 
 def test_the_curve_grows_by_tenths_and_takes_users_before_their_second_contexts(stub: StubServer, tmp_path):

@@ -11,7 +11,7 @@ from components import scores
 from components.catalog import write_catalog
 from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.exchange import Context
-from components.llm_scorer.transforms import ContextsToAsk
+from components.llm_scorer.transforms import TO_CHOOSE, TO_DRAW, ContextsToAsk
 from tests.components.llm_scorer.market import market_items, market_rows, row
 
 CANDIDATES = {"per_context": 8, "negatives_per_probe": 2, "popularity_pool": 20}
@@ -27,9 +27,14 @@ def config(pairs: int, **values) -> LlmConfig:
     return LlmConfig.model_validate({"budget": {"pairs": pairs}, "candidates": CANDIDATES, **values}).resolve()
 
 
+def contexts_to_ask(rows: beam.PCollection, directory: str, settings: LlmConfig) -> beam.PCollection:
+    return {TO_CHOOSE: rows, TO_DRAW: rows} | ContextsToAsk(directory, settings)
+
+
 def plan(rows: list[bytes], directory: str, settings: LlmConfig, check: Callable[[list[Context]], None]) -> None:
     with TestPipeline() as pipeline:
-        assert_that(pipeline | beam.Create(rows) | ContextsToAsk(directory, settings), check)
+        contexts = contexts_to_ask(pipeline | beam.Create(rows), directory, settings)
+        assert_that(contexts, check)
 
 
 def test_the_plan_is_within_the_budget_and_asks_every_user_before_any_twice(catalog_directory):
@@ -50,7 +55,7 @@ def test_the_plan_does_not_depend_on_the_order_of_the_rows(catalog_directory):
         plans = [
             pipeline
             | f"Create{n}" >> beam.Create(order)
-            | f"Ask{n}" >> ContextsToAsk(catalog_directory, settings)
+            | f"Ask{n}" >> beam.ptransform_fn(contexts_to_ask)(catalog_directory, settings)
             | f"Encode{n}" >> beam.Map(Context.to_json)
             for n, order in enumerate([rows, shuffled])
         ]
