@@ -1,14 +1,21 @@
-"""Beam's RunInference over contexts: cache, budget and accounting around each single call."""
+"""Beam's RunInference over contexts: cache, budget and accounting around each single call.
+
+RunInference hands on the outcomes of a batch when all of them are there, and takes up the next batch after that. So
+that calls are under way meanwhile, AskAhead, the step before it, begins to ask; the handler takes up what was begun.
+"""
 
 import gc
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, Protocol, TypeVar
 
+import apache_beam as beam
 from apache_beam.ml.inference.base import RemoteModelHandler
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.shared import Shared
 
 from components.catalog import read_catalog
 from components.llm_scorer import exchange, ledger
@@ -28,8 +35,11 @@ from components.llm_scorer.waiting import Waiter
 Read = TypeVar("Read", covariant=True)
 
 CONTEXTS_AHEAD = 128
-"""Contexts in a batch for each call that may be under way: a batch waits for its slowest context, and long
-batches make that wait small beside the work."""
+"""Contexts begun and not yet handed on for each call that may be under way: while a batch waits for its slowest
+context, there are so many others to ask about."""
+
+CONTEXTS_A_BATCH = 8
+"""Contexts in a batch of RunInference for each call that may be under way; where nobody is asked, CONTEXTS_AHEAD."""
 
 CALLS_A_SPARE_THREAD = 8
 """For each so many calls that may be under way, a thread more than these take up: see _threads."""
@@ -89,8 +99,18 @@ class LlmHandler(RemoteModelHandler[Context, Outcome, "Session[Outcome]"]):
         self._run_id = run_id
         self._catalog_directory = catalog_directory
         self._not_before = not_before
+        self._shared = Shared()
+
+    @property
+    def contexts_ahead(self) -> int:
+        """How many contexts are begun before the first one's outcome is waited for."""
+        return 0 if self._config.asks_nobody else CONTEXTS_AHEAD * (self._config.concurrency or 1)
 
     def create_client(self) -> "Session[Outcome]":
+        """The process's session: the same one for AskAhead and RunInference."""
+        return self._shared.acquire(self._new_session)
+
+    def _new_session(self) -> "Session[Outcome]":
         session = Session(
             self._config,
             self._base_url,
@@ -111,7 +131,8 @@ class LlmHandler(RemoteModelHandler[Context, Outcome, "Session[Outcome]"]):
         return model.score_all(batch)
 
     def batch_elements_kwargs(self) -> dict[str, int]:
-        size = CONTEXTS_AHEAD * (self._config.concurrency or 1)
+        per_call = CONTEXTS_AHEAD if self._config.asks_nobody else CONTEXTS_A_BATCH
+        size = per_call * (self._config.concurrency or 1)
         return {"min_batch_size": size, "max_batch_size": size}
 
     def get_num_bytes(self, batch: Sequence[Context]) -> int:
@@ -122,6 +143,33 @@ class LlmHandler(RemoteModelHandler[Context, Outcome, "Session[Outcome]"]):
 
     def share_model_across_processes(self) -> bool:
         return False
+
+
+class AskAhead(beam.DoFn):
+    """Context -> the same, in order, once asking about it and a good many after it has begun.
+
+    On a runner that puts RunInference into another process nothing is lost: it then asks by itself, waits for the calls
+    that are under way here, and finds the answers of the others in the cache.
+    """
+
+    def __init__(self, handler: LlmHandler):
+        self._handler = handler
+
+    def setup(self) -> None:
+        self._session = self._handler.create_client()
+
+    def start_bundle(self) -> None:
+        self._begun: deque[Context] = deque()
+
+    def process(self, context: Context) -> Iterator[Context]:
+        self._session.begin(context)
+        self._begun.append(context)
+        if len(self._begun) > self._handler.contexts_ahead:
+            yield self._begun.popleft()
+
+    def finish_bundle(self):
+        while self._begun:
+            yield GlobalWindows.windowed_value(self._begun.popleft())
 
 
 class Session(Generic[Read]):
@@ -154,42 +202,72 @@ class Session(Generic[Read]):
         self._caps = budget_caps(config)
         # Each thread has connections of its own, to cache, ledger and endpoint, as long as it lives.
         self._threads = ThreadPoolExecutor(_threads(config), thread_name_prefix="llm")
+        self._lock = threading.Lock()
+        self._begun: dict[str, Future[tuple[Read, Counter[str]]]] = {}
+        self._stop = threading.Event()
+
+    def begin(self, context: Context) -> None:
+        """Begins to ask about a context, in a thread; score_all takes it up."""
+        if not self._config.asks_nobody:
+            with self._lock:
+                self._begun[context.context_id] = self._submit(context)
 
     def score_all(self, contexts: Sequence[Context]) -> list[Read]:
-        """Asks about contexts side by side, and reads the answers on each.
+        """Asks about contexts side by side, where that was not begun yet, and reads the answers on each.
 
         Raises:
-            LlmError: the job must end; what was answered is in the cache.
+            LlmError: the job must end; what was answered is in the cache, and nothing that was begun goes on.
         """
         if self._config.asks_nobody:
             # Counted at once: a transaction for each of millions of pairs would take longest.
             self._ledger.add({ledger.PAIRS_DONE: sum(len(context.candidates) for context in contexts)})
             return [self._scorer.read(context, (), ()) for context in contexts]
-        stop = threading.Event()
-        futures = [self._threads.submit(self._score_or_stop, context, stop) for context in contexts]
+        with self._lock:
+            ids = [context.context_id for context in contexts]
+            futures = [
+                self._begun.pop(name) if name in self._begun else self._submit(context)
+                for name, context in zip(ids, contexts, strict=True)
+            ]
         try:
-            errors = [error for error in (future.exception() for future in futures) if error is not None]
-        except BaseException:
-            # Ctrl-C: the threads would else go on to the end of the batch.
-            stop.set()
-            wait(futures)
+            outcomes = [future.result() for future in futures]
+        except BaseException as error:
+            # Also Ctrl-C: the threads would else go on to the end of what was begun.
+            errors = self._stop_all(futures)
+            if isinstance(error, RunEnded) and errors:
+                # It only says that another context's thread has stopped the others.
+                raise errors[0] from None
             raise
-        # The threads after the first error only report that they were stopped.
-        if errors:
-            raise min(errors, key=lambda error: isinstance(error, RunEnded))
-        return [future.result() for future in futures]
+        self._ledger.add(sum((counts for _, counts in outcomes), Counter()))
+        return [read for read, _ in outcomes]
 
-    def _score_or_stop(self, context: Context, stop: threading.Event) -> Read:
+    def _submit(self, context: Context) -> "Future[tuple[Read, Counter[str]]]":
+        return self._threads.submit(self._score_or_stop, context, self._stop)
+
+    def _stop_all(self, futures: Sequence[Future]) -> list[BaseException]:
+        """Ends what was begun; what begins after that is another try. Returns the errors that are no RunEnded."""
+        with self._lock:
+            self._stop.set()
+            self._stop = threading.Event()
+            ended = [*futures, *self._begun.values()]
+            self._begun.clear()
+        errors = (future.exception() for future in ended)
+        return [error for error in errors if error is not None and not isinstance(error, RunEnded)]
+
+    def _score_or_stop(self, context: Context, stop: threading.Event) -> tuple[Read, Counter[str]]:
+        """What became of the answers, and what to count once somebody takes it up."""
         if stop.is_set():
             raise RunEnded
         try:
             requests = self._scorer.requests(context)
-            return self._scorer.read(context, requests, self._answers(context, requests, stop))
+            answers, counts = self._answers(context, requests, stop)
+            return self._scorer.read(context, requests, answers), counts
         except BaseException:
             stop.set()
             raise
 
-    def _answers(self, context: Context, requests: Sequence[LlmRequest], stop: threading.Event) -> list[Answer]:
+    def _answers(
+        self, context: Context, requests: Sequence[LlmRequest], stop: threading.Event
+    ) -> tuple[list[Answer], Counter[str]]:
         answers = []
         counts: Counter[str] = Counter()
         for request in requests:
@@ -201,8 +279,7 @@ class Session(Generic[Read]):
         if all(answer.cached for answer in answers):
             counts[ledger.PAIRS_CACHED] = pairs
         counts[ledger.CORRUPT_ENTRIES] = self._cache.take_corrupt()
-        self._ledger.add(counts)
-        return answers
+        return answers, counts
 
     def _ask(self, request: LlmRequest, counts: Counter[str], stop: threading.Event) -> Answer:
         answer = self._look_up(request)

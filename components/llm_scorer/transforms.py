@@ -28,7 +28,7 @@ from components.llm_scorer.candidates import (
 from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.exchange import Context
 from components.llm_scorer.forecast import Askable
-from components.llm_scorer.handler import LlmHandler
+from components.llm_scorer.handler import AskAhead, LlmHandler
 from components.llm_scorer.outcome import Outcome
 from components.llm_scorer.strategies.embedding import vectors_in_file
 from components.llm_scorer.strategies.replay import records_to_replay
@@ -109,6 +109,7 @@ class AskLlm(beam.PTransform):
     def expand(self, contexts: beam.PCollection):
         return (
             contexts
+            | "AskAhead" >> beam.ParDo(AskAhead(self._handler))
             | "RunInference" >> RunInference(self._handler)
             | "Part" >> beam.ParDo(_Part()).with_outputs(SCORES, FAILURES)
         )

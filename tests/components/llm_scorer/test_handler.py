@@ -1,5 +1,6 @@
 import collections
 import concurrent.futures
+import dataclasses
 import json
 import pickle
 import threading
@@ -17,7 +18,7 @@ from components.llm_scorer import exchange, ledger
 from components.llm_scorer.config import LlmConfig, LlmError
 from components.llm_scorer.congestion import PUSHED_BACK
 from components.llm_scorer.exchange import Answer, Context, LlmRequest
-from components.llm_scorer.handler import HOPELESS_AFTER, LlmHandler, RunEnded, Session
+from components.llm_scorer.handler import HOPELESS_AFTER, AskAhead, LlmHandler, RunEnded, Session
 from components.llm_scorer.ledger import RunLedger
 from components.llm_scorer.outcome import Outcome
 from components.llm_scorer.strategies import create_strategy
@@ -107,6 +108,67 @@ def test_requests_are_made_and_answers_read_while_other_calls_are_under_way(stub
 
     asking = Session(settings, stub.base_url, str(tmp_path), "run", TwoAtOnce(settings))
     assert reasons(asking.score_all(contexts(4))) == {"": 4}
+
+
+def test_what_was_begun_is_asked_before_its_batch_comes_and_only_once(stub, tmp_path):
+    asked = contexts(6)
+    asking = session(config(stub), stub.base_url, str(tmp_path))
+    for begun in asked[2:]:
+        asking.begin(begun)
+    deadline = time.monotonic() + 10
+    while len(stub.received) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(stub.received) == 4
+    first, second = asking.score_all(asked[:3]), asking.score_all(asked[3:])
+    assert len(stub.received) == 6
+    again = session(config(stub), stub.base_url, str(tmp_path), "again").score_all(asked)
+    assert [answers[0].response for answers in again] == [answers[0].response for answers in first + second]
+
+
+def test_an_error_in_what_was_begun_ends_the_batch_before_it_and_all_else(stub, tmp_path):
+    settings = config(stub, concurrency=1)
+    bad_is_read = threading.Event()
+
+    class OneUnreadable(AnswersAlone):
+        def read(self, asked: Context, requests: Sequence[LlmRequest], answers: Sequence[Answer]) -> list[Answer]:
+            if asked.context_id == "c0":
+                bad_is_read.set()
+                raise KeyError(asked.context_id)
+            return super().read(asked, requests, answers)
+
+    asked = contexts(20)
+    asking = Session(settings, stub.base_url, str(tmp_path), "run", OneUnreadable(settings))
+    asking.begin(asked[0])
+    assert bad_is_read.wait(timeout=10)
+    for later in asked[2:]:
+        asking.begin(later)
+    with pytest.raises(KeyError, match="c0"):
+        asking.score_all(asked[1:2])
+    assert len(stub.received) == 1
+    # The session itself is as good as new.
+    assert reasons(asking.score_all(asked[1:3])) == {"": 2}
+
+
+def test_asking_ahead_hands_every_context_on_in_order_and_the_calls_are_shared_with_run_inference(stub, tmp_path):
+    settings = config(stub)
+    write_catalog(str(tmp_path / "catalog"), CATALOG.values())
+    handler = LlmHandler(settings, stub.base_url, str(tmp_path), "run", str(tmp_path / "catalog"))
+    ahead = handler.contexts_ahead
+    asked = contexts(50)
+    step = AskAhead(handler)
+    step.setup()
+    step.start_bundle()
+    # More than are begun ahead, so that some are handed on before the end of the bundle; contexts recur from the cache.
+    many = [dataclasses.replace(asked[n % 50], context_id=f"n{n}") for n in range(ahead + 10)]
+    handed_on = [context for each in many for context in step.process(each)]
+    assert handed_on == many[:10]
+    rest = [windowed.value for windowed in step.finish_bundle()]
+    assert handed_on + rest == many
+    outcomes = handler.request(rest, handler.create_client())
+    assert [ScoreRecord.parse(o.record).context_id for o in outcomes if o.record] == [c.context_id for c in rest]
+    assert len(stub.received) == len({json.dumps(body) for body in stub.received})
+    # Those that went on before are another's to take up, and to count.
+    assert RunLedger(str(tmp_path), "run").totals()[ledger.PAIRS_DONE] == 2 * len(rest)
 
 
 def test_an_answer_that_cannot_be_read_ends_the_job(stub, tmp_path):
