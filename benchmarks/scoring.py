@@ -1,6 +1,6 @@
 """How near to an endpoint's limit the scorer comes, and what it takes: beside a plain client and a peer, in one run.
 
-    python -m benchmarks.scoring [--requests 1000 10000 100000] [--clients sllmr asyncio curator]
+    python -m benchmarks.scoring [--requests 1000 10000 100000] [--clients sllmr sllmr_two_processes asyncio curator]
 
 The endpoint is loopback_server.py: 200 ms an answer, 64 requests under way at most, so 320 answers a second at best.
 One cell is one client over so many listwise requests of ten candidates; results/scoring.jsonl gets a line for each, and
@@ -39,6 +39,7 @@ from components.llm_scorer.strategies import create_strategy
 from components.scores import POPULAR
 from models import features
 
+CLIENTS = ("asyncio", "curator", "sllmr", "sllmr_two_processes")
 LATENCY_MS = 200
 CONCURRENCY = 64
 LIMIT_PER_S = CONCURRENCY / (LATENCY_MS / 1000)
@@ -175,7 +176,7 @@ def measure_cell(client: str, requests: int, work: pathlib.Path) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--clients", nargs="+", choices=("sllmr", "asyncio", "curator"), default=None)
+    parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=CLIENTS)
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"))
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -183,9 +184,9 @@ def main() -> None:
     work = arguments.work.resolve()
     settings = {"latency_ms": LATENCY_MS, "concurrency": CONCURRENCY, "candidates": CANDIDATES}
     for requests in arguments.requests:
-        for client in arguments.clients or ("asyncio", "curator", "sllmr"):
+        for client in arguments.clients:
             used = {"peer": PEER} if client == "curator" else versions("openai")
-            used |= versions("apache-beam") if client == "sllmr" else {}
+            used |= versions("apache-beam") if client.startswith("sllmr") else {}
             cell = {"client": client, "requests": requests, **settings, "versions": used}
             if results.holds(cell):
                 print(f"{client} over {requests} requests: already in {arguments.results}")

@@ -15,8 +15,11 @@ import os
 import pathlib
 
 
-def run_sllmr(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int) -> None:
-    """ScoringJob on Beam's local runner: chooses users and candidates from the rows, asks, writes the score table."""
+def run_sllmr(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int, processes: int = 1) -> None:
+    """ScoringJob on Beam's local runner: chooses users and candidates from the rows, asks, writes the score table.
+
+    With more than one worker process each has its share of the calls that may be under way.
+    """
     import functools
 
     import pipeline  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
@@ -29,6 +32,7 @@ def run_sllmr(url: str, source: pathlib.Path, output: pathlib.Path, concurrency:
     from components.llm_scorer.job import ScoringJob
 
     size = json.loads((source / "size.json").read_text())
+    workers = ("--direct_running_mode=multi_processing", f"--direct_num_workers={processes}") if processes > 1 else ()
     for directory in ("work", "scores"):
         (output / directory).mkdir()
     job = ScoringJob(
@@ -37,7 +41,7 @@ def run_sllmr(url: str, source: pathlib.Path, output: pathlib.Path, concurrency:
                 "model": "loopback",
                 "base_url": url,
                 "api_key_env": "SLLMR_BENCHMARK_KEY",
-                "concurrency": concurrency,
+                "concurrency": concurrency // processes,
                 "budget": {"pairs": size["requests"] * size["candidates"]},
                 "candidates": {"per_context": size["candidates"]},
             }
@@ -46,10 +50,15 @@ def run_sllmr(url: str, source: pathlib.Path, output: pathlib.Path, concurrency:
         cache_directory=str(output / "cache"),
         work_directory=str(output / "work"),
         output_directory=str(output / "scores"),
-        make_pipeline=functools.partial(beam.Pipeline, argv=list(BeamConfig().pipeline_args)),
+        make_pipeline=functools.partial(beam.Pipeline, argv=list(BeamConfig(args=workers).pipeline_args)),
     )
     book = job.run(beam.io.ReadFromTFRecord(str(source / "rows-*.tfrecord.gz")))
     print(json.dumps({"answers": book["calls"]["sent"], "scored_pairs": book["scored"]}))
+
+
+def run_two_processes(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int) -> None:
+    """run_sllmr in two worker processes."""
+    run_sllmr(url, source, output, concurrency, processes=2)
 
 
 def run_asyncio(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int) -> None:
@@ -124,7 +133,7 @@ def run_curator(url: str, source: pathlib.Path, output: pathlib.Path, concurrenc
     print(json.dumps({"answers": len(dataset)}))
 
 
-CLIENTS = {"sllmr": run_sllmr, "asyncio": run_asyncio, "curator": run_curator}
+CLIENTS = {"sllmr": run_sllmr, "sllmr_two_processes": run_two_processes, "asyncio": run_asyncio, "curator": run_curator}
 
 
 def main() -> None:
