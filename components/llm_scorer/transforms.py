@@ -55,7 +55,7 @@ class ContextsToAsk(beam.PTransform):
         self._catalog_directory = catalog_directory
         self._config = config
 
-    def expand(self, inputs: dict[str, beam.PCollection]) -> beam.PCollection:
+    def expand(self, inputs):
         config = self._config
         contexts = number_of_contexts(config.budget.pairs, config.candidates.per_context)
         by_stratum = (
@@ -222,7 +222,7 @@ def _of_chosen_users(
 ) -> Iterator[tuple[str, tuple[str, bool, bytes]]]:
     """(user, (stratum, whether it is a probe, Moment)); the stratum is empty where the moment was not chosen.
 
-    A Moment as bytes takes a tenth of the room that its objects take.
+    A Moment as bytes: a runner may keep all groups in memory, as the objects that they hold.
     """
     if moment.user_id in chosen:
         places = {position: (name, probe) for position, name, probe in chosen[moment.user_id]}
@@ -251,11 +251,14 @@ class _DrawCandidates(WithCatalog):
 
     def process(self, element: tuple[str, Iterable[tuple[str, bool, bytes]]]) -> Iterator[Context]:
         _, found = element
-        moments = [(Moment.from_json(encoded), name, probe) for name, probe, encoded in found]
-        items = {item for moment, _, _ in moments for item in (moment.item_id, *moment.history_item_ids)}
-        for moment, name, probe in moments:
-            if not name:
-                continue
+        items: set[str] = set()
+        chosen = []
+        for name, probe, encoded in found:
+            moment = Moment.from_json(encoded)
+            items.update((moment.item_id, *moment.history_item_ids))
+            if name:
+                chosen.append((moment, name, probe))
+        for moment, name, probe in chosen:
             user_id = moment.user_id if self._config.store_user_ids else ""
             if self._records is None:
                 context = self._pools.context(
