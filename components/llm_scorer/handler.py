@@ -223,10 +223,9 @@ class Session(Generic[Read]):
             self._ledger.add({ledger.PAIRS_DONE: sum(len(context.candidates) for context in contexts)})
             return [self._scorer.read(context, (), ()) for context in contexts]
         with self._lock:
-            ids = [context.context_id for context in contexts]
             futures = [
-                self._begun.pop(name) if name in self._begun else self._submit(context)
-                for name, context in zip(ids, contexts, strict=True)
+                self._begun.pop(context.context_id) if context.context_id in self._begun else self._submit(context)
+                for context in contexts
             ]
         try:
             outcomes = [future.result() for future in futures]

@@ -110,14 +110,19 @@ def test_requests_are_made_and_answers_read_while_other_calls_are_under_way(stub
     assert reasons(asking.score_all(contexts(4))) == {"": 4}
 
 
+def wait_for_calls(stub: StubServer, calls: int) -> None:
+    deadline = time.monotonic() + 10
+    while len(stub.received) < calls:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_what_was_begun_is_asked_before_its_batch_comes_and_only_once(stub, tmp_path):
     asked = contexts(6)
     asking = session(config(stub), stub.base_url, str(tmp_path))
     for begun in asked[2:]:
         asking.begin(begun)
-    deadline = time.monotonic() + 10
-    while len(stub.received) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for_calls(stub, 4)
     assert len(stub.received) == 4
     first, second = asking.score_all(asked[:3]), asking.score_all(asked[3:])
     assert len(stub.received) == 6
@@ -162,6 +167,7 @@ def test_asking_ahead_hands_every_context_on_in_order_and_the_calls_are_shared_w
     many = [dataclasses.replace(asked[n % 50], context_id=f"n{n}") for n in range(ahead + 10)]
     handed_on = [context for each in many for context in step.process(each)]
     assert handed_on == many[:10]
+    wait_for_calls(stub, 10)  # RunInference has not had one of them yet
     rest = [windowed.value for windowed in step.finish_bundle()]
     assert handed_on + rest == many
     outcomes = handler.request(rest, handler.create_client())
