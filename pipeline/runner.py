@@ -13,6 +13,7 @@ from pipeline import report, summary
 from pipeline.config import load_config
 from pipeline.console import metrics_table, print_scores, run_log
 from pipeline.datasets.fetch import fetch_missing
+from pipeline.folder_lock import folder_lock
 from pipeline.graph import build_pipeline
 
 SUMMARY_FILE = "summary.json"
@@ -51,7 +52,7 @@ def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path)
     pipeline = build_pipeline(config, output)
     dag_runner = _DagRunner()
     start = time.monotonic()
-    with run_log(log_file, console, steps=len(pipeline.components)):
+    with folder_lock(output, console), run_log(log_file, console, steps=len(pipeline.components)):
         try:
             dag_runner.run(pipeline)
         except BaseException:

@@ -42,12 +42,16 @@ class Arm(BaseModel):
     )
     tuned_as: str | None = Field(
         default=None,
-        description="arm whose tuned values this one takes, `none` for its backbone's alone; its own where empty",
+        description="arm whose tuned values this one takes on top of its backbone's, `none` for nothing on top; "
+        "its own where empty",
     )
 
 
 NONE = "none"
 """The arm that every other one is compared with."""
+
+TEXT_FEATURES = "text_features"
+"""The arm whose model has the item vectors as inputs, and no more: it is tuned for each backbone, as none is."""
 
 LATE_FUSION = "late_fusion"
 """The arm that needs the teacher's score to serve: the bar that the others are held to."""
@@ -69,7 +73,7 @@ ARMS: dict[str, Arm] = {
     "gated_advantage": Arm(gate={"mode": "advantage"}),
     "gated_fused": _FUSED,
     "gated_fused_text": _FUSED.model_copy(update={"text_features": True, "tuned_as": "gated_fused"}),
-    "text_features": Arm(loss={"llm_weight": 0.0}, text_features=True, tuned_as=NONE),
+    TEXT_FEATURES: Arm(loss={"llm_weight": 0.0}, text_features=True, tuned_as=NONE),
     LATE_FUSION: Arm(loss={"llm_weight": 0.0}, late_fusion=True, tuned_as=NONE),
 }
 """By name. A configuration adds its own under `own_arms`."""

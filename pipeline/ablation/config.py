@@ -151,7 +151,7 @@ class Ablation:
         """The configuration of one training.
 
         Laid over each other: what is shared, the backbone and its tuned hyper-parameters, those of the arm, the arm
-        itself, the seed. So every arm stands on the tuned baseline.
+        itself, the seed. So every arm stands on the tuned baseline with the same inputs as its own.
         """
         made = self.config.arm(arm)
         base = self.domain(domain)
@@ -162,7 +162,7 @@ class Ablation:
             )
         layers = [
             {"model": {"backbone": backbone}},
-            self._tuned.backbones.get(backbone, {}),
+            (self._tuned.text_backbones if made.text_features else self._tuned.backbones).get(backbone, {}),
             self._tuned.arms.get(made.tuned_as or arm, {}),
             {"model": {"item_vectors_file": vectors}} if made.text_features else {},
             {section: getattr(made, section) for section in _SECTIONS},
@@ -200,6 +200,12 @@ def load_ablation(path: pathlib.Path, *, read_tuned: bool = True) -> Ablation:
     tuned = Tuned()
     if config.tuned is not None and read_tuned:
         tuned = _read(file.parent / config.tuned, Tuned, "tuned")
+    without = tuned.backbones.keys() & set(config.backbones) - tuned.text_backbones.keys()
+    if without and any(config.arm(arm).text_features for arm in config.arms):
+        raise ConfigError(
+            f"tuned must hold text_backbones of {', '.join(sorted(without))}, as it holds backbones, for arms with "
+            f"item vectors; write {config.tuned} anew with sllmr ablate --tune"
+        )
     ablation = Ablation(config, file, tuned)
     for domain in config.domains:
         for backbone in config.backbones:
@@ -218,14 +224,17 @@ class Tuned(BaseModel):
     Attributes:
         how: in words: domain, backbone, seed and number of trials.
         backbones: of the arm `none`, by backbone.
-        arms: on top of those, by arm.
-        valid_auc: backbone or arm -> best validation AUC of its trials.
+        text_backbones: of the arm `text_features`, by backbone; the arms that have the item vectors as inputs stand on
+            these.
+        arms: on top of either, by arm.
+        valid_auc: backbone, `backbone text_features` or arm -> best validation AUC of its trials.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     how: str = ""
     backbones: dict[str, Sections] = {}
+    text_backbones: dict[str, Sections] = {}
     arms: dict[str, Sections] = {}
     valid_auc: dict[str, float] = {}
 

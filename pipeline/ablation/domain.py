@@ -23,6 +23,7 @@ from pipeline.baseline import auc_by_slice
 from pipeline.config import Config
 from pipeline.console import run_log
 from pipeline.datasets.fetch import fetch_missing
+from pipeline.folder_lock import folder_lock
 from pipeline.graph import build_data_pipeline
 from pipeline.summary import read_steps
 
@@ -76,9 +77,10 @@ def prepare_domain(name: str, config: Config, output: pathlib.Path, console: Con
     if config.loss.llm_weight > 0:
         config.llm.check_needs()
     pipeline = build_data_pipeline(config, output)
-    with run_log(output / "logs" / "data.log", console, steps=len(pipeline.components)):
-        LocalDagRunner().run(pipeline)
-    steps = {step: made.outputs for step, made in read_steps(output).items()}
+    with folder_lock(output, console):
+        with run_log(output / "logs" / "data.log", console, steps=len(pipeline.components)):
+            LocalDagRunner().run(pipeline)
+        steps = {step: made.outputs for step, made in read_steps(output).items()}
     console.print("        loading rows and pairs", style="dim")
 
     transform_output = tft.TFTransformOutput(steps["Transform"]["transform_graph"])

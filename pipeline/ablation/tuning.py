@@ -5,9 +5,10 @@ from typing import Any
 
 import keras_tuner
 import yaml
+from keras_tuner.engine.trial import TrialStatus
 from rich.console import Console
 
-from pipeline.ablation.arms import NONE, Arm
+from pipeline.ablation.arms import NONE, TEXT_FEATURES, Arm
 from pipeline.ablation.cells import fit_arm
 from pipeline.ablation.config import Sections, Tuned, load_ablation
 from pipeline.ablation.domain import Domain, prepare_domain
@@ -21,7 +22,7 @@ BASELINE_SPACE: dict[str, tuple[float, ...]] = {
     "model.dropout": (0.0, 0.1, 0.2, 0.4),
     "train.learning_rate": (0.0005, 0.001, 0.002),
 }
-"""Of the arm none, for each backbone."""
+"""Of the arms none and text_features, for each backbone."""
 
 POINTWISE_SPACE: dict[str, tuple[float, ...]] = {"loss.llm_weight": (0.1, 0.3, 1.0, 3.0, 10.0)}
 """Of arms whose L_LLM is pointwise, on top of the tuned baseline."""
@@ -47,8 +48,9 @@ def tune(config_file: pathlib.Path, output: pathlib.Path, tuned_file: pathlib.Pa
     name = settings.domain or next(iter(ablation.config.domains))
     domain = prepare_domain(name, ablation.domain(name), output / name, console)
     tuned = Tuned(
-        how=f"{settings.trials} trials for none of each backbone, and for each other arm on {settings.backbone}; "
-        f"random search on {name}, seed {settings.seed}, judged by validation AUC"
+        how=f"{settings.trials} trials for none and text_features of each backbone, and for each other arm on "
+        f"{settings.backbone}; "
+        f"random search from the start on {name}, seed {settings.seed}, judged by validation AUC"
     )
 
     def search(backbone: str, arm: str) -> tuple[Sections, float]:
@@ -64,6 +66,13 @@ def tune(config_file: pathlib.Path, output: pathlib.Path, tuned_file: pathlib.Pa
     for backbone in ablation.config.backbones:
         tuned.backbones[backbone], tuned.valid_auc[backbone] = search(backbone, NONE)
         keep()
+        if any(ablation.config.arm(name).text_features for name in ablation.config.arms):
+            # What is best without the vectors is the first trial with them.
+            tuned.text_backbones[backbone] = tuned.backbones[backbone]
+            tuned.text_backbones[backbone], tuned.valid_auc[f"{backbone} {TEXT_FEATURES}"] = search(
+                backbone, TEXT_FEATURES
+            )
+            keep()
     for arm_name in ablation.config.arms:
         if arm_name != NONE and ablation.config.arm(arm_name).tuned_as is None:
             tuned.arms[arm_name], tuned.valid_auc[arm_name] = search(settings.backbone, arm_name)
@@ -71,7 +80,18 @@ def tune(config_file: pathlib.Path, output: pathlib.Path, tuned_file: pathlib.Pa
     console.print(f"Tuned      {tuned_file}", soft_wrap=True)
 
 
-class _Tuner(keras_tuner.RandomSearch):
+class _FromTheStart(keras_tuner.oracles.RandomSearchOracle):
+    """Random search whose first trial has the defaults; keras-tuner's own draws that one too."""
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """The values of a new trial."""
+        if self.trials:
+            return super().populate_space(trial_id)
+        defaults = {choice.name: choice.default for choice in self.hyperparameters.space}
+        return {"status": TrialStatus.RUNNING, "values": defaults}
+
+
+class _Tuner(keras_tuner.Tuner):
     def __init__(
         self,
         domain: Domain,
@@ -89,14 +109,16 @@ class _Tuner(keras_tuner.RandomSearch):
             default = getattr(getattr(start, section), field)
             space.Choice(key, sorted({*values, default}), default=default)
         super().__init__(
-            objective=keras_tuner.Objective(_OBJECTIVE, "max"),
-            hyperparameters=space,
-            tune_new_entries=False,
-            max_trials=settings.trials,
-            seed=settings.seed,
+            _FromTheStart(
+                objective=keras_tuner.Objective(_OBJECTIVE, "max"),
+                hyperparameters=space,
+                tune_new_entries=False,
+                max_trials=settings.trials,
+                seed=settings.seed,
+                max_consecutive_failed_trials=1,
+            ),
             directory=str(output / domain.name / "tuning"),
             project_name=name.replace(" ", "-"),
-            max_consecutive_failed_trials=1,
         )
 
     def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -49,7 +49,7 @@ def test_tuned_values_of_the_backbone_come_first_and_those_of_the_arm_on_top(tmp
         "arms": {"global": {"loss": {"llm_weight": 0.3}, "train": {"learning_rate": 0.003}}},
     }
     (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(tuned))
-    ablation = load_ablation(write(tmp_path, tuned="tuned.yaml"))
+    ablation = load_ablation(write(tmp_path, tuned="tuned.yaml", arms=["none", "global", "late_fusion"]))
 
     none, other, asked = (
         ablation.cell("shop", backbone, arm, 4)
@@ -59,6 +59,28 @@ def test_tuned_values_of_the_backbone_come_first_and_those_of_the_arm_on_top(tmp
     assert other.model.dropout == 0.2
     assert (asked.model.dropout, asked.train.learning_rate, asked.loss.llm_weight) == (0.4, 0.003, 0.3)
     assert ablation.cell("shop", "dcn", "late_fusion", 4).model == none.model
+
+
+def test_arms_with_item_vectors_stand_on_what_was_tuned_with_them(tmp_path):
+    tuned = {
+        "backbones": {"dcn": {"model": {"dropout": 0.4}}},
+        "text_backbones": {"dcn": {"model": {"dropout": 0.1}}},
+        "arms": {"gated_fused": {"loss": {"llm_weight": 7.0}}},
+    }
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(tuned))
+    ablation = load_ablation(write(tmp_path, tuned="tuned.yaml"))
+
+    dropout = {arm: ablation.cell("shop", "dcn", arm, 4).model.dropout for arm in ARMS}
+    assert {arm for arm, value in dropout.items() if value == 0.1} == {"text_features", "gated_fused_text"}
+    assert {value for arm, value in dropout.items() if ARMS[arm].text_features is False} == {0.4}
+    assert ablation.cell("shop", "dcn", "gated_fused_text", 4).loss.llm_weight == 7.0
+
+
+def test_tuned_values_that_know_no_arm_with_item_vectors_are_refused_where_one_is_asked_for(tmp_path):
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump({"backbones": {"dcn": {"model": {"dropout": 0.4}}}}))
+    with pytest.raises(ConfigError, match=r"tuned must hold text_backbones of dcn, .* with sllmr ablate --tune"):
+        load_ablation(write(tmp_path, tuned="tuned.yaml"))
+    load_ablation(write(tmp_path, tuned="tuned.yaml", arms=["none", "global"]))
 
 
 def test_an_own_arm_is_a_configuration_entry(tmp_path):

@@ -1,5 +1,6 @@
 """`sllmr ablate` on two small tables, with vectors from a file as the teacher: the whole command."""
 
+import collections
 import csv
 import dataclasses
 import json
@@ -163,7 +164,10 @@ def test_the_report_is_made_of_the_results_alone(killed_and_finished, tmp_path):
 
 def test_tuning_gives_backbone_and_arm_their_trials_and_the_matrix_reads_what_it_wrote(killed_and_finished):
     file, _ = killed_and_finished
-    matrix = yaml.safe_load(file.read_text()) | {"arms": ["none", "global"], "tuning": {"trials": 2, "backbone": "dcn"}}
+    matrix = yaml.safe_load(file.read_text()) | {
+        "arms": ["none", "text_features", "global"],
+        "tuning": {"trials": 2, "backbone": "dcn"},
+    }
     tuned_file = file.parent / "tuned.yaml"
     small = file.parent / "small.yaml"
     small.write_text(yaml.safe_dump(matrix))
@@ -173,10 +177,27 @@ def test_tuning_gives_backbone_and_arm_their_trials_and_the_matrix_reads_what_it
     tuned = yaml.safe_load(tuned_file.read_text())
     trials = list((file.parent / "out" / "shop" / "tuning").glob("*/trial_*"))
     cell = load_ablation(small).cell("shop", "dcn", "global", 1)
-    assert sorted(trial.parent.name for trial in trials) == ["dcn-global"] * 2 + ["dcn-none"] * 2
+    assert collections.Counter(trial.parent.name for trial in trials) == {
+        "dcn-global": 2,
+        "dcn-none": 2,
+        "dcn-text_features": 2,
+    }
     assert 0 < tuned["valid_auc"]["dcn"] <= 1
     assert cell.model.dropout == tuned["backbones"]["dcn"]["model"]["dropout"]
     assert cell.loss.llm_weight == tuned["arms"]["global"]["loss"]["llm_weight"]
+    assert tuned["text_backbones"]["dcn"].keys() == tuned["backbones"]["dcn"].keys()
+    assert tuned["arms"].keys() == {"global"}
+    starts = {
+        trial.parent.name: json.loads((trial / "trial.json").read_text())["hyperparameters"]["values"]
+        for trial in trials
+        if trial.name == "trial_0"
+    }
+    assert starts["dcn-none"] == {"model.embedding_l2": 0.05, "model.dropout": 0.2, "train.learning_rate": 0.001}
+    assert _flat(tuned["backbones"]["dcn"]) == starts["dcn-text_features"]
+
+
+def _flat(sections: dict[str, dict]) -> dict:
+    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
 
 
 def test_a_domain_that_the_matrix_does_not_hold_is_refused(killed_and_finished):
