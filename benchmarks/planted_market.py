@@ -1,6 +1,6 @@
 """Whether the gate finds where an LLM is right, in made-up markets where that is known.
 
-    python -m benchmarks.planted_market [--seeds 1 2 3 ...] [--plants useless ...]
+    python -m benchmarks.planted_market [--seeds 1 2 3 ...] [--plants useless ...] [--train N] [--valid N] [--test N]
 
 The market is training_market.py's: users choose by taste and popularity. The LLM reads the history, and knows every
 item's place among tastes: for some items of some contexts it says how near the item is to the history's, and for the
@@ -21,8 +21,8 @@ gets a line for each, and cells that are there are skipped. Of each arm, on rows
     order_matches   whether of any two regions whose planted shares differ by more than half the one of the larger has
                     the higher alpha; a pair of one long-tail item is in the long-tail region, so shares may lie between
 
-The last lines printed are, of each plant and arm, the paired difference in AUC from the arm none with its 95% interval
-over the seeds, and how many orders match and alarms rang.
+The last lines printed are, of each plant, number of train users and arm, the paired difference in AUC from the arm none
+with its 95% interval over the seeds, and how many orders match and alarms rang.
 """
 
 import argparse
@@ -224,9 +224,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--plants", nargs="+", choices=PLANTS, default=list(PLANTS))
+    for field in dataclasses.fields(Size):
+        parser.add_argument(f"--{field.name}", type=int, default=field.default, metavar="N", help="users")
     arguments = parser.parse_args()
     results = Results(RESULTS)
-    size = Size()
+    size = Size(train=arguments.train, valid=arguments.valid, test=arguments.test)
     for seed in arguments.seeds:
         none: dict[str, Any] | None = None  # the same in every plant
         for plant in arguments.plants:
@@ -241,19 +243,21 @@ def main() -> None:
 
 
 def summary(file: pathlib.Path) -> list[str]:
-    """Of each plant and arm in a file of results: seeds, difference in AUC from the arm none, matches and alarms."""
-    by_plant: dict[str, list[dict[str, Any]]] = {}
+    """Of each plant, number of train users and arm in a file of results: seeds, difference in AUC from the arm none,
+    matches and alarms."""
+    markets: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for line in file.read_text().splitlines():
         result = json.loads(line)
-        by_plant.setdefault(result["cell"]["plant"], []).append(result["arms"])
+        cell = result["cell"]
+        markets.setdefault((cell["plant"], cell["size"]["train"]), []).append(result["arms"])
     lines = []
-    for plant, runs in by_plant.items():
+    for (plant, users), runs in markets.items():
         none = [run["none"]["auc"] for run in runs]
         for arm in [arm for arm in ARMS if arm != "none"]:
             of_arm = [run[arm] for run in runs]
             matches = sum(run["order_matches"] for run in of_arm)
             alarms = sum(run["alarm"] is not None for run in of_arm)
-            line = f"{plant} {arm}: order matches in {matches} of {len(runs)}, {alarms} alarms"
+            line = f"{plant}, {users} users, {arm}: order matches in {matches} of {len(runs)}, {alarms} alarms"
             if len(runs) > 1:
                 mean, half = paired_difference([run["auc"] for run in of_arm], none)
                 line += f", AUC {mean:+.4f} +- {half:.4f}"
