@@ -107,10 +107,17 @@ def with_first_stage(pairs: Columns, model: RankingModel, *, dropout_passes: int
     return result
 
 
-def fused(pairs: Columns, gate: FusedGate) -> dict[str, tf.Tensor]:
-    """The pairs as the fused judgement has it: SOFT_LABEL is the fused probability, `preferred` the likelier item."""
-    soft = [tf.sigmoid(gate.fused_logit(side)) for side in pair_input(pairs)]
-    scored = {**pairs, **{p + features.SOFT_LABEL: v for p, v in zip((PREFERRED, OTHER), soft, strict=True)}}
+def fused(pairs: Columns, gate: FusedGate, *, weigh_by_alpha: bool = False) -> dict[str, tf.Tensor]:
+    """The pairs as the fused judgement has it: SOFT_LABEL is the fused probability, `preferred` the likelier item, and
+    SOFT_LABEL_WEIGHT, with weigh_by_alpha alone, the LLM's share in the probability.
+    """
+    sides = pair_input(pairs)
+    soft = [tf.sigmoid(gate.fused_logit(side)) for side in sides]
+    scored = dict(pairs)
+    for prefix, side, label in zip((PREFERRED, OTHER), sides, soft, strict=True):
+        scored[prefix + features.SOFT_LABEL] = label
+        if weigh_by_alpha:
+            scored[prefix + features.SOFT_LABEL_WEIGHT] = gate.item_alpha(side)
     return turned_round(scored, soft[1] > soft[0])
 
 

@@ -183,7 +183,7 @@ class FusedGate(FittedGate):
 
     alpha(u, i) = b(z) / (1 + a(z) + b(z)), the LLM's share in the judgement: 0 where it is not listened to, towards 1
     where it alone decides. The 1 is what neither says: where both know little their ratio would be noise. alpha
-    explains the targets and weighs nothing by itself.
+    explains the targets, and weighs them with loss.weigh_by_alpha alone.
     """
 
     def __init__(self, config: GateConfig):
@@ -233,9 +233,10 @@ class FusedGate(FittedGate):
         return a * s + b * y + c
 
     def alpha(self, preferred: PairSide, other: PairSide) -> tf.Tensor:
-        return (self._side_alpha(preferred) + self._side_alpha(other)) / 2.0
+        return (self.item_alpha(preferred) + self.item_alpha(other)) / 2.0
 
-    def _side_alpha(self, side: PairSide) -> tf.Tensor:
+    def item_alpha(self, side: PairSide) -> tf.Tensor:
+        """alpha(u, i), float32 [pairs]."""
         a, b, _ = self._coefficients(side)
         return b / (1.0 + a + b)
 

@@ -12,12 +12,15 @@ from models.backbones import BACKBONES
 from models.config import GateConfig, LossConfig, ModelConfig
 from models.embeddings import FeatureEmbedding
 from models.gate import GATES, FittedGate, FrozenGate
-from models.losses import POINTWISE, GatedPairwiseLoss, recommendation_loss
+from models.losses import GatedPairwiseLoss, distillation, pointwise_mse, recommendation_loss
 from models.signals import PairSide
 
 ROWS = "rows"
 PAIRS = "pairs"
 """Keys of a training batch. PAIRS is absent where the LLM has no part."""
+
+_TARGETS = (features.LLM_SCORE, features.SOFT_LABEL, features.SOFT_LABEL_WEIGHT)
+"""Of each item of a pair: what L_LLM may hold its logit to."""
 
 
 class RankingModel(tfrs.Model):
@@ -101,9 +104,13 @@ class RankingModel(tfrs.Model):
 
         gate_loss = tf.constant(0.0)
         if self.gate is None:
-            target = features.SOFT_LABEL if self._form == "distillation" else features.LLM_SCORE
-            targets = tf.concat([side[target] for side in sides], axis=0)
-            llm_loss = POINTWISE[self._form](tf.concat(side_logits, axis=0), targets)
+            items = {name: tf.concat([side[name] for side in sides], axis=0) for name in _TARGETS if name in sides[0]}
+            item_logits = tf.concat(side_logits, axis=0)
+            if self._form == "pointwise":
+                llm_loss = pointwise_mse(item_logits, items[features.LLM_SCORE])
+            else:
+                weights = items.get(features.SOFT_LABEL_WEIGHT, 1.0)
+                llm_loss = distillation(item_logits, items[features.SOFT_LABEL], weights)
         else:
             seen = pair_input(pairs, side_logits)
             alpha = self.gate.alpha(*seen)

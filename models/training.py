@@ -205,7 +205,7 @@ def train(
         else:
             fitted.take_weights(gate_weights)
         if isinstance(fitted, FusedGate):
-            pairs = fused(asked, fitted)
+            pairs = fused(asked, fitted, weigh_by_alpha=loss_config.weigh_by_alpha)
     if pairs is not None and fitted is None and loss_config.form == "distillation":
         pairs = with_soft_labels(pairs)
 

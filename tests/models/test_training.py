@@ -287,7 +287,23 @@ def histories(batches: tf.data.Dataset) -> set[bytes]:
     return {row.tobytes() for batch in batches for row in batch[features.HISTORY_ITEM_INDICES].numpy()}
 
 
+WEIGHED = LossConfig(llm_weight=5.0, form="distillation", weigh_by_alpha=True)
 FORMS = [("advantage", "pairwise"), ("fused", "pairwise"), ("fused", "distillation")]
+
+
+def test_weighed_by_alpha_an_llm_without_a_say_adds_nothing_to_the_loss():
+    rows, made = rows_and_pairs()
+    silent = {**made, **{prefix + features.LLM_SCORE: tf.fill([400], 0.5) for prefix in (PREFERRED, OTHER)}}
+    gate = GateConfig(mode="fused", signals=("short_history",), held_out_share=0.5)
+    uniform = WEIGHED.model_copy(update={"weigh_by_alpha": False})
+    heard, unheard, unweighed = (
+        train(rows=rows, pairs=of, gate_config=gate, loss_config=loss)[1].epochs[0].losses["llm_loss"]
+        for of, loss in ((made, WEIGHED), (silent, WEIGHED), (silent, uniform))
+    )
+
+    assert heard > 0
+    assert unheard == 0
+    assert unweighed > 0.3
 
 
 @pytest.mark.parametrize(("mode", "form"), FORMS)
