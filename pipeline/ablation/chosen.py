@@ -1,6 +1,7 @@
 """The one arm that the validation rows choose, against every other on the test rows."""
 
 import collections
+import itertools
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -33,10 +34,12 @@ class Contest(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The arm of the best mean validation AUC, one for all domains, backbones and seeds.
+    """The arm of the best mean validation AUC, one for all whole domains, backbones and seeds.
+
+    A domain is whole that has every backbone of the matrix; others are questions of their own and have no vote.
 
     Attributes:
-        arm: chosen among the arms that need no LLM to serve and were run on every backbone of every domain.
+        arm: chosen among the arms that need no LLM to serve and were run on every backbone of every whole domain.
         valid_auc: of each of these, over the same (domain, backbone, seed), best first.
         shared: how many these are.
         contests: by domain and slice.
@@ -58,25 +61,27 @@ def choose(runs: Sequence[Run]) -> Choice | None:
     by_arm: dict[str, dict[tuple[str, str, int], Run]] = collections.defaultdict(dict)
     for run in runs:
         by_arm[run.arm][run.domain, run.backbone, run.seed] = run
-    places = {(run.domain, run.backbone) for run in runs}
+    backbones = {run.backbone for run in runs}
+    domains = [
+        domain
+        for domain in dict.fromkeys(run.domain for run in runs)
+        if {run.backbone for run in runs if run.domain == domain} == backbones
+    ]
+    places = set(itertools.product(domains, backbones))
     everywhere = [
         arm
         for arm, cells in by_arm.items()
-        if arm != LATE_FUSION and {(domain, backbone) for domain, backbone, _ in cells} == places
+        if arm != LATE_FUSION and places <= {(domain, backbone) for domain, backbone, _ in cells}
     ]
-    if len(everywhere) < 2:
+    if not places or len(everywhere) < 2:
         return None
-    shared = set.intersection(*(set(by_arm[arm]) for arm in everywhere))
+    shared = {cell for cell in set.intersection(*(set(by_arm[arm]) for arm in everywhere)) if cell[0] in domains}
     if not shared:
         return None
     means = {arm: float(np.mean([by_arm[arm][cell].valid_auc for cell in shared])) for arm in everywhere}
     valid_auc = dict(sorted(means.items(), key=lambda item: -item[1]))
     best = next(iter(valid_auc))
-    contests = [
-        _contest(runs, best, domain, slice_name)
-        for domain in dict.fromkeys(run.domain for run in runs)
-        for slice_name in SLICES
-    ]
+    contests = [_contest(runs, best, domain, slice_name) for domain in domains for slice_name in SLICES]
     return Choice(best, valid_auc, len(shared), contests)
 
 

@@ -221,6 +221,17 @@ def test_the_arm_of_the_best_validation_auc_is_held_against_each_other(tmp_path)
     assert table(markdown, "gated_fused_text against the others: beauty, cold")["din"]["fused_half"] == "–"
 
 
+def test_a_domain_with_a_part_of_the_backbones_has_no_vote_in_the_choice(tmp_path):
+    gains = {"none": (0.0, 0.80), "global": (0.003, 0.81)}
+    lines = contest_lines(gains) + contest_lines(gains, backbone="din")
+    lines += contest_lines({"none": (0.0, 0.99), "gated_fused": (0.01, 0.99)}, domain="beauty_local")
+    markdown = rendered(tmp_path, lines)
+    assert "global has the best mean validation AUC over the 10 trainings" in markdown
+    assert ": global .8100, none .8000." in markdown
+    assert "against the others: beauty, tail" in markdown
+    assert "against the others: beauty_local" not in markdown
+
+
 def test_the_chosen_arms_difference_is_paired_by_seed(tmp_path):
     # Both arms rise and fall with the seed; their difference does not: only the rows' part of the interval is left.
     lines = []
