@@ -165,7 +165,7 @@ class LossConfig(BaseModel):
     weigh_by_alpha: bool = Field(
         default=False,
         description="distillation with gate.mode fused: each candidate weighs alpha, the LLM's share in its target, so "
-        "that an LLM without a say has no effect; wants llm_weight larger by about 1 / mean alpha",
+        "that an LLM without a say adds nothing to the loss; wants llm_weight larger by about 1 / mean alpha",
     )
 
 
