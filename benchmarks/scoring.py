@@ -32,6 +32,7 @@ from typing import Any
 import tensorflow as tf
 
 from benchmarks.measurement import Results, measure, versions
+from benchmarks.scoring_clients import CLIENTS
 from components.catalog import Item, read_catalog, write_catalog
 from components.llm_scorer.config import LlmConfig
 from components.llm_scorer.exchange import Candidate, Context
@@ -39,7 +40,6 @@ from components.llm_scorer.strategies import create_strategy
 from components.scores import POPULAR
 from models import features
 
-CLIENTS = ("asyncio", "curator", "sllmr", "sllmr_two_processes")
 LATENCY_MS = 200
 CONCURRENCY = 64
 LIMIT_PER_S = CONCURRENCY / (LATENCY_MS / 1000)
@@ -176,7 +176,7 @@ def measure_cell(client: str, requests: int, work: pathlib.Path) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=CLIENTS)
+    parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=list(CLIENTS))
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"))
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args()

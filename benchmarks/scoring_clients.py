@@ -133,7 +133,7 @@ def run_curator(url: str, source: pathlib.Path, output: pathlib.Path, concurrenc
     print(json.dumps({"answers": len(dataset)}))
 
 
-CLIENTS = {"sllmr": run_sllmr, "sllmr_two_processes": run_two_processes, "asyncio": run_asyncio, "curator": run_curator}
+CLIENTS = {"asyncio": run_asyncio, "curator": run_curator, "sllmr": run_sllmr, "sllmr_two_processes": run_two_processes}
 
 
 def main() -> None:

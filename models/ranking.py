@@ -19,9 +19,6 @@ ROWS = "rows"
 PAIRS = "pairs"
 """Keys of a training batch. PAIRS is absent where the LLM has no part."""
 
-_TARGETS = (features.LLM_SCORE, features.SOFT_LABEL, features.SOFT_LABEL_WEIGHT)
-"""Of each item of a pair: what L_LLM may hold its logit to."""
-
 
 class RankingModel(tfrs.Model):
     """Scores (user, candidate) rows; trained by L_rec + lambda * L_LLM + the gate's loss + embedding L2.
@@ -104,13 +101,16 @@ class RankingModel(tfrs.Model):
 
         gate_loss = tf.constant(0.0)
         if self.gate is None:
-            items = {name: tf.concat([side[name] for side in sides], axis=0) for name in _TARGETS if name in sides[0]}
             item_logits = tf.concat(side_logits, axis=0)
+
+            def of_items(name: str) -> tf.Tensor:
+                return tf.concat([side[name] for side in sides], axis=0)
+
             if self._form == "pointwise":
-                llm_loss = pointwise_mse(item_logits, items[features.LLM_SCORE])
+                llm_loss = pointwise_mse(item_logits, of_items(features.LLM_SCORE))
             else:
-                weights = items.get(features.SOFT_LABEL_WEIGHT, 1.0)
-                llm_loss = distillation(item_logits, items[features.SOFT_LABEL], weights)
+                weights = of_items(features.SOFT_LABEL_WEIGHT) if features.SOFT_LABEL_WEIGHT in sides[0] else 1.0
+                llm_loss = distillation(item_logits, of_items(features.SOFT_LABEL), weights)
         else:
             seen = pair_input(pairs, side_logits)
             alpha = self.gate.alpha(*seen)

@@ -94,6 +94,11 @@ class AblationConfig(BaseModel):
         """The arm of this name."""
         return self.own_arms.get(name) or ARMS[name]
 
+    @property
+    def has_text_arms(self) -> bool:
+        """Whether some arm has the item vectors as inputs."""
+        return any(self.arm(name).text_features for name in self.arms)
+
     def arms_of(self, domain: str, backbone: str) -> list[str]:
         """Names of the arms that are trained on a domain with a backbone, `none` first."""
         own = self.domains[domain]
@@ -201,7 +206,7 @@ def load_ablation(path: pathlib.Path, *, read_tuned: bool = True) -> Ablation:
     if config.tuned is not None and read_tuned:
         tuned = _read(file.parent / config.tuned, Tuned, "tuned")
     without = tuned.backbones.keys() & set(config.backbones) - tuned.text_backbones.keys()
-    if without and any(config.arm(arm).text_features for arm in config.arms):
+    if without and config.has_text_arms:
         raise ConfigError(
             f"tuned must hold text_backbones of {', '.join(sorted(without))}, as it holds backbones, for arms with "
             f"item vectors; write {config.tuned} anew with sllmr ablate --tune"

@@ -48,8 +48,8 @@ def tune(config_file: pathlib.Path, output: pathlib.Path, tuned_file: pathlib.Pa
     name = settings.domain or next(iter(ablation.config.domains))
     domain = prepare_domain(name, ablation.domain(name), output / name, console)
     tuned = Tuned(
-        how=f"{settings.trials} trials for none and text_features of each backbone, and for each other arm on "
-        f"{settings.backbone}; "
+        how=f"{settings.trials} trials for none{' and text_features' if ablation.config.has_text_arms else ''} of each "
+        f"backbone, and for each other arm on {settings.backbone}; "
         f"random search from the start on {name}, seed {settings.seed}, judged by validation AUC"
     )
 
@@ -66,7 +66,7 @@ def tune(config_file: pathlib.Path, output: pathlib.Path, tuned_file: pathlib.Pa
     for backbone in ablation.config.backbones:
         tuned.backbones[backbone], tuned.valid_auc[backbone] = search(backbone, NONE)
         keep()
-        if any(ablation.config.arm(name).text_features for name in ablation.config.arms):
+        if ablation.config.has_text_arms:
             # What is best without the vectors is the first trial with them.
             tuned.text_backbones[backbone] = tuned.backbones[backbone]
             tuned.text_backbones[backbone], tuned.valid_auc[f"{backbone} {TEXT_FEATURES}"] = search(
