@@ -151,7 +151,7 @@ class LossConfig(BaseModel):
         pairwise: alpha * max(0, margin - (s_i - s_j)) where the LLM prefers i to j
         pointwise: (sigmoid(s) - y)^2 for both items of a pair
         distillation: cross-entropy of sigmoid(s) and sigmoid(a y + b), with a and b fitted on the labelled probes; with
-            gate.mode fused, of sigmoid(s) and the fused probability, times alpha with weigh_by_alpha
+            gate.mode fused, of sigmoid(s) and the fused probability
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -162,11 +162,6 @@ class LossConfig(BaseModel):
         description="L_LLM, see above; the gate takes part in pairwise, and mode fused in distillation alone",
     )
     margin: float = Field(default=1.0, gt=0, description="m of the hinge, in logits")
-    weigh_by_alpha: bool = Field(
-        default=False,
-        description="distillation with gate.mode fused: each candidate weighs alpha, the LLM's share in its target, so "
-        "that an LLM without a say adds nothing to the loss; wants llm_weight larger by about 1 / mean alpha",
-    )
 
 
 class TrainConfig(BaseModel):

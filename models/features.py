@@ -38,7 +38,6 @@ PROBE_LABEL = "probe_label"
 FIRST_STAGE_LOGIT = "first_stage_logit"
 DROPOUT_VARIANCE = "dropout_variance"
 SOFT_LABEL = "soft_label"
-SOFT_LABEL_WEIGHT = "soft_label_weight"
 """Of each item of a pair, in memory alone: what models/first_stage.py adds; SOFT_LABEL, a probability that the user
 chooses the item, is also what plain distillation learns from."""
 

@@ -46,9 +46,14 @@ def held_out(pairs: Columns, share: float) -> np.ndarray:
     return chosen
 
 
+def context_keys(histories: np.ndarray) -> np.ndarray:
+    """int64 [rows], all but surely another one for another history, int [rows, L]."""
+    return _keys(tf.constant(histories)).numpy()
+
+
 def without_contexts(rows: tf.data.Dataset, histories: np.ndarray) -> tf.data.Dataset:
     """The batches of `rows` without those that have one of these histories, int [contexts, L], whoever the user is."""
-    keys = tf.constant(np.unique(_keys(tf.constant(histories)).numpy()))
+    keys = tf.constant(np.unique(context_keys(histories)))
 
     def drop(batch: Columns) -> dict[str, tf.Tensor]:
         row_keys = _keys(batch[features.HISTORY_ITEM_INDICES])
@@ -107,18 +112,16 @@ def with_first_stage(pairs: Columns, model: RankingModel, *, dropout_passes: int
     return result
 
 
-def fused(pairs: Columns, gate: FusedGate, *, weigh_by_alpha: bool = False) -> dict[str, tf.Tensor]:
-    """The pairs as the fused judgement has it: SOFT_LABEL is the fused probability, `preferred` the likelier item, and
-    SOFT_LABEL_WEIGHT, with weigh_by_alpha alone, the LLM's share in the probability.
+def fused(pairs: Columns, gate: FusedGate) -> dict[str, tf.Tensor]:
+    """The pairs as the fused judgement has it: SOFT_LABEL is the fused probability, `preferred` the likelier item.
+
+    Pairs on which the LLM has no say, alpha 0 of both items, are left out: they would teach the model its first stage.
     """
     sides = pair_input(pairs)
     soft = [tf.sigmoid(gate.fused_logit(side)) for side in sides]
-    scored = dict(pairs)
-    for prefix, side, label in zip((PREFERRED, OTHER), sides, soft, strict=True):
-        scored[prefix + features.SOFT_LABEL] = label
-        if weigh_by_alpha:
-            scored[prefix + features.SOFT_LABEL_WEIGHT] = gate.item_alpha(side)
-    return turned_round(scored, soft[1] > soft[0])
+    scored = {**pairs, PREFERRED + features.SOFT_LABEL: soft[0], OTHER + features.SOFT_LABEL: soft[1]}
+    is_heard = gate.alpha(*sides) > 0
+    return {n: tf.boolean_mask(v, is_heard) for n, v in turned_round(scored, soft[1] > soft[0]).items()}
 
 
 def turned_round(pairs: Columns, flip: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -48,17 +48,16 @@ def pointwise_mse(logits: tf.Tensor, llm_scores: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.square(tf.sigmoid(logits) - llm_scores))
 
 
-def distillation(logits: tf.Tensor, soft_labels: tf.Tensor, weights: tf.Tensor | float = 1.0) -> tf.Tensor:
-    """Mean over items of w times the cross-entropy -(y ln p + (1 - y) ln(1 - p)), p = sigmoid(s).
+def distillation(logits: tf.Tensor, soft_labels: tf.Tensor) -> tf.Tensor:
+    """Mean over items of the cross-entropy -(y ln p + (1 - y) ln(1 - p)), p = sigmoid(s).
 
     Args:
         logits: float32 [items].
         soft_labels: float32 [items] in [0, 1], the teacher's probabilities.
-        weights: w, float32 [items], at least 0.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, at temperature 1.
     """
-    return tf.reduce_mean(weights * tf.nn.sigmoid_cross_entropy_with_logits(labels=soft_labels, logits=logits))
+    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft_labels, logits=logits))
 
 
 class GatedPairwiseLoss(keras.layers.Layer):

@@ -109,8 +109,7 @@ class RankingModel(tfrs.Model):
             if self._form == "pointwise":
                 llm_loss = pointwise_mse(item_logits, of_items(features.LLM_SCORE))
             else:
-                weights = of_items(features.SOFT_LABEL_WEIGHT) if features.SOFT_LABEL_WEIGHT in sides[0] else 1.0
-                llm_loss = distillation(item_logits, of_items(features.SOFT_LABEL), weights)
+                llm_loss = distillation(item_logits, of_items(features.SOFT_LABEL))
         else:
             seen = pair_input(pairs, side_logits)
             alpha = self.gate.alpha(*seen)

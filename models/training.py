@@ -15,8 +15,15 @@ from sklearn.metrics import roc_auc_score
 from models import features
 from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
-from models.first_stage import fused, held_out, with_first_stage, without_contexts, without_own_choice
-from models.gate import FITTED_GATES, FittedGate, FrozenGate, FusedGate, PaperGate, SupervisedGate
+from models.first_stage import (
+    context_keys,
+    fused,
+    held_out,
+    with_first_stage,
+    without_contexts,
+    without_own_choice,
+)
+from models.gate import FITTED_GATES, LEAST_EVIDENCE, FittedGate, FrozenGate, FusedGate, PaperGate, SupervisedGate
 from models.inputs import pair_batches, training_batches
 from models.optimizers import LazyAdam
 from models.ranking import RankingModel, pair_input, pair_side
@@ -120,6 +127,8 @@ class TrainingReport(BaseModel):
             empty without a gate or without item ids.
         first_stage: epochs of the model that the gate was fitted on; empty without one.
         first_stage_valid_auc: of its best epoch.
+        llm_evidence: of mode fused, by how many standard errors the LLM betters the model's judgement of held-out
+            probes, see models.gate.FusedGate; None for the others, and for a gate that was taken.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -139,6 +148,7 @@ class TrainingReport(BaseModel):
     contested_pairs: list[ContestedPair] = []
     first_stage: list[Epoch] = []
     first_stage_valid_auc: float | None = None
+    llm_evidence: float | None = None
 
 
 def train(
@@ -201,11 +211,11 @@ def train(
         fitted = FITTED_GATES[gate_config.mode](gate_config)
         probes = {name: tf.boolean_mask(values, chosen) for name, values in asked.items()}
         if gate_weights is None:
-            fitted.fit(*pair_input(probes), probes[features.PROBE_LABEL])
+            fitted.fit(*pair_input(probes), probes[features.PROBE_LABEL], context_keys(histories))
         else:
             fitted.take_weights(gate_weights)
         if isinstance(fitted, FusedGate):
-            pairs = fused(asked, fitted, weigh_by_alpha=loss_config.weigh_by_alpha)
+            pairs, loss_config = _heard(fused(asked, fitted), len(chosen), fitted, loss_config)
     if pairs is not None and fitted is None and loss_config.form == "distillation":
         pairs = with_soft_labels(pairs)
 
@@ -267,6 +277,23 @@ def _is_fitted_beforehand(gate_config: GateConfig, loss_config: LossConfig) -> b
     return loss_config.form == "distillation" and gate_config.mode == "fused"
 
 
+def _heard(
+    pairs: dict[str, tf.Tensor], asked: int, gate: FusedGate, loss_config: LossConfig
+) -> tuple[dict[str, tf.Tensor] | None, LossConfig]:
+    """What the fused judgement leaves to train on, None for no pairs, and lambda by its share of the pairs asked
+    about, so that those that are left weigh no more than among all."""
+    share = len(pairs[features.PROBE_LABEL]) / asked
+    if gate.evidence is not None and gate.evidence <= LEAST_EVIDENCE:
+        _LOGGER.warning(
+            "The LLM adds nothing that can be measured to the model's judgement of held-out probes (%.1f standard "
+            "errors, more than %.1f are needed), so training goes without pairs; a better llm.strategy or model, or "
+            "more probes (llm.candidates.probe_fraction), may change that",
+            gate.evidence,
+            LEAST_EVIDENCE,
+        )
+    return pairs if share else None, loss_config.model_copy(update={"llm_weight": loss_config.llm_weight * share})
+
+
 class _Fit(NamedTuple):
     """A model with the weights of its best epoch."""
 
@@ -326,6 +353,7 @@ def _gate_report(
         "alpha_collapse": collapse(alpha, cells) if weights else None,
         "reliability": cells,
         "calibration_error": _calibration_error(gate, alpha, pairs, probes),
+        "llm_evidence": gate.evidence if isinstance(gate, FusedGate) else None,
         "contested_pairs": contested_pairs(alpha, margin, pairs, item_ids) if item_ids else [],
     }
 

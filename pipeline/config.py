@@ -127,11 +127,6 @@ class Config(BaseModel):
                 f"loss.form {self.loss.form} does not ask a gate of mode {self.gate.mode}; set loss.form to pairwise"
                 f"{' or distillation' if self.gate.mode == 'fused' else ''}, or another gate.mode"
             )
-        if self.loss.weigh_by_alpha and (self.loss.form, self.gate.mode) != ("distillation", "fused"):
-            raise ValueError(
-                "loss.weigh_by_alpha needs loss.form distillation and gate.mode fused, got "
-                f"{self.loss.form} and {self.gate.mode}; set both, or take it out"
-            )
         return self
 
     @model_validator(mode="after")

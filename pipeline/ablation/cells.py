@@ -34,6 +34,7 @@ _ON_THE_GATE = {
     "reliability",
     "calibration_error",
     "first_stage_valid_auc",
+    "llm_evidence",
 }
 
 

@@ -154,28 +154,20 @@ def test_fused_pairs_are_the_same_pairs_with_the_likelier_item_first():
     assert 10 < flipped < 50
 
 
-def test_an_item_keeps_its_own_weight_where_the_pairs_are_turned():
+def test_pairs_on_which_the_llm_has_no_say_are_left_out():
     made, gate = judged_pairs()
-    result = fused(made, gate, weigh_by_alpha=True)
-    weight_of = {}
-    for prefix, side in zip((PREFERRED, OTHER), pair_input(made), strict=True):
-        for n, (item, alpha) in enumerate(
-            zip(made[prefix + features.ITEM_INDEX].numpy(), gate.item_alpha(side), strict=True)
-        ):
-            weight_of[n, int(item)] = float(alpha)
-    for prefix in (PREFERRED, OTHER):
-        items, weights = (result[prefix + name].numpy() for name in (features.ITEM_INDEX, features.SOFT_LABEL_WEIGHT))
-        assert [weight_of[n, int(item)] for n, item in enumerate(items)] == pytest.approx(weights.tolist())
-    assert len(set(weight_of.values())) > 1
-    assert not any(features.SOFT_LABEL_WEIGHT in name for name in fused(made, gate))
+    gate.llm_weights.assign([-1.0, 0.0, 2.0, 0.0])  # heard of long-tail items alone
+    tails = [made[prefix + features.IS_TAIL].numpy() for prefix in (PREFERRED, OTHER)]
+    is_heard = (tails[0] == 1) | (tails[1] == 1)
+    result = fused(made, gate)
 
-
-def test_an_llm_without_a_say_weighs_nothing():
-    made, gate = judged_pairs()
+    assert 5 < is_heard.sum() < 55
+    for name, values in made.items():
+        assert len(result[name]) == is_heard.sum()
+        if not name.startswith((PREFERRED, OTHER)) and name != features.PROBE_LABEL:
+            np.testing.assert_array_equal(result[name], values.numpy()[is_heard])
     gate.llm_weights.assign([0.0] * 4)
-    result = fused(made, gate, weigh_by_alpha=True)
-    for prefix in (PREFERRED, OTHER):
-        assert not np.any(result[prefix + features.SOFT_LABEL_WEIGHT])
+    assert len(fused(made, gate)[features.PROBE_LABEL]) == 0
 
 
 def test_the_chosen_item_of_a_probe_is_the_same_one_after_the_pairs_are_turned():

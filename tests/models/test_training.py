@@ -8,7 +8,7 @@ import tensorflow as tf
 from models import features, ranking, training
 from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
-from models.first_stage import held_out
+from models.first_stage import held_out, turned_round
 from models.inputs import training_batches
 from models.reliability import GateCollapse
 from tests.models.test_embeddings import VOCABULARY
@@ -265,13 +265,13 @@ def test_validation_rows_of_one_label_are_refused():
         train(valid=one)
 
 
-def rows_and_pairs(number: int = 400) -> tuple[tf.data.Dataset, dict[str, tf.Tensor]]:
+def rows_and_pairs(number: int = 400, agreement: float = 0.5) -> tuple[tf.data.Dataset, dict[str, tf.Tensor]]:
     """Rows that hold the chosen item of each pair's context with the label 1, as a train split does, and the pairs.
 
     Items are chosen at random: only who has seen the row knows.
     """
     source = np.random.default_rng(3)
-    made, history = pairs(number), source.integers(0, 10, (number, 4)).astype(np.int32)
+    made, history = pairs(number, agreement), source.integers(0, 10, (number, 4)).astype(np.int32)
     made[features.HISTORY_ITEM_INDICES] = tf.constant(history)
     rows = []
     for side, prefix in enumerate((PREFERRED, OTHER)):
@@ -287,28 +287,50 @@ def histories(batches: tf.data.Dataset) -> set[bytes]:
     return {row.tobytes() for batch in batches for row in batch[features.HISTORY_ITEM_INDICES].numpy()}
 
 
-WEIGHED = LossConfig(llm_weight=5.0, form="distillation", weigh_by_alpha=True)
 FORMS = [("advantage", "pairwise"), ("fused", "pairwise"), ("fused", "distillation")]
 
 
-def test_weighed_by_alpha_an_llm_without_a_say_adds_nothing_to_the_loss():
-    rows, made = rows_and_pairs()
-    silent = {**made, **{prefix + features.LLM_SCORE: tf.fill([400], 0.5) for prefix in (PREFERRED, OTHER)}}
+@pytest.mark.parametrize("form", ["pairwise", "distillation"])
+def test_an_llm_of_no_use_leaves_the_model_that_there_would_be_without_it(form, caplog):
+    rows, made = rows_and_pairs(agreement=0.9)
+    rows = rows.cache()  # the same order in each pass
+    scores = {prefix + features.LLM_SCORE: tf.fill([400], 0.5) for prefix in (PREFERRED, OTHER)}
+    silent = turned_round({**made, **scores}, tf.constant(np.arange(400) % 2 == 0))
     gate = GateConfig(mode="fused", signals=("short_history",), held_out_share=0.5)
-    uniform = WEIGHED.model_copy(update={"weigh_by_alpha": False})
-    heard, unheard, unweighed = (
-        train(rows=rows, pairs=of, gate_config=gate, loss_config=loss)[1].epochs[0].losses["llm_loss"]
-        for of, loss in ((made, WEIGHED), (silent, WEIGHED), (silent, uniform))
-    )
+    loss = LossConfig(llm_weight=5.0, form=form)
+    alone, _ = train(rows=rows)
+    taught, heard = train(rows=rows, pairs=made, gate_config=gate, loss_config=loss)
+    assert heard.epochs[0].losses["llm_loss"] > 0
+    assert "adds nothing that can be measured" not in caplog.text
+    untaught, unheard = train(rows=rows, pairs=silent, gate_config=gate, loss_config=loss)
 
-    assert heard > 0
-    assert unheard == 0
-    assert unweighed > 0.3
+    assert "The LLM adds nothing that can be measured to the model's judgement of held-out probes (" in caplog.text
+    assert unheard.alpha_quantiles["0.95"] == 0.0
+    assert unheard.llm_evidence == pytest.approx(0.0, abs=0.5)
+    assert unheard.alpha_collapse is None
+    assert "llm_loss" not in unheard.epochs[0].losses
+    for a, b, c in zip(untaught.embedding.weights, alone.embedding.weights, taught.embedding.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert np.any(a != c)
+
+
+def test_pairs_that_are_left_weigh_as_much_as_among_all(monkeypatch):
+    rows, made = rows_and_pairs(agreement=0.9)
+    gate = GateConfig(mode="fused", signals=("short_history",), held_out_share=0.5)
+    weights = []
+    model = training.RankingModel
+    monkeypatch.setattr(training, "RankingModel", lambda *args: weights.append(args[3].llm_weight) or model(*args))
+    monkeypatch.setattr(
+        training, "fused", lambda pairs, gate: {n: v[:100] for n, v in training.with_soft_labels(pairs).items()}
+    )
+    train(rows=rows, pairs=made, gate_config=gate, loss_config=LossConfig(llm_weight=5.0, form="distillation"))
+
+    assert weights == [0.0, 5.0 * 100 / 400]
 
 
 @pytest.mark.parametrize(("mode", "form"), FORMS)
 def test_the_first_stage_does_not_see_the_held_out_contexts_and_the_second_sees_all(mode, form, monkeypatch):
-    rows, made = rows_and_pairs()
+    rows, made = rows_and_pairs(agreement=0.9)
     seen = []
 
     def spy(of_rows, of_pairs):
@@ -394,7 +416,7 @@ def test_dropout_variance_is_a_signal_of_the_first_stage():
         gate_config=gate,
         loss_config=LossConfig(llm_weight=0.1, form="distillation"),
         train_config=TRAIN.model_copy(update={"epochs": 1}),
-        pairs=pairs(),
+        pairs=pairs(1000, agreement=0.9),
     )
 
     assert report.gate_weights["llm:dropout_variance"] != 0.0

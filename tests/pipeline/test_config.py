@@ -83,10 +83,6 @@ def test_the_configuration_survives_json(tmp_path):
             "data: {interactions: a, items: b}\ngate: {mode: advantage}\nloss: {form: distillation}",
             "loss.form distillation does not ask a gate of mode advantage; set loss.form to pairwise, or another",
         ),
-        (
-            "data: {interactions: a, items: b}\ngate: {mode: fused}\nloss: {weigh_by_alpha: true}",
-            "loss.weigh_by_alpha needs loss.form distillation and gate.mode fused, got pairwise and fused; set both",
-        ),
         ("data: {interactions: a, items: b}\nmodel: {backbone: dcnv9}", "dcnv9"),
         ("- a\n- b", "must hold keys and values, got list"),
         ("data: [", "is not YAML"),
