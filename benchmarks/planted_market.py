@@ -173,7 +173,7 @@ def run_arm(planted: Planted, arm: str, seed: int) -> dict[str, Any]:
         gate_config=gate_config,
         loss_config=loss_config,
         train_config=train_config,
-        rows=inputs.row_batches(planted.train, batch_size=TRAIN.batch_size, seed=seed),
+        rows=lambda: inputs.row_batches(planted.train, batch_size=TRAIN.batch_size, seed=seed),
         valid=inputs.row_batches(planted.valid, batch_size=4096),
         pairs=planted.pairs if loss_config.llm_weight else None,
     )

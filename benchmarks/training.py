@@ -399,7 +399,7 @@ def measure_memory(backbone: str, rows: int, held_out: int, passes: int) -> dict
         gate_config=GateConfig(),
         loss_config=LossConfig(),
         train_config=config,
-        rows=inputs.row_batches(train_rows, batch_size=BATCH, seed=0),
+        rows=lambda: inputs.row_batches(train_rows, batch_size=BATCH, seed=0),
         valid=valid,
         pairs=market.make_pairs(items, PAIRS_IN_MEMORY, _PAIRS),
     )

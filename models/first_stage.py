@@ -46,14 +46,9 @@ def held_out(pairs: Columns, share: float) -> np.ndarray:
     return chosen
 
 
-def context_keys(histories: np.ndarray) -> np.ndarray:
-    """int64 [rows], all but surely another one for another history, int [rows, L]."""
-    return _keys(tf.constant(histories)).numpy()
-
-
 def without_contexts(rows: tf.data.Dataset, histories: np.ndarray) -> tf.data.Dataset:
     """The batches of `rows` without those that have one of these histories, int [contexts, L], whoever the user is."""
-    keys = tf.constant(np.unique(context_keys(histories)))
+    keys = tf.constant(np.unique(_keys(tf.constant(histories)).numpy()))
 
     def drop(batch: Columns) -> dict[str, tf.Tensor]:
         row_keys = _keys(batch[features.HISTORY_ITEM_INDICES])
@@ -113,15 +108,10 @@ def with_first_stage(pairs: Columns, model: RankingModel, *, dropout_passes: int
 
 
 def fused(pairs: Columns, gate: FusedGate) -> dict[str, tf.Tensor]:
-    """The pairs as the fused judgement has it: SOFT_LABEL is the fused probability, `preferred` the likelier item.
-
-    Pairs on which the LLM has no say, alpha 0 of both items, are left out: they would teach the model its first stage.
-    """
-    sides = pair_input(pairs)
-    soft = [tf.sigmoid(gate.fused_logit(side)) for side in sides]
+    """The pairs as the fused judgement has it: SOFT_LABEL is the fused probability, `preferred` the likelier item."""
+    soft = [tf.sigmoid(gate.fused_logit(side)) for side in pair_input(pairs)]
     scored = {**pairs, PREFERRED + features.SOFT_LABEL: soft[0], OTHER + features.SOFT_LABEL: soft[1]}
-    is_heard = gate.alpha(*sides) > 0
-    return {n: tf.boolean_mask(v, is_heard) for n, v in turned_round(scored, soft[1] > soft[0]).items()}
+    return turned_round(scored, soft[1] > soft[0])
 
 
 def turned_round(pairs: Columns, flip: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -22,11 +22,6 @@ from models.config import GateConfig
 from models.features import NOT_A_PROBE
 from models.signals import SIGNALS, PairSide
 
-_FIT_PRECISION = 1e-5  # of a log-likelihood: less is the solver's and no evidence
-LEAST_EVIDENCE = 2.0
-"""Standard errors by which an LLM must better the model's judgement of held-out probes, for the fused gate to open: an
-LLM of no use passes once in 44 times."""
-
 
 class FrozenGate(keras.layers.Layer):
     """alpha = gate.frozen_alpha, for every pair; no parameters. 1 is global regularisation."""
@@ -107,14 +102,13 @@ class FittedGate(FrozenGate):
             for name in ("model_weights", "llm_weights")
         )
 
-    def fit(self, preferred: PairSide, other: PairSide, probe_label: tf.Tensor, contexts: np.ndarray) -> None:
+    def fit(self, preferred: PairSide, other: PairSide, probe_label: tf.Tensor) -> None:
         """Sets the weights.
 
         Args:
             preferred: of labelled probes alone, with the logits of a model that was not trained on them.
             other: as `preferred`.
             probe_label: int [pairs], 1 where the user chose `preferred`, 0 where `other`.
-            contexts: [pairs], the same number for the pairs of one context and for no others.
         """
         raise NotImplementedError
 
@@ -159,7 +153,7 @@ class AdvantageGate(FittedGate):
     if it scores the chosen item higher. alpha is 0 wherever the LLM is no better than the model, however good it is.
     """
 
-    def fit(self, preferred: PairSide, other: PairSide, probe_label: tf.Tensor, contexts: np.ndarray) -> None:
+    def fit(self, preferred: PairSide, other: PairSide, probe_label: tf.Tensor) -> None:
         z = self._pair_signals(preferred, other).numpy()
         llm_right = np.asarray(probe_label)
         model_right = (np.asarray(preferred.logit > other.logit) == (llm_right == 1)).astype(int)
@@ -189,19 +183,11 @@ class FusedGate(FittedGate):
 
     alpha(u, i) = b(z) / (1 + a(z) + b(z)), the LLM's share in the judgement: 0 where it is not listened to, towards 1
     where it alone decides. The 1 is what neither says: where both know little their ratio would be noise. alpha
-    explains the targets; pairs of which it is 0 are not trained on.
-
-    b is 0 everywhere unless the LLM's scores are shown to add to the model's: with f and without b y, each fitted on
-    one half of the contexts, the log-likelihood of the other half must be higher with them, by more than LEAST_EVIDENCE
-    standard errors.
-
-    Attributes:
-        evidence: how many standard errors it was; None before `fit`.
+    explains the targets and does not weigh them.
     """
 
     def __init__(self, config: GateConfig):
         super().__init__(config)
-        self.evidence: float | None = None
         self.base_weights = self.add_weight(
             name="base_weights", shape=self.llm_weights.shape, initializer="zeros", trainable=False
         )
@@ -210,7 +196,7 @@ class FusedGate(FittedGate):
             for name, start in (("centres", "zeros"), ("spreads", "ones"))
         )
 
-    def fit(self, preferred: PairSide, other: PairSide, probe_label: tf.Tensor, contexts: np.ndarray) -> None:
+    def fit(self, preferred: PairSide, other: PairSide, probe_label: tf.Tensor) -> None:
         sides = (preferred, other)
         z = np.concatenate([self._signals(side).numpy() for side in sides])
         judged = np.concatenate([np.stack([side.logit, side.llm_score], axis=-1) for side in sides])
@@ -219,15 +205,13 @@ class FusedGate(FittedGate):
         self.centres.assign(judged.mean(axis=0))
         self.spreads.assign(np.maximum(judged.std(axis=0), 1e-6))
         model, llm = ((judged - self.centres) / self.spreads).numpy().T[..., np.newaxis]
-        alone = np.concatenate([z * model, z[:, 1:]], axis=1)
-        together = np.concatenate([alone, z * llm], axis=1)
-        self.evidence = gate_evidence(together, alone, chosen, np.tile(contexts, 2))
-        is_heard = self.evidence > LEAST_EVIDENCE
-        fit = LogisticRegression(C=1.0, max_iter=1000).fit(together if is_heard else alone, chosen)
+        fit = LogisticRegression(C=1.0, max_iter=1000).fit(
+            np.concatenate([z * model, z * llm, z[:, 1:]], axis=1), chosen
+        )
         width = z.shape[1]
         self.model_weights.assign(fit.coef_[0, :width])
-        self.base_weights.assign(np.concatenate([fit.intercept_, fit.coef_[0, width : 2 * width - 1]]))
-        self.llm_weights.assign(fit.coef_[0, 2 * width - 1 :] if is_heard else np.zeros(width))
+        self.llm_weights.assign(fit.coef_[0, width : 2 * width])
+        self.base_weights.assign(np.concatenate([fit.intercept_, fit.coef_[0, 2 * width :]]))
 
     def _parts(self) -> dict[str, tuple[tuple[str, ...], tf.Variable]]:
         judges = ("model", "llm")
@@ -267,32 +251,6 @@ def logit(probability: tf.Tensor) -> tf.Tensor:
     """ln(p / (1 - p)), p kept within [1e-6, 1 - 1e-6]."""
     p = tf.clip_by_value(probability, 1e-6, 1.0 - 1e-6)
     return tf.math.log(p) - tf.math.log1p(-p)
-
-
-def gate_evidence(together: np.ndarray, alone: np.ndarray, chosen: np.ndarray, contexts: np.ndarray) -> float:
-    """What columns add to others: the gain in log-likelihood a context, in standard errors of its mean, where each half
-    of the contexts is judged by fits on the other half; 0 with fewer than 4 contexts.
-
-    Args:
-        together: float [items, columns].
-        alone: float [items, any], some of the columns.
-        chosen: int [items], 0 or 1; both occur in each context.
-        contexts: [items].
-    """
-    _, context = np.unique(contexts, return_inverse=True)
-    number = int(context.max()) + 1
-    if number < 4:
-        return 0.0
-    gain = np.zeros(len(chosen))
-    for half in (0, 1):
-        judged = context % 2 == half
-        for columns, sign in ((together, 1.0), (alone, -1.0)):
-            fit = LogisticRegression(C=1.0, max_iter=1000).fit(columns[~judged], chosen[~judged])
-            margin = fit.decision_function(columns[judged]) * np.where(chosen[judged] == 1, 1.0, -1.0)
-            gain[judged] -= sign * np.logaddexp(0.0, -margin)
-    by_context = np.bincount(context, gain, minlength=number)
-    error = by_context.std(ddof=1) / number**0.5
-    return float(by_context.mean() / max(error, _FIT_PRECISION))
 
 
 def _logistic(z: np.ndarray, right: np.ndarray) -> np.ndarray:

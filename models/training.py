@@ -16,14 +16,13 @@ from models import features
 from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
 from models.first_stage import (
-    context_keys,
     fused,
     held_out,
     with_first_stage,
     without_contexts,
     without_own_choice,
 )
-from models.gate import FITTED_GATES, LEAST_EVIDENCE, FittedGate, FrozenGate, FusedGate, PaperGate, SupervisedGate
+from models.gate import FITTED_GATES, FittedGate, FrozenGate, FusedGate, PaperGate, SupervisedGate
 from models.inputs import pair_batches, training_batches
 from models.optimizers import LazyAdam
 from models.ranking import RankingModel, pair_input, pair_side
@@ -40,6 +39,7 @@ _LOGGER = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 4096
 _PAIRS_TO_WATCH = 4096
 _CONTESTED_PAIRS = 12
+_WITHOUT_PAIRS = LossConfig(llm_weight=0.0)
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -110,8 +110,8 @@ class TrainingReport(BaseModel):
 
     Attributes:
         epochs: in order.
-        best_epoch: 1-based; its weights are the model's.
-        best_valid_auc: of that epoch.
+        best_epoch: 1-based; its weights are the model's, unless that without pairs is taken.
+        best_valid_auc: of the model.
         train_rows: rows of one pass.
         seconds: of everything.
         gate: all pairs, then the four cells; empty without pairs.
@@ -127,8 +127,8 @@ class TrainingReport(BaseModel):
             empty without a gate or without item ids.
         first_stage: epochs of the model that the gate was fitted on; empty without one.
         first_stage_valid_auc: of its best epoch.
-        llm_evidence: of mode fused, by how many standard errors the LLM betters the model's judgement of held-out
-            probes, see models.gate.FusedGate; None for the others, and for a gate that was taken.
+        valid_auc_without_pairs: of the same training without pairs, which goes with a gate that is fitted beforehand,
+            and whose model is taken where its AUC is at least as high; None without such a gate.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -148,7 +148,7 @@ class TrainingReport(BaseModel):
     contested_pairs: list[ContestedPair] = []
     first_stage: list[Epoch] = []
     first_stage_valid_auc: float | None = None
-    llm_evidence: float | None = None
+    valid_auc_without_pairs: float | None = None
 
 
 def train(
@@ -158,7 +158,7 @@ def train(
     gate_config: GateConfig,
     loss_config: LossConfig,
     train_config: TrainConfig,
-    rows: tf.data.Dataset,
+    rows: Callable[[], tf.data.Dataset],
     valid: tf.data.Dataset,
     pairs: Mapping[str, tf.Tensor] | None,
     item_vectors: np.ndarray | None = None,
@@ -168,10 +168,14 @@ def train(
 ) -> tuple[RankingModel, TrainingReport]:
     """Trains until the validation AUC has not risen for `patience` epochs; returns the best epoch's weights.
 
+    With a gate that is fitted beforehand there are three trainings: the first stage's, the one with pairs, and the same
+    without. Of the last two the model with the higher validation AUC is returned: an LLM of no use costs time alone.
+
     Args:
         vocabulary: of the transform graph.
         model_config, gate_config, loss_config, train_config: as named.
-        rows: shuffled batches of transformed train rows.
+        rows: gives shuffled batches of transformed train rows; asked for each training, so that the order in which the
+            model that is served sees them does not depend on a first stage.
         valid: batches of transformed validation rows.
         pairs: all of models.inputs.load_pairs; None if and only if loss_config.llm_weight is 0.
         item_vectors: float32 [items + 2, any] by item index, exactly with model_config.item_vectors_file.
@@ -201,8 +205,8 @@ def train(
         keras.utils.set_random_seed(train_config.seed)
         histories = np.asarray(pairs[features.HISTORY_ITEM_INDICES])[chosen]
         first = _fit(
-            RankingModel(vocabulary, model_config, gate_config, LossConfig(llm_weight=0.0), item_vectors),
-            training_batches(without_contexts(rows, histories), None),
+            RankingModel(vocabulary, model_config, gate_config, _WITHOUT_PAIRS, item_vectors),
+            training_batches(without_contexts(rows(), histories), None),
             _Monitor(valid, "first stage, "),
             train_config,
         )
@@ -211,11 +215,11 @@ def train(
         fitted = FITTED_GATES[gate_config.mode](gate_config)
         probes = {name: tf.boolean_mask(values, chosen) for name, values in asked.items()}
         if gate_weights is None:
-            fitted.fit(*pair_input(probes), probes[features.PROBE_LABEL], context_keys(histories))
+            fitted.fit(*pair_input(probes), probes[features.PROBE_LABEL])
         else:
             fitted.take_weights(gate_weights)
         if isinstance(fitted, FusedGate):
-            pairs, loss_config = _heard(fused(asked, fitted), len(chosen), fitted, loss_config)
+            pairs = fused(asked, fitted)
     if pairs is not None and fitted is None and loss_config.form == "distillation":
         pairs = with_soft_labels(pairs)
 
@@ -230,12 +234,31 @@ def train(
     has_own_rate = isinstance(gate, SupervisedGate)
     fit = _fit(
         model,
-        training_batches(rows, endless),
+        training_batches(rows(), endless),
         monitor,
         train_config,
         gate_optimizer=keras.optimizers.Adam(gate_config.learning_rate) if has_own_rate else None,
         log_dir=log_dir,
     )
+    model, best_valid_auc, valid_auc_without_pairs = fit.model, fit.best_valid_auc, None
+    if first is not None:
+        keras.utils.set_random_seed(train_config.seed)
+        plain = _fit(
+            RankingModel(vocabulary, model_config, gate_config, _WITHOUT_PAIRS, item_vectors),
+            training_batches(rows(), None),
+            _Monitor(valid, "without pairs, "),
+            train_config,
+        )
+        valid_auc_without_pairs = plain.best_valid_auc
+        if valid_auc_without_pairs >= fit.best_valid_auc:
+            _LOGGER.warning(
+                "The pairs do not help: validation AUC %.4f with them, %.4f without, so the model that was trained "
+                "without them is taken; ask a better LLM (llm.strategy, llm.model) or about more pairs "
+                "(llm.budget.pairs), or lower loss.llm_weight",
+                fit.best_valid_auc,
+                valid_auc_without_pairs,
+            )
+            model, best_valid_auc = plain.model, valid_auc_without_pairs
     on_gate = {}
     if asked is not None and gate is not None:
         assert chosen is not None
@@ -243,12 +266,13 @@ def train(
     report = TrainingReport(
         epochs=monitor.epochs,
         best_epoch=fit.best_epoch,
-        best_valid_auc=fit.best_valid_auc,
+        best_valid_auc=best_valid_auc,
         train_rows=monitor.train_rows,
         seconds=time.monotonic() - start,
         alpha_by_epoch=monitor.alpha_quantiles,
         first_stage=first.epochs if first else [],
         first_stage_valid_auc=first.best_valid_auc if first else None,
+        valid_auc_without_pairs=valid_auc_without_pairs,
         **on_gate,
     )
     if report.alpha_collapse is not None:
@@ -275,23 +299,6 @@ def _is_fitted_beforehand(gate_config: GateConfig, loss_config: LossConfig) -> b
     if loss_config.form == "pairwise":
         return gate_config.mode in FITTED_GATES
     return loss_config.form == "distillation" and gate_config.mode == "fused"
-
-
-def _heard(
-    pairs: dict[str, tf.Tensor], asked: int, gate: FusedGate, loss_config: LossConfig
-) -> tuple[dict[str, tf.Tensor] | None, LossConfig]:
-    """What the fused judgement leaves to train on, None for no pairs, and lambda by its share of the pairs asked
-    about, so that those that are left weigh no more than among all."""
-    share = len(pairs[features.PROBE_LABEL]) / asked
-    if gate.evidence is not None and gate.evidence <= LEAST_EVIDENCE:
-        _LOGGER.warning(
-            "The LLM adds nothing that can be measured to the model's judgement of held-out probes (%.1f standard "
-            "errors, more than %.1f are needed), so training goes without pairs; a better llm.strategy or model, or "
-            "more probes (llm.candidates.probe_fraction), may change that",
-            gate.evidence,
-            LEAST_EVIDENCE,
-        )
-    return pairs if share else None, loss_config.model_copy(update={"llm_weight": loss_config.llm_weight * share})
 
 
 class _Fit(NamedTuple):
@@ -353,7 +360,6 @@ def _gate_report(
         "alpha_collapse": collapse(alpha, cells) if weights else None,
         "reliability": cells,
         "calibration_error": _calibration_error(gate, alpha, pairs, probes),
-        "llm_evidence": gate.evidence if isinstance(gate, FusedGate) else None,
         "contested_pairs": contested_pairs(alpha, margin, pairs, item_ids) if item_ids else [],
     }
 

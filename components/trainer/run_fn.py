@@ -40,7 +40,7 @@ def run_fn(fn_args: FnArgs) -> None:
         gate_config=config.gate,
         loss_config=config.loss,
         train_config=config.train,
-        rows=inputs.read_rows(
+        rows=lambda: inputs.read_rows(
             fn_args.train_files,
             columns,
             batch_size=config.train.batch_size,

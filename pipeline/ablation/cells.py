@@ -34,7 +34,7 @@ _ON_THE_GATE = {
     "reliability",
     "calibration_error",
     "first_stage_valid_auc",
-    "llm_evidence",
+    "valid_auc_without_pairs",
 }
 
 
@@ -79,7 +79,7 @@ def fit_arm(
         gate_config=config.gate,
         loss_config=config.loss,
         train_config=config.train,
-        rows=inputs.row_batches(domain.train, batch_size=config.train.batch_size, seed=config.train.seed),
+        rows=lambda: inputs.row_batches(domain.train, batch_size=config.train.batch_size, seed=config.train.seed),
         valid=inputs.row_batches(domain.valid, batch_size=_ROWS_AT_ONCE),
         pairs=pairs,
         item_vectors=None if vectors is None else read_item_vectors(vectors).by_index(domain.item_ids),

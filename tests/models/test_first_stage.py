@@ -154,22 +154,6 @@ def test_fused_pairs_are_the_same_pairs_with_the_likelier_item_first():
     assert 10 < flipped < 50
 
 
-def test_pairs_on_which_the_llm_has_no_say_are_left_out():
-    made, gate = judged_pairs()
-    gate.llm_weights.assign([-1.0, 0.0, 2.0, 0.0])  # heard of long-tail items alone
-    tails = [made[prefix + features.IS_TAIL].numpy() for prefix in (PREFERRED, OTHER)]
-    is_heard = (tails[0] == 1) | (tails[1] == 1)
-    result = fused(made, gate)
-
-    assert 5 < is_heard.sum() < 55
-    for name, values in made.items():
-        assert len(result[name]) == is_heard.sum()
-        if not name.startswith((PREFERRED, OTHER)) and name != features.PROBE_LABEL:
-            np.testing.assert_array_equal(result[name], values.numpy()[is_heard])
-    gate.llm_weights.assign([0.0] * 4)
-    assert len(fused(made, gate)[features.PROBE_LABEL]) == 0
-
-
 def test_the_chosen_item_of_a_probe_is_the_same_one_after_the_pairs_are_turned():
     made, gate = judged_pairs()
     result = fused(made, gate)

@@ -53,6 +53,8 @@ def summary(**llm: Any) -> dict[str, Any]:
             "gate": [cell],
             "epochs": [{"valid_auc": 0.7}],
             "best_epoch": 1,
+            "best_valid_auc": 0.7,
+            "valid_auc_without_pairs": None,
             "alpha_collapse": None,
             "alpha_by_epoch": [],
             "reliability": [],
@@ -148,3 +150,16 @@ def test_the_page_maps_alpha_beside_both_measured_shares_and_names_contested_pai
     assert "Rose &lt;oil&gt;" in page
     assert "-1.50" in page
     assert "the first" in page
+
+
+@pytest.mark.parametrize("without", [0.6, 0.75])
+def test_the_report_says_what_the_pairs_did_for_the_model(tmp_path, without):
+    made = summary()
+    made["training"] |= {"valid_auc_without_pairs": without, "best_valid_auc": max(0.7, without)}
+    file = tmp_path / "report.html"
+
+    report.write(made, file)
+
+    page = " ".join(file.read_text(encoding="utf-8").split())
+    assert f"Validation AUC with the pairs 0.7000, without them {without:.4f}" in page
+    assert ("they do not help, and this model was trained without them" in page) == (without > 0.7)

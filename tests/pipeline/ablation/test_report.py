@@ -307,6 +307,12 @@ def test_a_domain_that_the_paper_does_not_have_shows_no_papers_value(tmp_path):
             "they had different teachers; the first is shown.",
         ),
         (
+            [line(), line("global", valid_auc=0.7, training={"valid_auc_without_pairs": 0.7})]
+            + [line("global", seed=2, valid_auc=0.7, training={"valid_auc_without_pairs": 0.6})],
+            "dcnv2: the pairs of global did not raise the validation AUC in 1 of 2 runs, whose model is the one trained "
+            "without them.",
+        ),
+        (
             [
                 line(backbone=backbone, arm=arm, training={"alpha_collapse": "closed" if arm != "none" else None})
                 for backbone in ("deepfm", "din")
