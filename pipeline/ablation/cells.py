@@ -18,7 +18,7 @@ from models.features import OTHER, PREFERRED
 from models.first_stage import context_fractions, turned_round
 from models.item_vectors import read_item_vectors
 from models.ranking import RankingModel
-from pipeline.ablation.arms import NONE, Arm
+from pipeline.ablation.arms import ARMS, NONE, Arm
 from pipeline.ablation.domain import SLICES, Columns, Domain, filled
 from pipeline.ablation.statistics import delong, logistic_fusion
 from pipeline.baseline import in_slice
@@ -166,8 +166,13 @@ def differences(domain: Domain, scores: np.ndarray, none: np.ndarray) -> dict[st
 
 def fingerprint(domain: Domain, hyperparameters: dict[str, Any], arm: Arm) -> str:
     """16 hex digits that change with whatever decides a cell's result but the code and the seed's noise."""
+    hashes = domain.hashes
+    if arm == ARMS[NONE]:  # reads neither pairs nor the teacher
+        hashes = {name: value for name, value in hashes.items() if name != "pairs"}
+        train = {name: value for name, value in hyperparameters["train"].items() if name != "pairs_per_batch"}
+        hyperparameters = {"model": hyperparameters["model"], "train": train}
     # Without defaults: a field that Arm gains later leaves the marks of the arms that do without it.
-    what = [domain.hashes, hyperparameters, arm.model_dump(mode="json", exclude_defaults=True, exclude={"backbones"})]
+    what = [hashes, hyperparameters, arm.model_dump(mode="json", exclude_defaults=True, exclude={"backbones"})]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 

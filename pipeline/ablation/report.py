@@ -376,8 +376,8 @@ def _cell_warnings(arm: str, cell: Sequence[Run], none: Sequence[Run]) -> list[s
     without = sum(run.training.get("valid_auc_without_pairs") == run.valid_auc for run in cell)
     if without:
         result.append(
-            f"the pairs of {arm} did not raise the validation AUC in {without} of {len(cell)} runs, whose model is the one "
-            "trained without them."
+            f"the pairs of {arm} did not raise the validation AUC in {without} of {len(cell)} runs, whose model is the "
+            "one trained without them."
         )
     auc, paper = _cell(cell, "overall"), paper_auc(cell[0].domain, cell[0].backbone, NONE, "overall")
     if arm == NONE and auc and paper and auc.auc < paper - LOW_BASELINE:

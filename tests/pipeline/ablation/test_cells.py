@@ -1,4 +1,6 @@
+import dataclasses
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
 from models import features
-from pipeline.ablation.arms import Arm
+from pipeline.ablation.arms import ARMS, Arm
 from pipeline.ablation.cells import (
     BaselineScores,
     Scores,
@@ -134,6 +136,18 @@ def test_a_mark_changes_with_what_decides_the_result_and_not_with_where_else_the
     ]
     assert marks[0] == marks[1]
     assert len(set(marks)) == 3
+
+
+@pytest.mark.parametrize("name", ["none", "text_features"])
+def test_the_mark_of_none_does_not_change_with_what_it_does_not_read(name):
+    def mark(pairs: str = "ab", rows: str = "cd", l2: float = 0.1, **changes: Any) -> str:
+        hashes = {"pairs": pairs, "train_rows": rows}
+        train = {"patience": 3, "pairs_per_batch": 64} | changes
+        values = {"model": {"embedding_l2": l2}, "gate": {}, "loss": {"llm_weight": 0.0}, "train": train}
+        return fingerprint(dataclasses.replace(domain(), hashes=hashes), values, ARMS[name])
+
+    assert (mark() == mark(pairs="xy") == mark(pairs_per_batch=256)) == (name == "none")
+    assert len({mark(), mark(rows="xy"), mark(l2=0.2), mark(patience=2)}) == 4
 
 
 def test_scores_of_the_baseline_survive_and_absent_ones_are_none(tmp_path):
