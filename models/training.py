@@ -39,7 +39,6 @@ _LOGGER = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 4096
 _PAIRS_TO_WATCH = 4096
 _CONTESTED_PAIRS = 12
-_WITHOUT_PAIRS = LossConfig(llm_weight=0.0)
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -196,20 +195,20 @@ def train(
             "set LossConfig.llm_weight"
         )
     start = time.monotonic()
+
+    def fit_without_pairs(rows: Callable[[], tf.data.Dataset], stage: str) -> _Fit:
+        keras.utils.set_random_seed(train_config.seed)
+        model = RankingModel(vocabulary, model_config, gate_config, LossConfig(llm_weight=0.0), item_vectors)
+        return _fit(model, training_batches(rows(), None), _Monitor(valid, f"{stage}, "), train_config)
+
     first: _Fit | None = None
     fitted: FittedGate | None = None
     chosen = None if pairs is None else labelled(pairs)
     asked = pairs
     if pairs is not None and _is_fitted_beforehand(gate_config, loss_config):
         chosen = held_out(pairs, gate_config.held_out_share)
-        keras.utils.set_random_seed(train_config.seed)
         histories = np.asarray(pairs[features.HISTORY_ITEM_INDICES])[chosen]
-        first = _fit(
-            RankingModel(vocabulary, model_config, gate_config, _WITHOUT_PAIRS, item_vectors),
-            training_batches(without_contexts(rows(), histories), None),
-            _Monitor(valid, "first stage, "),
-            train_config,
-        )
+        first = fit_without_pairs(lambda: without_contexts(rows(), histories), "first stage")
         passes = gate_config.dropout_passes if "dropout_variance" in gate_config.signals else None
         asked = pairs = without_own_choice(with_first_stage(pairs, first.model, dropout_passes=passes))
         fitted = FITTED_GATES[gate_config.mode](gate_config)
@@ -242,13 +241,7 @@ def train(
     )
     model, best_valid_auc, valid_auc_without_pairs = fit.model, fit.best_valid_auc, None
     if first is not None:
-        keras.utils.set_random_seed(train_config.seed)
-        plain = _fit(
-            RankingModel(vocabulary, model_config, gate_config, _WITHOUT_PAIRS, item_vectors),
-            training_batches(rows(), None),
-            _Monitor(valid, "without pairs, "),
-            train_config,
-        )
+        plain = fit_without_pairs(rows, "without pairs")
         valid_auc_without_pairs = plain.best_valid_auc
         if valid_auc_without_pairs >= fit.best_valid_auc:
             _LOGGER.warning(
