@@ -15,13 +15,7 @@ from sklearn.metrics import roc_auc_score
 from models import features
 from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
-from models.first_stage import (
-    fused,
-    held_out,
-    with_first_stage,
-    without_contexts,
-    without_own_choice,
-)
+from models.first_stage import fused, held_out, with_first_stage, without_contexts, without_own_choice
 from models.gate import FITTED_GATES, FittedGate, FrozenGate, FusedGate, PaperGate, SupervisedGate
 from models.inputs import pair_batches, training_batches
 from models.optimizers import LazyAdam
