@@ -47,6 +47,7 @@ from benchmarks.training_market import Columns, Contexts, Market
 from models import features, inputs, training
 from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
+from models.ranking import scorer
 
 PLANTS = ("right_in_cold_and_tail", "right_elsewhere", "useless", "right_everywhere")
 SIGNALS = ("short_history", "long_tail")
@@ -177,7 +178,7 @@ def run_arm(planted: Planted, arm: str, seed: int) -> dict[str, Any]:
         valid=inputs.row_batches(planted.valid, batch_size=4096),
         pairs=planted.pairs if loss_config.llm_weight else None,
     )
-    labels, logits = training.predict(training.scorer(model), inputs.row_batches(planted.test, batch_size=4096))
+    labels, logits = training.predict(scorer(model), inputs.row_batches(planted.test, batch_size=4096))
     measured: dict[str, Any] = {"auc": float(roc_auc_score(labels, logits)), "epochs": len(report.epochs)}
     if report.gate:
         regions = _regions(planted)

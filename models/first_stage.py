@@ -14,7 +14,7 @@ import tensorflow as tf
 from models import features
 from models.features import NOT_A_PROBE, OTHER, PREFERRED
 from models.gate import FusedGate
-from models.ranking import RankingModel, pair_input, pair_side
+from models.ranking import RankingModel, pair_input, pair_side, scorer
 from models.reliability import labelled
 
 Columns = Mapping[str, tf.Tensor]
@@ -89,7 +89,7 @@ def without_own_choice(pairs: Columns) -> dict[str, tf.Tensor]:
 
 def with_first_stage(pairs: Columns, model: RankingModel, *, dropout_passes: int | None) -> dict[str, tf.Tensor]:
     """The pairs with the model's logit of each item and, with dropout_passes, the variance of its probability."""
-    score = tf.function(model.call, reduce_retracing=True)
+    score = scorer(model)
 
     def scores(side: Columns, training: bool) -> np.ndarray:
         batches = tf.data.Dataset.from_tensor_slices(side).batch(_PAIRS_AT_ONCE)

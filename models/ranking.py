@@ -1,6 +1,6 @@
 """The ranking model and its training step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -143,6 +143,15 @@ class RankingModel(tfrs.Model):
         self._parts["rec_loss"].update_state(loss)
         self._rows.update_state(tf.shape(logits)[0])
         return loss
+
+
+Scorer = Callable[..., tf.Tensor]
+"""A batch of transformed rows, and `training=True` to drop units -> logits, float32 [batch]."""
+
+
+def scorer(model: RankingModel) -> Scorer:
+    """The model's `call` as a graph: traced once for all that is scored with it."""
+    return tf.function(model.call, reduce_retracing=True)
 
 
 def input_names(*, use_user_id: bool) -> tuple[str, ...]:

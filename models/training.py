@@ -19,7 +19,7 @@ from models.first_stage import fused, held_out, with_first_stage, without_contex
 from models.gate import FITTED_GATES, FittedGate, FrozenGate, FusedGate, PaperGate, SupervisedGate
 from models.inputs import pair_batches, training_batches
 from models.optimizers import LazyAdam
-from models.ranking import RankingModel, pair_input, pair_side
+from models.ranking import RankingModel, Scorer, pair_input, pair_side, scorer
 from models.reliability import (
     GateCollapse,
     ReliabilityCell,
@@ -433,15 +433,6 @@ def with_soft_labels(pairs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         probability = fit.predict_proba(np.asarray(pairs[name])[:, np.newaxis])[:, 1]
         soft[prefix + features.SOFT_LABEL] = tf.constant(probability, tf.float32)
     return {**pairs, **soft}
-
-
-Scorer = Callable[[Mapping[str, tf.Tensor]], tf.Tensor]
-"""A batch of transformed rows -> logits, float32 [batch]."""
-
-
-def scorer(model: RankingModel) -> Scorer:
-    """The model without dropout, as a graph: traced once for all that is scored with it."""
-    return tf.function(model.call, reduce_retracing=True)
 
 
 def predict(score: Scorer, rows: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from models import features, inputs, training
 from models.features import OTHER, PREFERRED
 from models.first_stage import context_fractions, turned_round
 from models.item_vectors import read_item_vectors
-from models.ranking import RankingModel
+from models.ranking import RankingModel, scorer
 from pipeline.ablation.arms import ARMS, NONE, Arm
 from pipeline.ablation.domain import SLICES, Columns, Domain, filled
 from pipeline.ablation.statistics import delong, logistic_fusion
@@ -90,7 +90,7 @@ def fit_arm(
 def train_arm(domain: Domain, config: Config, arm: Arm, gate_weights: Mapping[str, float] | None = None) -> Trained:
     """Fits the arm's model, then scores the validation and the test rows once."""
     model, report = fit_arm(domain, config, arm, gate_weights)
-    score = training.scorer(model)
+    score = scorer(model)
     valid, test = (
         training.predict(score, inputs.row_batches(rows, batch_size=_ROWS_AT_ONCE))[1]
         for rows in (domain.valid, domain.test)

@@ -88,7 +88,7 @@ def trained(tmp_path_factory):
 
 def test_training_learns_reports_and_returns_the_weights_of_the_best_epoch(trained):
     model, report, _ = trained
-    labels, logits = training.predict(training.scorer(model), dataset(320, 2))
+    labels, logits = training.predict(ranking.scorer(model), dataset(320, 2))
 
     aucs = [epoch.valid_auc for epoch in report.epochs]
     assert report.best_valid_auc == max(aucs) > 0.85
@@ -109,7 +109,7 @@ def test_training_stops_after_patience_epochs_without_a_better_auc():
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(trained):
     again, _ = train()
     other, _ = train(train_config=TRAIN.model_copy(update={"seed": 4, "epochs": 1}))
-    logits = [training.predict(training.scorer(model), dataset(64, 5))[1] for model in (trained[0], again, other)]
+    logits = [training.predict(ranking.scorer(model), dataset(64, 5))[1] for model in (trained[0], again, other)]
 
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
     assert not np.allclose(logits[0], logits[2], atol=1e-2)
