@@ -60,7 +60,7 @@ from models.backbones import BACKBONES
 from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
 from models.embeddings import EmbeddedFeatures
 from models.optimizers import LazyAdam
-from models.ranking import RankingModel
+from models.ranking import RankingModel, scorer
 
 PEERS = ("torch==2.13.0", "deepctr-torch==0.3.0", "fuxictr==2.3.10")
 LIBRARIES = {"deepctr": "deepctr-torch", "fuxictr": "fuxictr"}
@@ -112,7 +112,7 @@ class Sllmr:
         endless = None if pairs is None else inputs.pair_batches(pairs, pairs_per_batch=PAIRS_A_BATCH, seed=0)
         self.batches = inputs.training_batches(rows, endless)
         self._held_out = held_out
-        self._score = tf.function(self.model.call, reduce_retracing=True)
+        self._score = scorer(self.model)
 
     def one_pass(self, batches: tf.data.Dataset | None = None) -> float:
         start = time.perf_counter()
@@ -121,8 +121,8 @@ class Sllmr:
 
     def auc(self) -> float:
         batches = inputs.row_batches(self._held_out, batch_size=_ROWS_AT_ONCE)
-        logits = np.concatenate([self._score(batch).numpy() for batch in batches])
-        return float(roc_auc_score(self._held_out[features.LABEL], logits))
+        labels, logits = training.predict(self._score, batches)
+        return float(roc_auc_score(labels, logits))
 
 
 class PlainKeras(keras.Model):

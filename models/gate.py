@@ -233,10 +233,9 @@ class FusedGate(FittedGate):
         return a * s + b * y + c
 
     def alpha(self, preferred: PairSide, other: PairSide) -> tf.Tensor:
-        return (self.item_alpha(preferred) + self.item_alpha(other)) / 2.0
+        return (self._side_alpha(preferred) + self._side_alpha(other)) / 2.0
 
-    def item_alpha(self, side: PairSide) -> tf.Tensor:
-        """alpha(u, i), float32 [pairs]."""
+    def _side_alpha(self, side: PairSide) -> tf.Tensor:
         a, b, _ = self._coefficients(side)
         return b / (1.0 + a + b)
 

@@ -60,6 +60,10 @@ def distillation(logits: tf.Tensor, soft_labels: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft_labels, logits=logits))
 
 
+POINTWISE = {"pointwise": pointwise_mse, "distillation": distillation}
+"""By LossConfig.form: losses of one item's logit against a target for it."""
+
+
 class GatedPairwiseLoss(keras.layers.Layer):
     """`gated_pairwise_hinge` as a layer.
 

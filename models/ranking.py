@@ -12,7 +12,7 @@ from models.backbones import BACKBONES
 from models.config import GateConfig, LossConfig, ModelConfig
 from models.embeddings import FeatureEmbedding
 from models.gate import GATES, FittedGate, FrozenGate
-from models.losses import GatedPairwiseLoss, distillation, pointwise_mse, recommendation_loss
+from models.losses import POINTWISE, GatedPairwiseLoss, recommendation_loss
 from models.signals import PairSide
 
 ROWS = "rows"
@@ -101,15 +101,9 @@ class RankingModel(tfrs.Model):
 
         gate_loss = tf.constant(0.0)
         if self.gate is None:
-            item_logits = tf.concat(side_logits, axis=0)
-
-            def of_items(name: str) -> tf.Tensor:
-                return tf.concat([side[name] for side in sides], axis=0)
-
-            if self._form == "pointwise":
-                llm_loss = pointwise_mse(item_logits, of_items(features.LLM_SCORE))
-            else:
-                llm_loss = distillation(item_logits, of_items(features.SOFT_LABEL))
+            target = features.SOFT_LABEL if self._form == "distillation" else features.LLM_SCORE
+            targets = tf.concat([side[target] for side in sides], axis=0)
+            llm_loss = POINTWISE[self._form](tf.concat(side_logits, axis=0), targets)
         else:
             seen = pair_input(pairs, side_logits)
             alpha = self.gate.alpha(*seen)

@@ -57,7 +57,7 @@ def run_fn(fn_args: FnArgs) -> None:
     signatures.export(model, transform, config.sizes, fn_args.serving_model_dir, use_user_id=config.model.use_user_id)
     with tf.io.gfile.GFile(os.path.join(fn_args.model_run_dir, REPORT_FILE), "w") as file:
         file.write(report.model_dump_json(indent=2))
-    logging.getLogger(__name__).info("best validation AUC %.4f, epoch %d", report.best_valid_auc, report.best_epoch)
+    logging.getLogger(__name__).info("best validation AUC %.4f", report.best_valid_auc)
 
 
 def _gate_weights(training_file: str | None) -> dict[str, float] | None:

@@ -266,9 +266,7 @@ def test_validation_rows_of_one_label_are_refused():
         train(valid=one)
 
 
-def rows_and_pairs(
-    number: int = 400, agreement: float = 0.5
-) -> tuple[Callable[[], tf.data.Dataset], dict[str, tf.Tensor]]:
+def rows_and_pairs(number: int = 400) -> tuple[Callable[[], tf.data.Dataset], dict[str, tf.Tensor]]:
     """Rows that hold the chosen item of each pair's context with the label 1, as a train split does, and the pairs.
 
     Items are chosen at random: only who has seen the row knows.
@@ -429,7 +427,7 @@ def test_dropout_variance_is_a_signal_of_the_first_stage():
         gate_config=gate,
         loss_config=LossConfig(llm_weight=0.1, form="distillation"),
         train_config=TRAIN.model_copy(update={"epochs": 1}),
-        pairs=pairs(1000, agreement=0.9),
+        pairs=pairs(),
     )
 
     assert report.gate_weights["llm:dropout_variance"] != 0.0
