@@ -30,7 +30,8 @@ LEGEND = (
     "difference to its own backbone alone, where it prints one. A star: the interval excludes zero, as a gain or as a "
     "loss. A dagger: a single seed, so that the interval holds the test rows' part only and says nothing about another "
     "seed. The interval joins the spread over seeds (Student's t) and DeLong's standard error over the test rows, "
-    "which all seeds share. The paper states neither seeds nor intervals. The arm late_fusion needs the teacher's "
+    "which all seeds share; where none was made again after an arm, that error is still of the comparison made first. "
+    "The paper states neither seeds nor intervals. The arm late_fusion needs the teacher's "
     "score to serve: it is no product, but the bar that the others are held to."
 )
 
@@ -352,10 +353,10 @@ def _warnings(runs: Sequence[Run], by_cell: dict[tuple[str, str], list[Run]]) ->
 def _cell_warnings(arm: str, cell: Sequence[Run], none: Sequence[Run]) -> list[str]:
     """Of one backbone with one arm, beside the runs of the same backbone with the arm none."""
     result = []
-    seeds, none_by_seed = {run.seed for run in cell}, {run.seed: run for run in none}
-    if missing := sorted(none_by_seed.keys() - seeds):
+    seeds, none_seeds = {run.seed for run in cell}, {run.seed for run in none}
+    if missing := sorted(none_seeds - seeds):
         result.append(f"{arm} lacks seeds of the arm none, {_join(missing)}; make these runs.")
-    if extra := sorted(seeds - none_by_seed.keys()):
+    if extra := sorted(seeds - none_seeds):
         result.append(f"the arm none lacks seeds of {arm}, {_join(extra)}; make these runs.")
     result += _disagreement(
         f"the hyper-parameters of {arm}", [_hyperparameters(run) for run in cell], "its mean is over more than seeds"
@@ -365,10 +366,6 @@ def _cell_warnings(arm: str, cell: Sequence[Run], none: Sequence[Run]) -> list[s
         [str(run.share_of_users_scored) for run in cell],
         "its mean is over more than seeds",
     )
-    if arm != NONE:
-        for run in cell:
-            if run.seed in none_by_seed:
-                result += _stale_differences(run, none_by_seed[run.seed])
     collapses = [str(run.training["alpha_collapse"]) for run in cell if run.training.get("alpha_collapse")]
     if collapses:
         how = " or ".join(sorted(set(collapses)))
@@ -402,19 +399,6 @@ def _hyperparameters(run: Run) -> str:
         for section, values in run.hyperparameters.items()
     }
     return json.dumps(without_seeds, sort_keys=True)
-
-
-def _stale_differences(run: Run, none: Run) -> list[str]:
-    """Says where `none` was made again after `run` was compared with it."""
-    for name, difference in (run.versus_none or {}).items():
-        own, other = (made.metrics[name].auc if name in made.metrics else None for made in (run, none))
-        if difference and own is not None and other is not None and abs(own - other - difference.difference) > 5e-5:
-            return [
-                f"{run.arm}, seed {run.seed}: its difference on slice {name}, "
-                f"{format_difference(difference.difference)}, is not its AUC minus that of the arm none, "
-                f"{format_difference(own - other)}; none was made again since, so make this run again."
-            ]
-    return []
 
 
 def _join(seeds: Sequence[int]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.ablation.arms import NONE
+
 _LOG = logging.getLogger(__name__)
 
 Cell = tuple[str, str, str, int]
@@ -71,6 +73,9 @@ class Run(_Record):
 def read(file: pathlib.Path) -> list[Run]:
     """The runs of `file`; of one (domain, backbone, arm, seed) the last line counts.
 
+    A run's difference to `none` is that of the two AUCs in the file, also where `none` was made again after the run: on
+    another machine a training comes out a little different. Its standard error stays that of the comparison then made.
+
     A last line without its end is what a killed run leaves: it is skipped with a warning.
 
     Raises:
@@ -82,7 +87,18 @@ def read(file: pathlib.Path) -> list[Run]:
     runs = last_runs(file)
     if not runs:
         raise ValueError(f"{file} holds no runs; make some with `sllmr ablate --config FILE`")
-    return list(runs.values())
+    return [_with_differences(run, runs.get((run.domain, run.backbone, NONE, run.seed))) for run in runs.values()]
+
+
+def _with_differences(run: Run, none: Run | None) -> Run:
+    if run.versus_none is None or none is None:
+        return run
+    versus_none = dict(run.versus_none)
+    for name, compared in run.versus_none.items():
+        own, other = (made.metrics[name].auc if name in made.metrics else None for made in (run, none))
+        if compared is not None and own is not None and other is not None:
+            versus_none[name] = compared.model_copy(update={"difference": own - other})
+    return run.model_copy(update={"versus_none": versus_none})
 
 
 def last_runs(file: pathlib.Path) -> dict[Cell, Run]:
