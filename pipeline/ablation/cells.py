@@ -164,15 +164,28 @@ def differences(domain: Domain, scores: np.ndarray, none: np.ndarray) -> dict[st
     return result
 
 
-def fingerprint(domain: Domain, hyperparameters: dict[str, Any], arm: Arm) -> str:
-    """16 hex digits that change with whatever decides a cell's result but the code and the seed's noise."""
+def fingerprint(domain: Domain, hyperparameters: dict[str, Any], arm: Arm, adds_to: Scores | None = None) -> str:
+    """16 hex digits that change with whatever decides a cell's result but the code and the seed's noise.
+
+    Args:
+        domain: its hashes take part.
+        hyperparameters: of the cell.
+        arm: of the cell.
+        adds_to: for late fusion the scores of the arm `none`, which come out a little different in each training.
+    """
     hashes = domain.hashes
     if arm == ARMS[NONE]:  # reads neither pairs nor the teacher
         hashes = {name: value for name, value in hashes.items() if name != "pairs"}
         train = {name: value for name, value in hyperparameters["train"].items() if name != "pairs_per_batch"}
         hyperparameters = {"model": hyperparameters["model"], "train": train}
     # Without defaults: a field that Arm gains later leaves the marks of the arms that do without it.
-    what = [hashes, hyperparameters, arm.model_dump(mode="json", exclude_defaults=True, exclude={"backbones"})]
+    what: list[Any] = [
+        hashes,
+        hyperparameters,
+        arm.model_dump(mode="json", exclude_defaults=True, exclude={"backbones"}),
+    ]
+    if adds_to is not None:
+        what.append([hashlib.sha256(scores.tobytes()).hexdigest() for scores in (adds_to.valid, adds_to.test)])
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 

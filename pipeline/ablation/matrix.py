@@ -106,7 +106,7 @@ def _run_block(
         arm = ablation.config.arm(name)
         config = ablation.cell(domain.name, backbone, name, seed)
         hyperparameters = ablation.hyperparameters(config)
-        mark = fingerprint(domain, hyperparameters, arm)
+        mark = fingerprint(domain, hyperparameters, arm, adds_to=none if arm.late_fusion else None)
         if name == NONE:
             none = store.load(mark)
         cell = (domain.name, backbone, name, seed)

@@ -151,6 +151,15 @@ def test_the_mark_of_none_does_not_change_with_what_it_does_not_read(name):
     assert len({mark(), mark(rows="xy"), mark(l2=0.2), mark(patience=2)}) == 4
 
 
+def test_the_mark_of_late_fusion_changes_with_the_scores_that_it_adds_to():
+    def mark(**changes: np.ndarray) -> str:
+        scores = {"valid": np.array([1.0, 2.0]), "test": np.array([3.0])} | changes
+        return fingerprint(domain(), {"loss": {}}, ARMS["late_fusion"], adds_to=Scores(**scores))
+
+    assert mark() == mark()
+    assert len({mark(), mark(valid=np.array([1.0, 2.5])), mark(test=np.array([3.5]))}) == 3
+
+
 def test_scores_of_the_baseline_survive_and_absent_ones_are_none(tmp_path):
     store = BaselineScores(tmp_path / "store")
     assert store.load("abc") is None

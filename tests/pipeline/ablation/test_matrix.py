@@ -270,3 +270,29 @@ def test_an_arm_whose_gate_no_domain_of_the_run_brings_says_so_after_all_others(
     with pytest.raises(ConfigError, match=r"gate_from stall/gated_fused needs a run of that arm with dcn and seed 1"):
         matrix.run_matrix(write_two_domains(tmp_path), tmp_path / "out", tmp_path / "results.jsonl", ["shop"])
     assert len(trained) == 2
+
+
+def test_late_fusion_is_made_anew_when_none_comes_out_otherwise(tmp_path, trained, monkeypatch):
+    file = write_two_domains(tmp_path)
+    changes = {"arms": ["none", "global", "late_fusion"], "own_arms": {}}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | changes))
+    fused = []
+
+    def fuse(domain, none):
+        fused.append(none.test)
+        return Trained(scores=none, valid_auc=0.5, training={})
+
+    def run() -> None:
+        matrix.run_matrix(file, tmp_path / "out", tmp_path / "results.jsonl", ["shop"])
+
+    monkeypatch.setattr(matrix, "fuse", fuse)
+    run()
+    run()
+    assert len(fused) == 1
+    (scores,) = (tmp_path / "out" / "shop" / "baselines").glob("*.npz")
+    np.savez(scores, valid=fused[0] + 1, test=fused[0] + 1)
+    run()
+    assert len(fused) == 2
+    np.testing.assert_array_equal(fused[1], fused[0] + 1)
+    arms = [line["arm"] for line in lines(tmp_path / "results.jsonl")]
+    assert arms == ["none", "global", "late_fusion", "late_fusion"]
