@@ -15,6 +15,36 @@ from pipeline.ablation.statistics import Interval, paired_interval
 _NO_DIFFERENCE = Difference(difference=0.0, standard_error=0.0)
 
 
+class Kept(NamedTuple):
+    """A difference to `none` as a share of late fusion's, on one backbone and slice.
+
+    Attributes:
+        share: ratio of the two sums over the seeds that both have.
+        least, most: of the single seeds in which late fusion's difference is above 0.
+    """
+
+    share: float
+    least: float
+    most: float
+
+
+class Tally(NamedTuple):
+    """The chosen arm against one other, over backbones, domains and slices.
+
+    Attributes:
+        seeds: that both have, in the cell with the fewest.
+        cells: how many were compared.
+        above: in how many its AUC is the higher.
+        gains, losses: in how many the interval excludes zero.
+    """
+
+    seeds: int
+    cells: int
+    above: int
+    gains: int
+    losses: int
+
+
 class Contest(NamedTuple):
     """The chosen arm on one slice of one domain.
 
@@ -23,14 +53,14 @@ class Contest(NamedTuple):
         others: the arms that it is held against.
         differences: AUC of the chosen arm minus that of the other, by backbone and other arm; None without a seed that
             both have.
-        kept: by backbone, its difference to `none` as a share of late fusion's; None where that is not above 0.
+        kept: by backbone; None where late fusion's sum is not above 0.
     """
 
     domain: str
     slice_name: str
     others: list[str]
     differences: dict[str, dict[str, Interval | None]]
-    kept: dict[str, float | None]
+    kept: dict[str, Kept | None]
 
 
 class Choice(NamedTuple):
@@ -43,12 +73,14 @@ class Choice(NamedTuple):
         valid_auc: of each of these, over the same (domain, backbone, seed), best first.
         shared: how many these are.
         contests: by domain and slice.
+        tallies: the contests summed up, by other arm.
     """
 
     arm: str
     valid_auc: dict[str, float]
     shared: int
     contests: list[Contest]
+    tallies: dict[str, Tally]
 
 
 def in_order(known: Sequence[str], found: Collection[str]) -> list[str]:
@@ -82,7 +114,7 @@ def choose(runs: Sequence[Run]) -> Choice | None:
     valid_auc = dict(sorted(means.items(), key=lambda item: -item[1]))
     best = next(iter(valid_auc))
     contests = [_contest(runs, best, domain, slice_name) for domain in domains for slice_name in SLICES]
-    return Choice(best, valid_auc, len(shared), contests)
+    return Choice(best, valid_auc, len(shared), contests, _tallies(contests))
 
 
 def _contest(runs: Sequence[Run], best: str, domain: str, slice_name: str) -> Contest:
@@ -97,13 +129,37 @@ def _contest(runs: Sequence[Run], best: str, domain: str, slice_name: str) -> Co
         backbone: {arm: _between(found[backbone][best], found[backbone].get(arm, {})) for arm in others}
         for backbone in backbones
     }
-    kept: dict[str, float | None] = {}
-    for backbone in backbones:
-        own, fusion = found[backbone][best], found[backbone].get(LATE_FUSION, {})
-        seeds = own.keys() & fusion.keys()
-        headroom = sum(fusion[seed].difference for seed in seeds)
-        kept[backbone] = sum(own[seed].difference for seed in seeds) / headroom if headroom > 0 else None
+    kept = {backbone: _kept(found[backbone][best], found[backbone].get(LATE_FUSION, {})) for backbone in backbones}
     return Contest(domain, slice_name, others, differences, kept)
+
+
+def _kept(own: dict[int, Difference], fusion: dict[int, Difference]) -> Kept | None:
+    seeds = sorted(own.keys() & fusion.keys())
+    headroom = sum(fusion[seed].difference for seed in seeds)
+    if headroom <= 0:
+        return None
+    single = [own[seed].difference / fusion[seed].difference for seed in seeds if fusion[seed].difference > 0]
+    return Kept(sum(own[seed].difference for seed in seeds) / headroom, min(single), max(single))
+
+
+def _tallies(contests: Sequence[Contest]) -> dict[str, Tally]:
+    found: dict[str, list[Interval]] = collections.defaultdict(list)
+    for contest in contests:
+        for row in contest.differences.values():
+            for arm, interval in row.items():
+                if interval is not None:
+                    found[arm].append(interval)
+    return {arm: _tally(found[arm]) for arm in in_order(tuple(ARMS), found)}
+
+
+def _tally(intervals: Sequence[Interval]) -> Tally:
+    return Tally(
+        seeds=min(interval.seeds for interval in intervals),
+        cells=len(intervals),
+        above=sum(interval.mean > 0 for interval in intervals),
+        gains=sum(interval.verdict == "gain" for interval in intervals),
+        losses=sum(interval.verdict == "loss" for interval in intervals),
+    )
 
 
 def _between(best: dict[int, Difference], other: dict[int, Difference]) -> Interval | None:

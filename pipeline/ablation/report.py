@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from pipeline.ablation import results
 from pipeline.ablation.arms import ARMS, LATE_FUSION, NONE
-from pipeline.ablation.chosen import Choice, choose, in_order
+from pipeline.ablation.chosen import Choice, Kept, choose, in_order
 from pipeline.ablation.paper import BACKBONES, SLICES, TABLE_3_BACKBONE, paper_auc
 from pipeline.ablation.results import Run
 from pipeline.ablation.statistics import Interval, mean_and_standard_error, paired_interval
@@ -79,6 +79,16 @@ class SliceTable(NamedTuple):
     summary: dict[str, SummaryLine]
 
 
+class Means(NamedTuple):
+    """Test AUC by slice, the mean over all backbones of a domain and the seeds that these share.
+
+    `popularity` and the teacher alone know neither backbones nor seeds.
+    """
+
+    seeds: int | None
+    auc: dict[str, float | None]
+
+
 class DomainTables(NamedTuple):
     """Everything that is shown of one domain."""
 
@@ -87,6 +97,7 @@ class DomainTables(NamedTuple):
     arms: list[str]
     caption: str
     slices: list[SliceTable]
+    means: dict[str, Means]
     table_3_backbone: str
     table_3_arms: list[str]
     alpha: dict[str, dict[str, str | None]]
@@ -130,6 +141,7 @@ def render(
     templates = environment()
     templates.filters["auc"] = lambda auc: "–" if auc is None else format_auc(auc)
     templates.filters["interval"] = lambda interval: "–" if interval is None else _marked(interval)
+    templates.filters["kept"] = lambda kept: "–" if kept is None else _format_kept(kept)
     templates.filters["share"] = lambda share: "–" if share is None else f"{share:.0%}"
     # Otherwise each block's own line would part the rows of a Markdown table.
     templates = templates.overlay(trim_blocks=True, lstrip_blocks=True)
@@ -173,6 +185,11 @@ def _marked(interval: Interval) -> str:
     return f"{line} †" if interval.seeds == 1 else line
 
 
+def _format_kept(kept: Kept) -> str:
+    share, least, most = (f"{value:.0%}" for value in kept)
+    return share if least == most else f"{share} ({least} to {most})"
+
+
 def _choice_legend(choice: Choice) -> str:
     means = ", ".join(f"{arm} {format_auc(auc)}" for arm, auc in choice.valid_auc.items())
     return (
@@ -181,7 +198,7 @@ def _choice_legend(choice: Choice) -> str:
         "Below, its test AUC minus that of each other arm with the same seed and the same test rows, with the 95% "
         "interval. Of two arms' scores only the differences to none were kept; the sum of their standard errors over "
         "the test rows stands in for that of the difference, which is never larger. The last column is its difference "
-        "to none as a share of late fusion's."
+        "to none as a share of late fusion's, over all seeds (least to most of a single seed)."
     )
 
 
@@ -233,6 +250,7 @@ def domain_tables(runs: Sequence[Run]) -> DomainTables:
         caption=f"Seeds: {' to '.join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))}. "
         f"Hash of the test rows: {runs[0].hashes.test_rows}.",
         slices=slices,
+        means=_means(runs, backbones, arms),
         table_3_backbone=table_3_backbone,
         table_3_arms=arms_of[table_3_backbone],
         alpha={
@@ -242,6 +260,32 @@ def domain_tables(runs: Sequence[Run]) -> DomainTables:
         },
         warnings=_warnings(runs, by_cell),
     )
+
+
+def _means(runs: Sequence[Run], backbones: Sequence[str], arms: Sequence[str]) -> dict[str, Means]:
+    """What was run on all backbones, in the order of `arms`, below the baselines that need no training."""
+    result = {}
+    for name, aucs in (
+        ("popularity", runs[0].baselines.popularity),
+        ("teacher alone", next((run.baselines.teacher for run in runs if run.baselines.teacher), None)),
+    ):
+        if aucs is not None:
+            result[name] = Means(seeds=None, auc={name: aucs.get(name) for name in SLICES})
+    for arm in arms:
+        of_arm = [run for run in runs if run.arm == arm]
+        shared = set.intersection(*({run.seed for run in of_arm if run.backbone == name} for name in backbones))
+        if not shared:
+            continue
+        taken = [run for run in of_arm if run.seed in shared]
+        result[arm] = Means(seeds=len(shared), auc={name: _mean_auc(taken, name) for name in SLICES})
+    return result
+
+
+def _mean_auc(runs: Sequence[Run], slice_name: str) -> float | None:
+    """None where some run has none."""
+    known = [run.metrics[slice_name].auc for run in runs if slice_name in run.metrics]
+    aucs = [auc for auc in known if auc is not None]
+    return float(np.mean(aucs)) if len(aucs) == len(runs) else None
 
 
 def _slice_caption(runs: Sequence[Run], name: str) -> str:

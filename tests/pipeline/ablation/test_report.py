@@ -221,6 +221,53 @@ def test_the_arm_of_the_best_validation_auc_is_held_against_each_other(tmp_path)
     assert table(markdown, "gated_fused_text against the others: beauty, cold")["din"]["fused_half"] == "–"
 
 
+def test_the_chosen_arms_wins_are_counted_over_backbones_domains_and_slices(tmp_path):
+    gains = {"none": (0.0, 0.80), "global": (0.0075, 0.81), "gated_fused": (0.008, 0.82), "text_features": (0.0, 0.79)}
+    lines = [
+        entry
+        for place in ({}, {"backbone": "din"}, {"domain": "toys"}, {"domain": "toys", "backbone": "din"})
+        for entry in contest_lines(gains, standard_error=0.0005, **place)
+        # One cell of text_features has two seeds, in which it is the better by far.
+        if entry["arm"] != "text_features" or place != {"domain": "toys"}
+    ]
+    lines += contest_lines({"text_features": (0.05, 0.79)}, (1, 2), standard_error=0.0005, domain="toys")
+    summary = table(rendered(tmp_path, lines), "gated_fused against the others: summary")
+    names = ("seeds", "above", "by more than the interval", "below by more than the interval")
+    assert {arm: tuple(row[name] for name in names) for arm, row in summary.items()} == {
+        "none": ("5", "12 of 12", "12", "0"),
+        "global": ("5", "12 of 12", "0", "0"),
+        "text_features": ("2", "9 of 12", "9", "3"),
+    }
+
+
+def test_the_share_kept_is_shown_over_the_seeds_and_of_the_least_and_the_most_of_them(tmp_path):
+    lines = []
+    for seed, (own, fusion) in enumerate(((0.002, 0.02), (0.009, 0.01), (0.004, -0.001)), start=1):
+        lines += [
+            line(seed=seed),
+            line("global", seed, gain=own, valid_auc=0.9),
+            line("late_fusion", seed, gain=fusion),
+        ]
+    row = table(rendered(tmp_path, lines), "global against the others: beauty, overall")["dcnv2"]
+    # .015 of .029; of the third seed, in which late fusion gains nothing, there is no share.
+    assert row["late fusion kept"] == "52% (10% to 90%)"
+
+
+def test_means_are_over_all_backbones_and_the_seeds_that_they_share(tmp_path):
+    lines = [line(seed=seed, backbone=backbone) for seed in (1, 2) for backbone in ("din", "dcn")]
+    lines += [line("global", seed, gain=0.01, backbone="din") for seed in (1, 2, 3)]
+    lines += [line("global", seed, gain=0.03, backbone="dcn") for seed in (2, 4)]
+    lines += [line("fused_half", backbone="dcn")]
+    lines[0]["metrics"]["tail"]["auc"] = None
+    means = table(rendered(tmp_path, lines), "beauty, test AUC in the mean over the backbones")
+    assert means == {
+        "popularity": {"seeds": "–", "overall": ".6230", "cold": ".6110", "tail": "–"},
+        "teacher alone": {"seeds": "–", "overall": ".7240", "cold": ".7210", "tail": ".7290"},
+        "none": {"seeds": "2", "overall": ".8015", "cold": ".7815", "tail": "–"},
+        "global": {"seeds": "1", "overall": ".8220", "cold": ".8020", "tail": ".7220"},
+    }
+
+
 def test_a_domain_with_a_part_of_the_backbones_has_no_vote_in_the_choice(tmp_path):
     gains = {"none": (0.0, 0.80), "global": (0.003, 0.81)}
     lines = contest_lines(gains) + contest_lines(gains, backbone="din")
