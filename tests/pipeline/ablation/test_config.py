@@ -5,7 +5,7 @@ import yaml
 
 from pipeline.ablation.arms import ARMS
 from pipeline.ablation.config import load_ablation
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, load_config
 
 MATRIX = {
     "domains": {"shop": {"data": {"interactions": "i.csv", "items": "t.csv"}, "llm": {"embedding_file": "v.npz"}}},
@@ -167,3 +167,11 @@ def test_text_features_need_item_vectors(tmp_path):
     arms = ["none", "text_features"]
     with pytest.raises(ConfigError, match=r"the arm text_features needs item vectors, got none for shop; set domains"):
         load_ablation(write(tmp_path, domains=domains, shared={}, arms=arms))
+
+
+def test_the_pipeline_of_the_winner_is_what_the_matrix_ran():
+    configs = pathlib.Path(__file__).parents[3] / "configs"
+    pipeline = load_config(configs / "amazon-fused.yaml")
+    cell = load_ablation(configs / "amazon.yaml").cell("toys", "dcnv2", "gated_fused_text", pipeline.train.seed)
+
+    assert pipeline.model_dump(exclude={"name"}) == cell.model_dump(exclude={"name"})
