@@ -73,14 +73,23 @@ class Choice(NamedTuple):
         valid_auc: of each of these, over the same (domain, backbone, seed), best first.
         shared: how many these are.
         contests: by domain and slice.
-        tallies: the contests summed up, by other arm.
     """
 
     arm: str
     valid_auc: dict[str, float]
     shared: int
     contests: list[Contest]
-    tallies: dict[str, Tally]
+
+    @property
+    def tallies(self) -> dict[str, Tally]:
+        """The contests summed up, by other arm."""
+        found: dict[str, list[Interval]] = collections.defaultdict(list)
+        for contest in self.contests:
+            for row in contest.differences.values():
+                for arm, interval in row.items():
+                    if interval is not None:
+                        found[arm].append(interval)
+        return {arm: _tally(found[arm]) for arm in in_order(tuple(ARMS), found)}
 
 
 def in_order(known: Sequence[str], found: Collection[str]) -> list[str]:
@@ -114,7 +123,7 @@ def choose(runs: Sequence[Run]) -> Choice | None:
     valid_auc = dict(sorted(means.items(), key=lambda item: -item[1]))
     best = next(iter(valid_auc))
     contests = [_contest(runs, best, domain, slice_name) for domain in domains for slice_name in SLICES]
-    return Choice(best, valid_auc, len(shared), contests, _tallies(contests))
+    return Choice(best, valid_auc, len(shared), contests)
 
 
 def _contest(runs: Sequence[Run], best: str, domain: str, slice_name: str) -> Contest:
@@ -140,16 +149,6 @@ def _kept(own: dict[int, Difference], fusion: dict[int, Difference]) -> Kept | N
         return None
     single = [own[seed].difference / fusion[seed].difference for seed in seeds if fusion[seed].difference > 0]
     return Kept(sum(own[seed].difference for seed in seeds) / headroom, min(single), max(single))
-
-
-def _tallies(contests: Sequence[Contest]) -> dict[str, Tally]:
-    found: dict[str, list[Interval]] = collections.defaultdict(list)
-    for contest in contests:
-        for row in contest.differences.values():
-            for arm, interval in row.items():
-                if interval is not None:
-                    found[arm].append(interval)
-    return {arm: _tally(found[arm]) for arm in in_order(tuple(ARMS), found)}
 
 
 def _tally(intervals: Sequence[Interval]) -> Tally:

@@ -4,7 +4,7 @@ import collections
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -250,7 +250,7 @@ def domain_tables(runs: Sequence[Run]) -> DomainTables:
         caption=f"Seeds: {' to '.join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))}. "
         f"Hash of the test rows: {runs[0].hashes.test_rows}.",
         slices=slices,
-        means=_means(runs, backbones, arms),
+        means=_means(runs, by_cell, backbones, arms),
         table_3_backbone=table_3_backbone,
         table_3_arms=arms_of[table_3_backbone],
         alpha={
@@ -262,36 +262,46 @@ def domain_tables(runs: Sequence[Run]) -> DomainTables:
     )
 
 
-def _means(runs: Sequence[Run], backbones: Sequence[str], arms: Sequence[str]) -> dict[str, Means]:
+def _means(
+    runs: Sequence[Run],
+    by_cell: Mapping[tuple[str, str], Sequence[Run]],
+    backbones: Sequence[str],
+    arms: Sequence[str],
+) -> dict[str, Means]:
     """What was run on all backbones, in the order of `arms`, below the baselines that need no training."""
     result = {}
-    for name, aucs in (
-        ("popularity", runs[0].baselines.popularity),
-        ("teacher alone", next((run.baselines.teacher for run in runs if run.baselines.teacher), None)),
-    ):
+    for name, aucs in (("popularity", runs[0].baselines.popularity), ("teacher alone", _teacher(runs))):
         if aucs is not None:
             result[name] = Means(seeds=None, auc={name: aucs.get(name) for name in SLICES})
     for arm in arms:
-        of_arm = [run for run in runs if run.arm == arm]
-        shared = set.intersection(*({run.seed for run in of_arm if run.backbone == name} for name in backbones))
-        if not shared:
-            continue
-        taken = [run for run in of_arm if run.seed in shared]
-        result[arm] = Means(seeds=len(shared), auc={name: _mean_auc(taken, name) for name in SLICES})
+        cells = [by_cell.get((backbone, arm), []) for backbone in backbones]
+        shared = set.intersection(*({run.seed for run in cell} for cell in cells))
+        if shared:
+            taken = [run for cell in cells for run in cell if run.seed in shared]
+            result[arm] = Means(seeds=len(shared), auc={name: _mean_auc(taken, name) for name in SLICES})
     return result
 
 
 def _mean_auc(runs: Sequence[Run], slice_name: str) -> float | None:
     """None where some run has none."""
-    known = [run.metrics[slice_name].auc for run in runs if slice_name in run.metrics]
-    aucs = [auc for auc in known if auc is not None]
+    aucs = _aucs(runs, slice_name)
     return float(np.mean(aucs)) if len(aucs) == len(runs) else None
+
+
+def _aucs(runs: Sequence[Run], slice_name: str) -> list[float]:
+    """Of the runs that have one."""
+    return [auc for run in runs if (auc := run.auc(slice_name)) is not None]
+
+
+def _teacher(runs: Sequence[Run]) -> dict[str, float | None] | None:
+    """AUC of the teacher alone, by slice; None where no run has a teacher."""
+    return next((run.baselines.teacher for run in runs if run.baselines.teacher), None)
 
 
 def _slice_caption(runs: Sequence[Run], name: str) -> str:
     first = next(run for run in runs if name in run.metrics)
     rows = first.metrics[name]
-    teacher = next((run.baselines.teacher.get(name) for run in runs if run.baselines.teacher), None)
+    teacher = (_teacher(runs) or {}).get(name)
     popularity, teacher_alone = (
         "not known" if auc is None else format_auc(auc) for auc in (first.baselines.popularity.get(name), teacher)
     )
@@ -303,11 +313,10 @@ def _slice_caption(runs: Sequence[Run], name: str) -> str:
 
 
 def _cell(runs: Sequence[Run], slice_name: str) -> Cell | None:
-    aucs = [run.metrics[slice_name].auc for run in runs if slice_name in run.metrics]
-    known = [auc for auc in aucs if auc is not None]
-    if not known:
+    aucs = _aucs(runs, slice_name)
+    if not aucs:
         return None
-    mean, standard_error = mean_and_standard_error(known)
+    mean, standard_error = mean_and_standard_error(aucs)
     found = [run.versus_none.get(slice_name) for run in runs if run.versus_none]
     differences = [difference for difference in found if difference]
     paper, paper_none = (paper_auc(runs[0].domain, runs[0].backbone, arm, slice_name) for arm in (runs[0].arm, NONE))

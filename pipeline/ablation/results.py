@@ -69,6 +69,10 @@ class Run(_Record):
     versions: dict[str, str]
     share_of_users_scored: float | None = Field(ge=0, le=1)
 
+    def auc(self, slice_name: str) -> float | None:
+        """Test AUC; None for a slice that the run does not have, or of one class."""
+        return self.metrics[slice_name].auc if slice_name in self.metrics else None
+
 
 def read(file: pathlib.Path) -> list[Run]:
     """The runs of `file`; of one (domain, backbone, arm, seed) the last line counts.
@@ -95,7 +99,7 @@ def _with_differences(run: Run, none: Run | None) -> Run:
         return run
     versus_none = dict(run.versus_none)
     for name, compared in run.versus_none.items():
-        own, other = (made.metrics[name].auc if name in made.metrics else None for made in (run, none))
+        own, other = run.auc(name), none.auc(name)
         if compared is not None and own is not None and other is not None:
             versus_none[name] = compared.model_copy(update={"difference": own - other})
     return run.model_copy(update={"versus_none": versus_none})
