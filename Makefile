@@ -2,11 +2,12 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 UV_VERSION := 0.13.9
+DIST ?= dist
 # Neither an activated environment nor a user's uv settings may redirect what is installed here.
 unexport VIRTUAL_ENV
 unexport UV_PROJECT_ENVIRONMENT
 
-.PHONY: help setup run test lint lock
+.PHONY: help setup run test check lint lock wheel docs
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -16,19 +17,32 @@ setup: .venv/.complete ## make the environment in .venv
 run: .venv/.complete ## quickstart: MovieLens-100K, a local LLM, into runs/quickstart
 	@.venv/bin/sllmr run --config configs/quickstart.yaml --output runs/quickstart
 
-test: .venv/.complete lint ## lint, types and every test, with the real local LLM
-	@.venv/bin/python -m pytest
+test: .venv/.complete lint ## lint, types and every test, with the real local LLM; COVERAGE=1 prints the coverage
+	@.venv/bin/python -m pytest --numprocesses=2 --dist=loadscope $(if $(COVERAGE),--cov --cov-report=term)
+
+check: .venv/.complete lint ## lint, types and the fast tests, in under 90 s
+	@.venv/bin/python -m pytest --numprocesses=2 --dist=loadscope -m "not slow" -q
 
 lint: .venv/.complete
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy pipeline components models local_runner.py
+	@.venv/bin/mypy -p sllmr -m local_runner -m kubeflow_runner
+	@.venv/bin/hadolint --ignore DL3008 deploy/Dockerfile
+	@.venv/bin/deptry . 2>&1 | tail -n 20
 
 lock: .venv/.complete ## renew uv.lock after a change of pyproject.toml
 	@.uv/bin/uv lock
 
+wheel: .venv/.complete ## build the wheel and its pinned requirements into dist
+	@.uv/bin/uv build --quiet --wheel --out-dir $(DIST) .
+	@.uv/bin/uv export --quiet --frozen --no-dev --no-emit-project --output-file $(DIST)/requirements.txt
+
+docs: .venv/.complete ## build the documentation as a site into build/site
+	@.venv/bin/python docs/generate.py
+	@UV_PROJECT_ENVIRONMENT=.uv/docs .uv/bin/uv run --frozen --only-group docs mkdocs build --strict --quiet
+
 # TFX installs a `tfx` of its own; ours, which knows `run create --pipeline_path`, takes its place.
-.venv/.complete: pyproject.toml uv.lock $(wildcard third_party/*/pyproject.toml) bin/tfx bin/check-needs
+.venv/.complete: pyproject.toml uv.lock bin/tfx bin/check-needs
 	@python=$$(bin/check-needs $(PYTHON)) || exit 1; \
 	echo "setup: environment in .venv with $$python (about 3 GB, one to five minutes)"; \
 	if ! .uv/bin/uv --version 2>/dev/null | grep -q ' $(UV_VERSION)'; then \

@@ -6,7 +6,7 @@ Runs configs/quickstart.yaml into runs/quickstart, both beside this file; SLLMR_
 import os
 import pathlib
 
-from pipeline.start import start
+from sllmr.pipeline.start import start
 
 ROOT = pathlib.Path(__file__).resolve().parent
 

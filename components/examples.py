@@ -8,6 +8,10 @@ from tfx.components.util import examples_utils
 from tfx.proto import example_gen_pb2
 from tfx.types import artifact, artifact_utils
 
+from sllmr.components.beam_signatures import remember_signatures
+
+remember_signatures()  # here, as every component that runs Beam imports this module
+
 FILE_PREFIX = "examples"
 SUFFIX = ".tfrecord.gz"
 
@@ -23,6 +27,22 @@ def write_split(examples: artifact.Artifact, split: str) -> beam.PTransform:
     """Writes serialized tf.Examples (PCollection[bytes]) to one split."""
     prefix = os.path.join(artifact_utils.get_split_uri([examples], split), FILE_PREFIX)
     return beam.io.WriteToTFRecord(prefix, file_name_suffix=SUFFIX)
+
+
+class _ReadSplits(beam.PTransform):
+    def __init__(self, readers: dict[str, beam.PTransform]):
+        super().__init__()
+        self._readers = readers
+
+    def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection:
+        splits = [pbegin | split >> reader for split, reader in self._readers.items()]
+        return splits | "Flatten" >> beam.Flatten(pipeline=pbegin.pipeline)
+
+
+def read_other_splits(examples: artifact.Artifact, split: str) -> beam.PTransform:
+    """Reads every split but one as PCollection[bytes]."""
+    names = artifact_utils.decode_split_names(examples.split_names)
+    return _ReadSplits({name: read_split(examples, name) for name in names if name != split})
 
 
 def read_split(examples: artifact.Artifact, split: str) -> beam.PTransform:

@@ -14,15 +14,15 @@ Layout of a score record, one for each context (a user at one moment):
     item_ids            bytes*   candidates with a valid score
     llm_scores          float*   one for each, in [0, 1]; of an audited context the mean over both orders
     raw_scores          float*   one for each, in the strategy's own unit
-    roles               bytes*   one for each: why the candidate was asked about, a name of ROLES
+    roles               bytes*   one for each: why the candidate was selected, one of ROLES
     first_llm_scores, second_llm_scores
                         float*   audited contexts: one for each, by each of the two orders; empty elsewhere
-    chosen_item_id      bytes    labelled probes: the item the user chose next; empty elsewhere
+    target_item_id      bytes    target item of a calibration context; empty in the others
     user_id             bytes    empty unless llm.store_user_ids
     user_key            bytes    hash of user and seed: tells whose contexts belong together, not whose they are
     user_positives      int64    the user's positives in the train split when the context was last planned
     model, strategy, prompt_version   bytes
-    content_digest      bytes    hash of what was asked: equal where asking again would send the same
+    fingerprint         bytes    hash of what was queried: equal if a new query would send the same requests
     scored_at           int64    Unix seconds
 
 Hashes hide ids only as far as ids cannot be guessed: who knows the seed can try ids one by one.
@@ -30,30 +30,48 @@ Hashes hide ids only as far as ids cannot be guessed: who knows the seed can try
 
 import dataclasses
 import glob
+import hashlib
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import tensorflow as tf
+from sllmr.models.tf_examples import Example, read_tfrecords
 
-CHOSEN = "chosen"
+TARGET = "target"
 NEGATIVE = "negative"
 POPULAR = "popular"
 DIVERSE = "diverse"
 TAIL = "tail"
 SIMILAR = "similar"
-ROLES = (CHOSEN, NEGATIVE, POPULAR, DIVERSE, TAIL, SIMILAR)
-"""Why a candidate was asked about: the user's choice in a labelled probe, a sampled negative beside it, the
-popularity pool, the synthetic cold-start set (diverse items), the synthetic long-tail set, items of the history's
-categories."""
+REPLAYED = "replayed"
+ROLES = (TARGET, NEGATIVE, POPULAR, DIVERSE, TAIL, SIMILAR, REPLAYED)
+"""Why a candidate was selected: the target item, a sampled negative beside it, the popularity pool, the synthetic
+cold-start set (diverse items), the synthetic long-tail set, items of the history's categories, items that a replayed
+table has scores for."""
 
 SCORES_PREFIX = "scores"
 FAILURES_PREFIX = "failures"
 LEDGER_FILE = "ledger.json"
 
+PUBLISHED_LINK = ".table"
+"""In an output folder of `sllmr score`: a symbolic link to the folder of the table that counts. See publish."""
+
+_TABLES = ".tables"
+
 _FLOATS = ("llm_scores", "raw_scores", "first_llm_scores", "second_llm_scores")
 _INTEGERS = ("history_length", "user_positives", "scored_at")
 _LISTS = ("history_item_ids", "item_ids", "roles", *_FLOATS)
+
+_FORMER_NAMES = {"target_item_id": "chosen_item_id", "fingerprint": "content_digest"}
+_FORMER_ROLES = {"chosen": TARGET}
+"""How earlier versions named fields and roles; their tables were paid for and stay readable."""
+
+
+def context_id(user_id: str, position: int, seed: int) -> str:
+    """Name of the scoring context of a user's train row that does not tell the user id."""
+    return hashlib.sha256(f"context\x1f{seed}\x1f{user_id}\x1f{position}".encode()).hexdigest()[:24]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,14 +87,14 @@ class ScoreRecord:
     roles: tuple[str, ...]
     first_llm_scores: tuple[float, ...] = ()
     second_llm_scores: tuple[float, ...] = ()
-    chosen_item_id: str = ""
+    target_item_id: str = ""
     user_id: str = ""
     user_key: str = ""
     user_positives: int = 0
     model: str
     strategy: str
     prompt_version: str
-    content_digest: str = ""
+    fingerprint: str = ""
     scored_at: int
 
     def __post_init__(self) -> None:
@@ -95,12 +113,12 @@ class ScoreRecord:
 
     @property
     def is_audited(self) -> bool:
-        """Whether it was asked in two orders, and both answers scored every candidate."""
+        """Whether it was queried in two orders, and both responses scored every candidate."""
         return bool(self.second_llm_scores)
 
     def serialize(self) -> bytes:
         """The record as a serialized tf.Example."""
-        example = tf.train.Example()
+        example = Example()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             values = value if isinstance(value, tuple) else (value,)
@@ -115,13 +133,18 @@ class ScoreRecord:
 
     @classmethod
     def parse(cls, serialized: bytes) -> "ScoreRecord":
-        """The inverse of serialize; a field that an earlier version did not write has its default."""
-        features = tf.train.Example.FromString(serialized).features.feature
+        """The inverse of serialize, also of a record that an earlier version wrote.
+
+        Former names of fields and roles are read as today's; a field that the record lacks has its default.
+        """
+        features = Example.FromString(serialized).features.feature
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
-            if field.name not in features and field.default is not dataclasses.MISSING:
+            former = _FORMER_NAMES.get(field.name, field.name)
+            name = field.name if field.name in features else former
+            if name not in features and field.default is not dataclasses.MISSING:
                 continue
-            source = features[field.name]
+            source = features[name]
             value: tuple
             if field.name in _FLOATS:
                 value = tuple(source.float_list.value)
@@ -130,16 +153,71 @@ class ScoreRecord:
             else:
                 value = tuple(v.decode() for v in source.bytes_list.value)
             values[field.name] = value if field.name in _LISTS else value[0]
+        values["roles"] = tuple(_FORMER_ROLES.get(role, role) for role in values["roles"])
         return cls(**values)
 
 
+def table_directory(directory: str) -> str:
+    """Where the files of a table are: the folder itself, or in an output of `sllmr score` what its link names.
+
+    Reading through the link alone, a reader sees one table whole while another one takes its place.
+    """
+    published = os.path.join(directory, PUBLISHED_LINK)
+    return os.path.realpath(published) if os.path.isdir(published) else directory
+
+
 def scores_pattern(directory: str) -> str:
-    """Glob of the score files of an LlmScores artifact."""
-    return os.path.join(directory, SCORES_PREFIX + "-*.tfrecord.gz")
+    """Glob of the score files of an LlmScores artifact, or of a published table."""
+    return os.path.join(glob.escape(table_directory(directory)), SCORES_PREFIX + "-*.tfrecord.gz")
+
+
+def publish(table: str, output: str) -> None:
+    """Makes a complete table that of `output`: a crash at any point leaves the earlier table or the new one, whole.
+
+    The table is renamed to output/.tables/<id>, then the link output/.table, which all readers here follow, is replaced
+    by a rename. The names at the top of `output` are links through it, so that other programs find the files there.
+
+    Args:
+        table: a folder on the file system of `output`; it is gone after.
+        output: holds the table's files at its top, as an earlier version left them, or as links, or none.
+    """
+    names = sorted(os.listdir(table))
+    tables = os.path.join(output, _TABLES)
+    os.makedirs(tables, exist_ok=True)
+    identity = uuid.uuid4().hex[:12]
+    target = os.path.join(tables, identity)
+    os.rename(table, target)
+    link = os.path.join(output, PUBLISHED_LINK)
+    if os.path.isdir(link) and not os.path.islink(link):
+        # A copy of an output folder in which links became what they name.
+        os.rename(link, os.path.join(tables, f"{identity}-earlier"))
+    _replace_by_link(os.path.join(_TABLES, identity), link)
+    for name in names:
+        _replace_by_link(os.path.join(PUBLISHED_LINK, name), os.path.join(output, name))
+    for pattern in (f"{SCORES_PREFIX}-*.gz", f"{FAILURES_PREFIX}-*.gz"):
+        for path in glob.glob(os.path.join(glob.escape(output), pattern)):
+            if os.path.basename(path) not in names:
+                os.unlink(path)
+    for name in os.listdir(tables):
+        if name != identity:
+            shutil.rmtree(os.path.join(tables, name), ignore_errors=True)
+
+
+def _replace_by_link(target: str, path: str) -> None:
+    """Puts a relative link in the place of whatever file or link `path` names, in one step."""
+    new = f"{path}.new"
+    if os.path.lexists(new):
+        os.unlink(new)
+    os.symlink(target, new)
+    os.replace(new, path)
 
 
 def read_scores(directory: str) -> Iterator[ScoreRecord]:
-    """All records, file by file."""
-    files = sorted(glob.glob(scores_pattern(directory)))
-    for serialized in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
-        yield ScoreRecord.parse(serialized)
+    """All records, file by file.
+
+    Raises:
+        ValueError: a file is cut short, or holds something else.
+    """
+    for file in sorted(glob.glob(scores_pattern(directory))):
+        for serialized in read_tfrecords(file):
+            yield ScoreRecord.parse(serialized)

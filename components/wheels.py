@@ -8,10 +8,12 @@ import sys
 import tempfile
 import zipfile
 
+from sllmr.models.errors import UserError
+
 TIMEOUT_S = 900
 
 
-class FetchError(RuntimeError):
+class FetchError(UserError):
     """A wheel could not be had, or is not the one that was pinned."""
 
 

@@ -1,16 +1,38 @@
 """Configuration of the ranking model, its gate, its losses and its training."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from sllmr.models.strict_config import StrictConfig
 
-class ModelConfig(BaseModel):
+BackboneName = Literal["deepfm", "xdeepfm", "autoint", "dcn", "dcnv2", "din"]
+"""The keys of models.backbones.BACKBONES, which loads TensorFlow. A test holds that both name the same."""
+
+SignalName = Literal[
+    "short_history",
+    "long_tail",
+    "confidence",
+    "entropy",
+    "dropout_variance",
+    "history_brevity",
+    "rarity",
+    "text_richness",
+    "llm_gap",
+    "llm_consistency",
+]
+"""The keys of models.signals.SIGNALS, as above."""
+
+
+class ModelConfig(StrictConfig):
     """The ranking model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    SECTION: ClassVar = "model"
+    MOVED_KEYS: ClassVar = {
+        "item_vectors_file": "item_vectors: {source: file, file: ...} and model: {item_vectors: true}"
+    }
 
-    backbone: str = Field(default="dcnv2", description="a name of models.backbones.BACKBONES")
+    backbone: BackboneName = Field(default="dcnv2", description="the network behind the embeddings")
     use_user_id: bool = Field(default=False, description="whether the user id is an input; it overfits short histories")
     embedding_dim: int = Field(default=64, ge=1, le=1024, description="width of every embedding vector")
     embedding_l2: float = Field(
@@ -25,7 +47,7 @@ class ModelConfig(BaseModel):
         default=0.2,
         ge=0,
         lt=1,
-        description="share of hidden units (autoint: of attention weights) dropped in training",
+        description="fraction of hidden units (autoint: of attention weights) dropped in training",
     )
     cross_layers: int = Field(
         default=3, ge=1, le=16, description="depth of the cross network (dcn, dcnv2); the paper of dcn tries 1 to 11"
@@ -51,20 +73,16 @@ class ModelConfig(BaseModel):
         description="widths of the hidden layers that weigh a history position (din); one of 36 in the paper",
     )
 
-    item_vectors_file: str | None = Field(
-        default=None,
-        description="an .npz of `item_id` and `vector`, say of the items' texts: the vectors join the inputs, "
-        "projected to embedding_dim; None: no such input",
+    item_vectors: bool = Field(
+        default=False,
+        description="whether the items' vectors, see item_vectors.source, are inputs, projected to embedding_dim",
     )
 
-    @field_validator("backbone")
-    @classmethod
-    def _known_backbone(cls, name: str) -> str:
-        from models.backbones import BACKBONES  # the backbones take this class as their argument
-
-        if name not in BACKBONES:
-            raise ValueError(f"model.backbone must be one of {sorted(BACKBONES)}, got {name!r}")
-        return name
+    text_match: bool = Field(
+        default=False,
+        description="whether the cosines of the candidate's item vector and those of the last ten items of the history "
+        "(the best, its square, the mean) are an input; needs item vectors, see models/text_match.py",
+    )
 
     @field_validator("mlp", "cin_widths", "activation_unit")
     @classmethod
@@ -73,48 +91,63 @@ class ModelConfig(BaseModel):
             raise ValueError(f"model.{info.field_name} must hold widths of at least 1, got {widths}; drop the others")
         return widths
 
+    @model_validator(mode="after")
+    def _text_match_has_vectors(self) -> "ModelConfig":
+        if self.text_match and not self.item_vectors:
+            raise ValueError(
+                "model.text_match needs item vectors, got none; set model.item_vectors: true, or model.text_match: "
+                "false"
+            )
+        return self
 
-FITTED_BEFOREHAND = ("advantage", "fused")
-"""Modes of the gate that weigh the LLM against a first-stage model, see models/first_stage.py."""
+
+FITTED_BEFOREHAND = ("advantage", "stacked")
+"""Modes of the gate that weigh the LLM against a base model, see models/base_model.py."""
 
 
-class GateConfig(BaseModel):
+class GateConfig(StrictConfig):
     """The gate: how far the LLM's order of a pair is trusted."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    SECTION: ClassVar = "gate"
+    RENAMED_KEYS: ClassVar = {
+        "cold_max_history": "short_history_max",
+        "held_out_share": "held_out_fraction",
+        "dropout_passes": "dropout_samples",
+    }
+    RENAMED_VALUES: ClassVar = {"mode": {"fused": "stacked"}}
 
-    mode: Literal["frozen", "paper", "supervised", "advantage", "fused"] = Field(
+    mode: Literal["frozen", "paper", "supervised", "advantage", "stacked"] = Field(
         default="supervised", description="which loss fits alpha; see models/gate.py"
     )
-    frozen_alpha: float = Field(default=1.0, ge=0, le=1, description="alpha of mode frozen; 1 is global regularisation")
-    signals: tuple[str, ...] = Field(
+    frozen_alpha: float = Field(default=1.0, ge=0, le=1, description="alpha of mode frozen; 1 is global regularization")
+    signals: tuple[SignalName, ...] = Field(
         default=("short_history", "long_tail", "entropy"),
         min_length=1,
-        description="z, the inputs of the gate: names of models.signals.SIGNALS",
+        description="z, the inputs of the gate, see models/signals.py",
     )
-    cold_max_history: int = Field(
+    short_history_max: int = Field(
         default=3,
         ge=0,
         description="short_history is 1 up to this many earlier positives (the paper's tau_u - 1)",
     )
-    held_out_share: float = Field(
+    held_out_fraction: float = Field(
         default=0.3,
         gt=0,
         le=1,
-        description="of modes advantage and fused: share of the labelled contexts whose rows the first stage does not "
-        "see and on which the gate is fitted",
+        description="of modes advantage and stacked: fraction of the users with calibration pairs that the base model "
+        "sees no row of and on which the gate is fitted; at least 30 users",
     )
     weights_from: str | None = Field(
         default=None,
-        description="of modes advantage and fused: a training.json of another run, say on another domain, whose gate "
+        description="of modes advantage and stacked: a training.json of another run, say on another domain, whose gate "
         "is taken as it is; None: the gate is fitted here",
     )
     on_collapse: Literal["warn", "fail"] = Field(
         default="warn",
-        description="what follows when alpha is near 0 or 1 everywhere, or inverted, against what the probes say; see "
-        "models.reliability.collapse",
+        description="what happens if alpha is near 0 or 1 everywhere, or inverted, and the calibration pairs "
+        "contradict it; see models.reliability.collapse",
     )
-    dropout_passes: int = Field(default=10, ge=2, le=100, description="of the signal dropout_variance")
+    dropout_samples: int = Field(default=10, ge=2, le=100, description="of the signal dropout_variance")
     initial_bias: float = Field(default=0.0, description="b at the start; alpha starts at sigmoid(b)")
     learning_rate: float = Field(
         default=0.02,
@@ -124,12 +157,7 @@ class GateConfig(BaseModel):
 
     @field_validator("signals")
     @classmethod
-    def _known_signals(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        from models.signals import SIGNALS  # the signals take this class as their argument
-
-        unknown = [name for name in names if name not in SIGNALS]
-        if unknown:
-            raise ValueError(f"gate.signals must be among {sorted(SIGNALS)}, got {unknown}")
+    def _signals_differ(cls, names: tuple[SignalName, ...]) -> tuple[SignalName, ...]:
         if len(set(names)) < len(names):
             raise ValueError(f"gate.signals must differ from each other, got {list(names)}; drop the repeated one")
         return names
@@ -150,8 +178,8 @@ class LossConfig(BaseModel):
     L_LLM by `form`, s the logit, y the LLM's score:
         pairwise: alpha * max(0, margin - (s_i - s_j)) where the LLM prefers i to j
         pointwise: (sigmoid(s) - y)^2 for both items of a pair
-        distillation: cross-entropy of sigmoid(s) and sigmoid(a y + b), with a and b fitted on the labelled probes; with
-            gate.mode fused, of sigmoid(s) and the fused probability
+        distillation: cross-entropy of sigmoid(s) and sigmoid(a y + b), with a and b fitted on the calibration pairs;
+            with gate.mode stacked, of sigmoid(s) and the stacked probability
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -159,20 +187,33 @@ class LossConfig(BaseModel):
     llm_weight: float = Field(default=0.1, ge=0, description="lambda; 0 trains without pairs (the arm `none`)")
     form: Literal["pairwise", "pointwise", "distillation"] = Field(
         default="pairwise",
-        description="L_LLM, see above; the gate takes part in pairwise, and mode fused in distillation alone",
+        description="L_LLM, see above; the gate takes part in pairwise, and mode stacked in distillation alone",
     )
     margin: float = Field(default=1.0, gt=0, description="m of the hinge, in logits")
 
 
 class TrainConfig(BaseModel):
-    """Batches, optimiser and stopping."""
+    """Batches, optimizer and stopping."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_size: int = Field(default=512, ge=1, description="rows a step")
     pairs_per_batch: int = Field(default=128, ge=1, description="preference pairs a step; each is two forward rows")
-    epochs: int = Field(default=20, ge=1, description="most passes over the train rows")
+    epochs: int = Field(default=20, ge=1, description="most epochs")
     patience: int = Field(default=2, ge=1, description="epochs without a better validation AUC before training stops")
     learning_rate: float = Field(default=1e-3, gt=0, description="of Adam")
+    item_dropout: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="fraction of the item ids, of candidates and in histories, that training replaces by the unknown "
+        "item, so that a new item gets a score from its categories, brand and vector; above 0, items that no "
+        "train row and no pair prefers always count as unknown",
+    )
     shuffle_buffer: int = Field(default=100_000, ge=1, description="rows held to shuffle from")
     seed: int = Field(default=17, ge=0, description="of initial weights, dropout and the order of rows and pairs")
+    compare: bool = Field(
+        default=True,
+        description="with an LLM: also train the same model without pairs, report the difference on the test rows, and "
+        "take the better one by validation rows; false trains and takes the model with pairs alone",
+    )

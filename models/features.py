@@ -1,19 +1,19 @@
 """The one table of features: names, types, shapes, and who may see them.
 
-The curated schema, the parsing specs, the serving signatures, Transform and the writers are derived from it;
-no feature's name is written as a string anywhere else.
+The curated schema (models/schema.py), the parsing specs (models/parsing.py), the tf.Examples (models/tf_examples.py),
+the serving signatures and Transform are derived from it; no feature's name is written as a string anywhere else.
 
 Shapes are without the batch dimension. L is `FeatureSizes.history`, C is `FeatureSizes.categories`.
 Strings are UTF-8; the empty string pads.
 """
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-import tensorflow as tf
-from pydantic import BaseModel, ConfigDict, Field
-from tensorflow_metadata.proto.v0 import schema_pb2
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from sllmr.models.declared_features import ITEM, DeclaredFeature, DeclaredSize
 
 USER_ID = "user_id"
 ITEM_ID = "item_id"
@@ -29,24 +29,34 @@ POSITION = "position"
 IS_COLD = "is_cold"
 IS_TAIL = "is_tail"
 LABEL = "label"
+EXAMPLE_WEIGHT = "example_weight"
+TIMESTAMP = "timestamp"
+"""Unix milliseconds; rows have it if features are declared, whose values hang on the time."""
 
 LLM_SCORE = "llm_score"
 LLM_DISAGREEMENT = "llm_disagreement"
 TEXT_WORDS = "text_words"
-PROBE_LABEL = "probe_label"
+CALIBRATION_LABEL = "calibration_label"
 
-FIRST_STAGE_LOGIT = "first_stage_logit"
+BASE_LOGIT = "base_logit"
 DROPOUT_VARIANCE = "dropout_variance"
 SOFT_LABEL = "soft_label"
-"""Of each item of a pair, in memory alone: what models/first_stage.py adds; SOFT_LABEL, a probability that the user
+LLM_GAP = "llm_gap"
+LOGIT = "logit"
+"""Of each item of a pair, in memory alone: what models/base_model.py adds; SOFT_LABEL, a probability that the user
 chooses the item, is also what plain distillation learns from."""
 
 PREFERRED = "preferred_"
 OTHER = "other_"
 """Prefixes of the two items' features in a pair: the LLM puts `preferred_` above `other_`."""
 
-NOT_A_PROBE = -1
-"""Value of PROBE_LABEL where the user's own choice between the two items is not known."""
+NOT_CALIBRATION = -1
+"""Value of CALIBRATION_LABEL where the user's own choice between the two items is not known."""
+
+USER_HASH = "user_hash"
+USER_HASHES = 2**31 - 1
+"""A number in [0, USER_HASHES) for each user, of transformed rows and pairs alike: training tells by it which of them
+belong to one user. It is never an input of a model."""
 
 PADDING = 0
 USER_INDEX = "user_index"
@@ -74,6 +84,32 @@ Index 0 pads (the empty string), 1..V are known values, V + 1 is any value that 
 """
 
 
+_OF_HISTORY = (HISTORY_ITEM_IDS, HISTORY_CATEGORIES, HISTORY_BRANDS)
+
+RESERVED = frozenset(
+    (
+        *(name for group in INDEXED.values() for pair in group.items() for name in pair),
+        *INDEXED,
+        *(
+            HISTORY_LENGTH,
+            ITEM_TRAIN_COUNT,
+            USER_TRAIN_COUNT,
+            POSITION,
+            IS_COLD,
+            IS_TAIL,
+            LABEL,
+            EXAMPLE_WEIGHT,
+            TIMESTAMP,
+            USER_HASH,
+        ),
+        *(LLM_SCORE, LLM_DISAGREEMENT, TEXT_WORDS, CALIBRATION_LABEL, BASE_LOGIT, DROPOUT_VARIANCE, SOFT_LABEL),
+        *(LLM_GAP, LOGIT, "item_vector_row", "history_vector_rows", "catalog_item_ids", "candidate_item_ids"),
+        *("examples", "scores", "logits", "order", "overall", "cold", "warm", "tail", "head", "unseen", "x"),
+    )
+)
+"""Names that a declared feature cannot have: of columns, of inputs and files of a served model, and of slices."""
+
+
 class Role(enum.Enum):
     """What a feature describes; decides where it occurs."""
 
@@ -82,13 +118,52 @@ class Role(enum.Enum):
     ROW = "row"  # the row itself: label, slices; never in a pair
 
 
-class FeatureSizes(BaseModel):
-    """The two lengths that fix every shape."""
+class RowLengths(BaseModel):
+    """Lengths of the lists in a row."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     history: int = Field(default=20, ge=1, le=500, description="L: latest items of the history that a row carries")
     categories: int = Field(default=4, ge=1, le=32, description="C: most specific categories kept of an item")
+
+
+class FeatureSizes(RowLengths):
+    """What fixes every column and its shape: the two lengths, and the features that a configuration declares.
+
+    Raises:
+        ValueError: a declared feature has the name of another column.
+    """
+
+    declared: tuple[DeclaredFeature, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = handler(self)
+        if not self.declared:  # so that a model, and a step, without declared features keeps its fingerprint
+            del values["declared"]
+        return values
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "FeatureSizes":
+        taken = set(RESERVED)
+        for f in self.declared:
+            for name in (f.name, f.index, f.value, f.numbers, f.history_name, f.history_index):
+                if name in taken or name.startswith((PREFERRED, OTHER)):
+                    raise ValueError(
+                        f"features.{f.table}.{f.name} must have a name of its own, got one that makes the column "
+                        f"{name}, which is taken; write {f.table}_{f.name}: {{kind: {f.kind}, column: {f.source}}}"
+                    )
+                taken.add(name)
+        return self
+
+    def of_tables(self, *tables: str) -> tuple[DeclaredFeature, ...]:
+        """The declared features of some tables: user, item, interaction."""
+        return tuple(f for f in self.declared if f.table in tables)
+
+    @property
+    def in_history(self) -> tuple[DeclaredFeature, ...]:
+        """Those that the items of the history carry."""
+        return tuple(f for f in self.declared if f.table == ITEM and f.history)
 
 
 class Feature(BaseModel):
@@ -101,6 +176,8 @@ class Feature(BaseModel):
         role: see Role.
         served: whether a serving request carries it. What is not served never enters the logit.
         meaning: one line for documents and errors.
+        of_history: whether the first dimension is that of the items of the history.
+        declared: the declared feature whose raw values these are; None: a built-in one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -111,16 +188,47 @@ class Feature(BaseModel):
     role: Role
     served: bool
     meaning: str
+    of_history: bool = False
+    declared: DeclaredFeature | None = None
 
 
-def row_features(sizes: FeatureSizes) -> tuple[Feature, ...]:
-    """Every feature of a row as InteractionsExampleGen writes it."""
+def row_features(sizes: FeatureSizes, *, has_weights: bool = False) -> tuple[Feature, ...]:
+    """Every feature of a row as InteractionsExampleGen writes it; EXAMPLE_WEIGHT among them only with has_weights."""
     length, categories = sizes.history, sizes.categories
     context, item, row = Role.CONTEXT, Role.ITEM, Role.ROW
 
-    def feature(name: str, dtype: str, shape: tuple[int, ...], role: Role, served: bool, meaning: str) -> Feature:
-        return Feature(name=name, dtype=dtype, shape=shape, role=role, served=served, meaning=meaning)
+    def feature(
+        name: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        role: Role,
+        served: bool,
+        meaning: str,
+        declared: DeclaredFeature | None = None,
+    ) -> Feature:
+        of_history = name in _OF_HISTORY or (declared is not None and name == declared.history_name)
+        return Feature(
+            name=name,
+            dtype=dtype,
+            shape=shape,
+            role=role,
+            served=served,
+            meaning=meaning,
+            of_history=of_history,
+            declared=declared,
+        )
 
+    weights = (feature(EXAMPLE_WEIGHT, "float32", (), row, False, "of the row in the loss; 1 unless it trains"),)
+    declared = [
+        feature(f.name, f.dtype, f.shape, item if f.table == ITEM else context, True, f"{f.kind} of the {f.table}", f)
+        for f in sizes.declared
+    ]
+    declared += [
+        feature(f.history_name, f.dtype, (length, *f.shape), context, True, f"{f.name} of each of them", f)
+        for f in sizes.in_history
+    ]
+    if declared:
+        declared.append(feature(TIMESTAMP, "int64", (), row, False, "of the interaction, Unix milliseconds"))
     return (
         feature(USER_ID, "string", (), context, True, "the user; an input only with model.use_user_id"),
         feature(HISTORY_ITEM_IDS, "string", (length,), context, True, "earlier positives, latest first"),
@@ -136,6 +244,8 @@ def row_features(sizes: FeatureSizes) -> tuple[Feature, ...]:
         feature(POSITION, "int64", (), row, False, "1-based position in the user's time order"),
         feature(IS_COLD, "int64", (), row, False, "1 where the row belongs to the cold-start slice"),
         feature(LABEL, "int64", (), row, False, "1 the user chose the item, 0 a negative"),
+        *(weights if has_weights else ()),
+        *declared,
     )
 
 
@@ -143,8 +253,8 @@ def pair_features(sizes: FeatureSizes) -> tuple[Feature, ...]:
     """Every feature of a preference pair as PairBuilder writes it: one context, two items, the LLM's verdict.
 
     `llm_score` of each item is in [0, 1], the preferred one's above the other's; `llm_disagreement` is the distance of
-    the LLM's two answers where it was asked twice (llm.audit), else 0. `probe_label` is 1 where the user chose
-    `preferred` and `other` is a sampled negative, 0 where it is the other way round, NOT_A_PROBE elsewhere.
+    the LLM's two scores with the candidates in both orders (llm.audit), else 0. `calibration_label` is 1 if the target
+    item is `preferred` and `other` is a sampled negative, 0 where it is the other way round, NOT_CALIBRATION elsewhere.
     """
     features = [f for f in row_features(sizes) if f.role is Role.CONTEXT]
     items = [f for f in row_features(sizes) if f.role is Role.ITEM]
@@ -156,7 +266,9 @@ def pair_features(sizes: FeatureSizes) -> tuple[Feature, ...]:
         items.append(Feature(name=name, dtype=dtype, shape=(), role=Role.ITEM, served=False, meaning=meaning))
     for prefix in (PREFERRED, OTHER):
         features += [f.model_copy(update={"name": prefix + f.name}) for f in items]
-    label = Feature(name=PROBE_LABEL, dtype="int64", shape=(), role=Role.ROW, served=False, meaning="LLM is right")
+    label = Feature(
+        name=CALIBRATION_LABEL, dtype="int64", shape=(), role=Role.ROW, served=False, meaning="LLM is right"
+    )
     return (*features, label)
 
 
@@ -169,81 +281,33 @@ class VocabularySizes(BaseModel):
     categories: int = Field(ge=1, description="categories of the train split")
     brands: int = Field(ge=1, description="brands of the train split")
     users: int | None = Field(default=None, ge=1, description="users of the train split; None: not an input")
+    declared: tuple[DeclaredSize, ...] = Field(default=(), description="the declared features with their numbers")
 
 
-def transformed_features(sizes: FeatureSizes, *, use_user_id: bool) -> tuple[Feature, ...]:
+def transformed_features(sizes: FeatureSizes, *, use_user_id: bool, has_weights: bool = False) -> tuple[Feature, ...]:
     """Every feature that Transform writes: the model's inputs (`served`), then what training uses."""
-    raw = {f.name: f for f in row_features(sizes)}
+    raw = {f.name: f for f in row_features(sizes, has_weights=True)}
     features = []
     for vocabulary, group in INDEXED.items():
         if vocabulary == USERS and not use_user_id:
             continue
         features += [raw[n].model_copy(update={"name": index, "dtype": "int64"}) for n, index in group.items()]
-    return tuple(features) + tuple(raw[n] for n in (HISTORY_LENGTH, ITEM_TRAIN_COUNT, IS_TAIL, IS_COLD, LABEL))
+    for f in sizes.declared:
+        changes: dict[str, dict[str, Any]] = {f.index: {"dtype": "int64"}}
+        if f.is_standardized:
+            changes[f.value] = {}
+        features += [raw[f.name].model_copy(update={"name": name, **change}) for name, change in changes.items()]
+    features += [
+        raw[f.history_name].model_copy(update={"name": f.history_index, "dtype": "int64"}) for f in sizes.in_history
+    ]
+    user_hash = Feature(
+        name=USER_HASH, dtype="int64", shape=(), role=Role.CONTEXT, served=False, meaning="one number for each user"
+    )
+    weights = (EXAMPLE_WEIGHT,) if has_weights else ()
+    used = tuple(raw[n] for n in (HISTORY_LENGTH, ITEM_TRAIN_COUNT, IS_TAIL, IS_COLD, LABEL, *weights))
+    return (*features, user_hash, *used)
 
 
 def served_features(features: Iterable[Feature], *, use_user_id: bool) -> tuple[Feature, ...]:
     """Of `features`, those that enter the logit: what a serving request carries."""
     return tuple(f for f in features if f.served and (use_user_id or f.name not in (USER_ID, USER_INDEX)))
-
-
-def parsing_spec(features: Iterable[Feature]) -> dict[str, tf.io.FixedLenFeature]:
-    """Spec for `tf.io.parse_example`; every feature is dense and required."""
-    return {f.name: tf.io.FixedLenFeature(f.shape, tf.dtypes.as_dtype(f.dtype)) for f in features}
-
-
-_SCHEMA_TYPES = {"string": schema_pb2.BYTES, "int64": schema_pb2.INT, "float32": schema_pb2.FLOAT}
-
-
-def schema(features: Iterable[Feature]) -> schema_pb2.Schema:
-    """The curated TFMD schema: type, shape and presence of every feature; ExampleValidator checks by it."""
-    result = schema_pb2.Schema()
-    for f in features:
-        column = result.feature.add(name=f.name, type=_SCHEMA_TYPES[f.dtype])
-        column.presence.min_fraction = 1.0
-        column.presence.min_count = 1
-        column.shape.SetInParent()
-        for size in f.shape:
-            column.shape.dim.add(size=size)
-        if f.name in (LABEL, IS_COLD, IS_TAIL):
-            column.int_domain.min, column.int_domain.max = 0, 1
-        elif f.dtype == "int64" and f.name != PROBE_LABEL:
-            column.int_domain.min = 0
-    return result
-
-
-def to_example(values: Mapping[str, Any], features: Sequence[Feature]) -> tf.train.Example:
-    """Encodes one row.
-
-    Args:
-        values: by feature name; a scalar, or a flat or nested sequence with as many elements as the shape.
-        features: what to write.
-
-    Raises:
-        KeyError: a feature has no value.
-        ValueError: a value's number of elements is not its shape's.
-    """
-    example = tf.train.Example()
-    for f in features:
-        flat = _flatten(values[f.name])
-        expected = 1
-        for size in f.shape:
-            expected *= size
-        if len(flat) != expected:
-            raise ValueError(f"{f.name} must have {expected} elements (shape {f.shape}), got {len(flat)}")
-        target = example.features.feature[f.name]
-        if f.dtype == "string":
-            target.bytes_list.value.extend([v if type(v) is bytes else v.encode() for v in flat])
-        elif f.dtype == "int64":
-            target.int64_list.value.extend(flat)
-        else:
-            target.float_list.value.extend(flat)
-    return example
-
-
-def _flatten(value: Any) -> list:
-    if isinstance(value, (list, tuple)):
-        if value and isinstance(value[0], (list, tuple)):
-            return [element for part in value for element in _flatten(part)]
-        return list(value)
-    return [value]

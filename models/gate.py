@@ -6,8 +6,8 @@ alpha(u, i, j) = (alpha(u, i) + alpha(u, j)) / 2
 The modes differ in which loss reaches w and b. In none of them does the gate train the ranking model through
 z: the signals are detached. Source: S-LLMR, arXiv 2512.21526v1, the item gate and the pair gate.
 
-Two modes, advantage and fused, are fitted before the ranking model is trained, on labelled probes that a first-stage
-model has not seen (models/first_stage.py); then they are constants. docs/gate.md says why.
+Two modes, advantage and stacked, are fitted before the ranking model is trained, on calibration pairs that a base model
+has not seen (models/base_model.py); then they are constants. docs/gate.md says why.
 """
 
 import itertools
@@ -18,13 +18,15 @@ import tensorflow as tf
 import tf_keras as keras
 from sklearn.linear_model import LogisticRegression
 
-from models.config import GateConfig
-from models.features import NOT_A_PROBE
-from models.signals import SIGNALS, PairSide
+from sllmr.models import features
+from sllmr.models.config import GateConfig
+from sllmr.models.features import NOT_CALIBRATION
+from sllmr.models.signals import SIGNALS, PairSide
+from sllmr.models.stacking import fit_calibrated_blend
 
 
 class FrozenGate(keras.layers.Layer):
-    """alpha = gate.frozen_alpha, for every pair; no parameters. 1 is global regularisation."""
+    """alpha = gate.frozen_alpha, for every pair; no parameters. 1 is global regularization."""
 
     def __init__(self, config: GateConfig):
         super().__init__(name="gate")
@@ -32,13 +34,13 @@ class FrozenGate(keras.layers.Layer):
 
     def alpha(self, preferred: PairSide, other: PairSide) -> tf.Tensor:
         """alpha(u, i, j), float32 [pairs]."""
-        return tf.fill(tf.shape(preferred.logit), self.config.frozen_alpha)
+        return tf.fill(tf.shape(preferred[features.LOGIT]), self.config.frozen_alpha)
 
     def hinge_weight(self, alpha: tf.Tensor, preferred: PairSide, other: PairSide) -> tf.Tensor:
         """What the hinge is multiplied by, float32 [pairs]."""
         return alpha
 
-    def loss(self, alpha: tf.Tensor, probe_label: tf.Tensor) -> tf.Tensor:
+    def loss(self, alpha: tf.Tensor, calibration_label: tf.Tensor) -> tf.Tensor:
         """The gate's own loss, a scalar."""
         return tf.constant(0.0)
 
@@ -65,9 +67,9 @@ class PaperGate(FrozenGate):
 
 
 class SupervisedGate(PaperGate):
-    """alpha = probability that the LLM's order is right, fitted on labelled probes.
+    """alpha = probability that the LLM's order is right, fitted on calibration pairs.
 
-    Own loss: mean over probes of -(y ln alpha + (1 - y) ln(1 - alpha)), y = 1 where the user chose the item
+    Own loss: mean over calibration pairs of -(y ln alpha + (1 - y) ln(1 - alpha)), y = 1 where the user chose the item
     that the LLM prefers; a proper score, so its minimum is the measured reliability and not zero. It reaches
     w and b alone. The hinge sees alpha detached: it reaches the ranking model alone.
     """
@@ -75,19 +77,19 @@ class SupervisedGate(PaperGate):
     def hinge_weight(self, alpha: tf.Tensor, preferred: PairSide, other: PairSide) -> tf.Tensor:
         return tf.stop_gradient(alpha)
 
-    def loss(self, alpha: tf.Tensor, probe_label: tf.Tensor) -> tf.Tensor:
-        is_probe = tf.cast(tf.not_equal(probe_label, NOT_A_PROBE), tf.float32)
-        agrees = tf.cast(probe_label, tf.float32)
+    def loss(self, alpha: tf.Tensor, calibration_label: tf.Tensor) -> tf.Tensor:
+        is_calibration = tf.cast(tf.not_equal(calibration_label, NOT_CALIBRATION), tf.float32)
+        agrees = tf.cast(calibration_label, tf.float32)
         alpha = tf.clip_by_value(alpha, 1e-6, 1.0 - 1e-6)
         entropy = -(agrees * tf.math.log(alpha) + (1.0 - agrees) * tf.math.log1p(-alpha))
-        return tf.math.divide_no_nan(tf.reduce_sum(is_probe * entropy), tf.reduce_sum(is_probe))
+        return tf.math.divide_no_nan(tf.reduce_sum(is_calibration * entropy), tf.reduce_sum(is_calibration))
 
 
 class FittedGate(FrozenGate):
     """A gate that is fitted once, before training, and then constant: no loss reaches it, and the hinge reaches the
     ranking model alone.
 
-    The signals see the first-stage model's logits, never those of the model that is trained. z holds 1, each signal and
+    The signals see the base model's logits, never those of the model that is trained. z holds 1, each signal and
     the product of any two: where the LLM is right if the history is short or the item rare, a sum of both would open
     the gate twice as far where they meet, and a little where it is no use.
     """
@@ -102,13 +104,14 @@ class FittedGate(FrozenGate):
             for name in ("model_weights", "llm_weights")
         )
 
-    def fit(self, preferred: PairSide, other: PairSide, probe_label: tf.Tensor) -> None:
+    def fit(self, preferred: PairSide, other: PairSide, calibration_label: tf.Tensor, users: np.ndarray) -> None:
         """Sets the weights.
 
         Args:
-            preferred: of labelled probes alone, with the logits of a model that was not trained on them.
+            preferred: of calibration pairs alone, with the logits of a model that was not trained on them.
             other: as `preferred`.
-            probe_label: int [pairs], 1 where the user chose `preferred`, 0 where `other`.
+            calibration_label: int [pairs], 1 where the user chose `preferred`, 0 where `other`.
+            users: int [pairs], equal for the pairs of one user.
         """
         raise NotImplementedError
 
@@ -149,14 +152,14 @@ class FittedGate(FrozenGate):
 class AdvantageGate(FittedGate):
     """alpha(u, i, j) = min(1, 4 max(0, P(LLM right | z) - P(model right | z))), z the mean of both items' signals.
 
-    Both probabilities are logistic in z, fitted by maximum likelihood on the held-out probes, where the model is right
-    if it scores the chosen item higher. alpha is 0 wherever the LLM is no better than the model, however good it is.
+    Both probabilities are logistic in z, fitted by maximum likelihood on the held-out calibration pairs, where the
+    model is right if it scores the target item higher. alpha is 0 wherever the LLM is no better than the model.
     """
 
-    def fit(self, preferred: PairSide, other: PairSide, probe_label: tf.Tensor) -> None:
+    def fit(self, preferred: PairSide, other: PairSide, calibration_label: tf.Tensor, users: np.ndarray) -> None:
         z = self._pair_signals(preferred, other).numpy()
-        llm_right = np.asarray(probe_label)
-        model_right = (np.asarray(preferred.logit > other.logit) == (llm_right == 1)).astype(int)
+        llm_right = np.asarray(calibration_label)
+        model_right = (np.asarray(preferred[features.LOGIT] > other[features.LOGIT]) == (llm_right == 1)).astype(int)
         for weights, right in ((self.model_weights, model_right), (self.llm_weights, llm_right)):
             weights.assign(_logistic(z, right))
 
@@ -169,21 +172,25 @@ class AdvantageGate(FittedGate):
         return (self._signals(preferred) + self._signals(other)) / 2.0
 
 
-class FusedGate(FittedGate):
-    """The better judgement of model and LLM together: P(u chooses i) = sigmoid(f),
+class StackedGate(FittedGate):
+    """The base model and the LLM blended by feature-weighted linear stacking: P(u chooses i) = sigmoid(f),
 
     f(u, i) = a(z) s(u, i) + b(z) y(u, i) + c(z), a, b and c linear in z, a and b at least 0,
 
-    s the first stage's logit and y the LLM's score, each at mean 0 and spread 1 over the held-out probes, on which f is
-    fitted by penalised maximum likelihood; the penalty, half the squared norm of the weights, is one observation's
-    worth and draws a useless b to 0. c(z) holds how often items of a kind are chosen; without it b would, as y is never
-    negative. So the probes' chosen items must be drawn as the rows' are (llm.candidates.tail_chosen_fraction 0). The
-    pairs then follow f and not the LLM (models.first_stage.fused): distillation learns sigmoid(f) of each item, the
-    hinge the fused order, weighted by its certainty 2 sigmoid(f_preferred - f_other) - 1.
+    s the base model's logit and y the LLM's score, each at mean 0 and spread 1 over the held-out calibration pairs, on
+    which f is fitted by maximum likelihood within these bounds, with a penalty of half the squared norm of the weights,
+    and recalibrated across users (models/stacking.py); it draws a useless b to 0. c(z) holds how often items of a kind
+    are target items; without it b would, as y is never negative. So the target items of calibration pairs must be drawn
+    as those of the rows are (llm.candidates.tail_target_fraction 0). Signals outside the range of the calibration pairs
+    could make a or b negative; they are 0 there.
+    The pairs then follow f instead of the LLM (models.base_model.stacked): distillation learns sigmoid(f) of each item,
+    the hinge the order by f, weighted by its certainty 2 sigmoid(f_preferred - f_other) - 1.
 
-    alpha(u, i) = b(z) / (1 + a(z) + b(z)), the LLM's share in the judgement: 0 where it is not listened to, towards 1
-    where it alone decides. The 1 is what neither says: where both know little their ratio would be noise. alpha
-    explains the targets and does not weigh them.
+    alpha(u, i) = b(z) / (1 + a(z) + b(z)) is the LLM's fraction of the blend: 0 if the LLM has no weight, near 1 if it
+    alone decides. The 1 in the denominator keeps alpha small where both weights are small and their ratio is noise.
+    alpha describes the targets and does not weight them.
+
+    Source: Sill et al., "Feature-Weighted Linear Stacking", arXiv 0911.0460.
     """
 
     def __init__(self, config: GateConfig):
@@ -195,23 +202,29 @@ class FusedGate(FittedGate):
             self.add_weight(name=name, shape=(2,), initializer=start, trainable=False)
             for name, start in (("centres", "zeros"), ("spreads", "ones"))
         )
+        self.held_out_error: float | None = None
+        """Calibration error of the stacked target on users that took no part in its fit; None where it was not fitted
+        here."""
 
-    def fit(self, preferred: PairSide, other: PairSide, probe_label: tf.Tensor) -> None:
+    def fit(self, preferred: PairSide, other: PairSide, calibration_label: tf.Tensor, users: np.ndarray) -> None:
         sides = (preferred, other)
-        z = np.concatenate([self._signals(side).numpy() for side in sides])
-        judged = np.concatenate([np.stack([side.logit, side.llm_score], axis=-1) for side in sides])
-        label = np.asarray(probe_label)
-        chosen = np.concatenate([label, 1 - label])
+        signals = np.concatenate([self._single_signals(side) for side in sides])
+        judged = np.concatenate([np.stack([side[features.LOGIT], side[features.LLM_SCORE]], axis=-1) for side in sides])
+        label = np.asarray(calibration_label)
         self.centres.assign(judged.mean(axis=0))
         self.spreads.assign(np.maximum(judged.std(axis=0), 1e-6))
-        model, llm = ((judged - self.centres) / self.spreads).numpy().T[..., np.newaxis]
-        fit = LogisticRegression(C=1.0, max_iter=1000).fit(
-            np.concatenate([z * model, z * llm, z[:, 1:]], axis=1), chosen
+        s, y = ((judged - self.centres) / self.spreads).numpy().astype(np.float64).T
+        blend = fit_calibrated_blend(
+            signals, s, y, positive=np.concatenate([label, 1 - label]), users=np.concatenate([users, users])
         )
-        width = z.shape[1]
-        self.model_weights.assign(fit.coef_[0, :width])
-        self.llm_weights.assign(fit.coef_[0, width : 2 * width])
-        self.base_weights.assign(np.concatenate([fit.intercept_, fit.coef_[0, 2 * width :]]))
+        self.model_weights.assign(blend.model)
+        self.llm_weights.assign(blend.llm)
+        self.base_weights.assign(blend.base)
+        self.held_out_error = blend.calibration_error
+
+    def _single_signals(self, side: PairSide) -> np.ndarray:
+        """The signals alone, float64 [pairs, signals]."""
+        return self._signals(side).numpy().astype(np.float64)[:, 1 : 1 + len(self.config.signals)]
 
     def _parts(self) -> dict[str, tuple[tuple[str, ...], tf.Variable]]:
         judges = ("model", "llm")
@@ -223,13 +236,16 @@ class FusedGate(FittedGate):
         }
 
     def hinge_weight(self, alpha: tf.Tensor, preferred: PairSide, other: PairSide) -> tf.Tensor:
-        gap = logit(preferred.soft_label) - logit(other.soft_label)
+        gap = logit(preferred[features.SOFT_LABEL]) - logit(other[features.SOFT_LABEL])
         return 2.0 * tf.sigmoid(gap) - 1.0
 
-    def fused_logit(self, side: PairSide) -> tf.Tensor:
+    def stacked_logit(self, side: PairSide) -> tf.Tensor:
         """f(u, i), float32 [pairs]."""
         a, b, c = self._coefficients(side)
-        s, y = ((v - self.centres[n]) / self.spreads[n] for n, v in enumerate((side.logit, side.llm_score)))
+        s, y = (
+            (v - self.centres[n]) / self.spreads[n]
+            for n, v in enumerate((side[features.LOGIT], side[features.LLM_SCORE]))
+        )
         return a * s + b * y + c
 
     def alpha(self, preferred: PairSide, other: PairSide) -> tf.Tensor:
@@ -261,7 +277,7 @@ def _logistic(z: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.concatenate([fit.intercept_, fit.coef_[0]])
 
 
-FITTED_GATES = {"advantage": AdvantageGate, "fused": FusedGate}
+FITTED_GATES = {"advantage": AdvantageGate, "stacked": StackedGate}
 """By GateConfig.mode: those that are fitted beforehand."""
 
 GATES = {"frozen": FrozenGate, "paper": PaperGate, "supervised": SupervisedGate, **FITTED_GATES}

@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
-from models import features
-from models.features import OTHER, PREFERRED, Feature, FeatureSizes, Role
-from models.ranking import PAIRS, ROWS
+from sllmr.models import features
+from sllmr.models.errors import UserError
+from sllmr.models.features import OTHER, PREFERRED, Feature, FeatureSizes, Role
+from sllmr.models.parsing import parsing_spec
+from sllmr.models.ranking import PAIRS, ROWS
 
 _ROWS_AT_ONCE = 4096
 _BLOCK = 128
@@ -42,12 +44,12 @@ def read_rows(
         seed: of the shuffling.
 
     Raises:
-        ValueError: no file matches.
+        UserError: no file matches.
     """
     rows = records(patterns, "rows")
     if shuffle_buffer is not None:
         rows = rows.shuffle(shuffle_buffer, seed=seed)
-    spec = features.parsing_spec(columns)
+    spec = parsing_spec(columns)
     return (
         rows.batch(batch_size)
         .map(lambda serialized: narrow(tf.io.parse_example(serialized, spec)), _PARALLEL)
@@ -62,17 +64,17 @@ def load_pairs(patterns: Sequence[str], sizes: FeatureSizes, transform: Transfor
 
     Args:
         patterns: globs of gzipped TFRecords of models.features.pair_features, raw strings.
-        sizes: L and C.
+        sizes: L, C and the declared features.
         transform: the transform graph.
 
     Returns:
-        [pairs] + shape each: the context's transformed features by name, each item's with PREFERRED or OTHER
-        before its name, what pair_features adds to it, and PROBE_LABEL.
+        [pairs] + shape each: the context's transformed features by name with USER_HASH, each item's with PREFERRED
+        or OTHER before its name, what pair_features adds to it, and CALIBRATION_LABEL.
 
     Raises:
-        ValueError: no file matches, or there is no pair in them.
+        UserError: no file matches, or there is no pair in them.
     """
-    spec = features.parsing_spec(features.pair_features(sizes))
+    spec = parsing_spec(features.pair_features(sizes))
 
     def load(serialized: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         pairs = narrow(transform_pairs(tf.io.parse_example(serialized, spec), sizes, transform))
@@ -80,7 +82,7 @@ def load_pairs(patterns: Sequence[str], sizes: FeatureSizes, transform: Transfor
 
     loaded = list(records(patterns, "pairs").batch(_ROWS_AT_ONCE).map(load, _PARALLEL))
     if not loaded:
-        raise ValueError(
+        raise UserError(
             f"training with llm_weight above 0 needs preference pairs, got none in {list(patterns)}; "
             "score more candidates, lower the pair builder's least margin, or set llm_weight to 0"
         )
@@ -98,19 +100,17 @@ def transform_pairs(pairs: Features, sizes: FeatureSizes, transform: Transform) 
     both |= {name: tf.concat([pairs[PREFERRED + name], pairs[OTHER + name]], axis=0) for name in item}
     transformed = transform(both)
 
-    index_of = {raw: index for group in features.INDEXED.values() for raw, index in group.items()}
     of_the_item = (features.LLM_SCORE, features.LLM_DISAGREEMENT, features.TEXT_WORDS)
     verdict = [prefix + name for prefix in (PREFERRED, OTHER) for name in of_the_item]
-    result = {name: pairs[name] for name in (*verdict, features.PROBE_LABEL)}
-    for f in columns:
-        name = index_of.get(f.name, f.name)
-        if f.role is Role.ROW or name not in transformed:
+    result = {name: pairs[name] for name in (*verdict, features.CALIBRATION_LABEL)}
+    for f in features.transformed_features(sizes, use_user_id=True):
+        if f.role is Role.ROW or f.name not in transformed:
             continue
-        preferred, other = tf.split(transformed[name], 2)
+        preferred, other = tf.split(transformed[f.name], 2)
         if f.role is Role.CONTEXT:
-            result[name] = preferred
+            result[f.name] = preferred
         else:
-            result[PREFERRED + name], result[OTHER + name] = preferred, other
+            result[PREFERRED + f.name], result[OTHER + f.name] = preferred, other
     return result
 
 
@@ -128,27 +128,37 @@ def load_rows(
         [rows] + shape each, by name.
 
     Raises:
-        ValueError: no file matches, or there is no row in them.
+        UserError: no file matches, or there is no row in them.
     """
-    spec = features.parsing_spec(columns)
+    spec = parsing_spec(columns)
     parsed = records(patterns, "rows").batch(_ROWS_AT_ONCE).map(lambda s: tf.io.parse_example(s, spec))
     batches = list(parsed.map(lambda raw: narrow(transform(raw) if transform else raw), _PARALLEL))
     if not batches:
-        raise ValueError(f"training needs rows, got none in {list(patterns)}; check the split of the data")
+        raise UserError(f"training needs rows, got none in {list(patterns)}; check the split of the data")
     return {name: tf.concat([batch[name] for batch in batches], axis=0) for name in batches[0]}
 
 
-def row_batches(rows: Features, *, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
-    """One pass over rows in memory, shuffled anew each time, or in order where there is no seed."""
-    order = tf.data.Dataset.range(len(rows[features.LABEL])).with_options(_UNTUNED)
+def row_batches(
+    rows: Features, *, batch_size: int, seed: int | None = None, shuffle_buffer: int | None = None
+) -> tf.data.Dataset:
+    """Batches of rows in memory, in the order in which read_rows gives the rows of the files that they come from.
+
+    Args:
+        rows: of load_rows.
+        batch_size: rows a batch; the last one may be smaller.
+        seed: of the shuffling, which differs in each pass; None keeps the order of the rows.
+        shuffle_buffer: as of read_rows; None shuffles from all rows.
+    """
+    number = len(rows[features.LABEL])
+    order = tf.data.Dataset.range(number).with_options(_UNTUNED)
     if seed is not None:
-        order = order.shuffle(len(rows[features.LABEL]), seed=seed)
+        order = order.shuffle(shuffle_buffer or number, seed=seed)
     return order.batch(batch_size).map(_gather(rows)).prefetch(_AHEAD)
 
 
 def pair_batches(pairs: Features, *, pairs_per_batch: int, seed: int) -> tf.data.Dataset:
     """Endless shuffled batches of `pairs_per_batch` pairs, however few pairs there are."""
-    number = len(pairs[features.PROBE_LABEL])
+    number = len(pairs[features.CALIBRATION_LABEL])
     order = tf.data.Dataset.range(number).with_options(_UNTUNED).shuffle(number, seed=seed).repeat()
     return order.batch(pairs_per_batch, drop_remainder=True).map(_gather(pairs))
 
@@ -167,11 +177,11 @@ def records(patterns: Sequence[str], what: str) -> tf.data.Dataset:
     """Serialized examples of gzipped TFRecords, always in the same order.
 
     Raises:
-        ValueError: no file matches; the message calls them files of `what`.
+        UserError: no file matches; the message calls them files of `what`.
     """
     files = sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
     if not files:
-        raise ValueError(f"training needs files of {what}, got none that match {list(patterns)}")
+        raise UserError(f"training needs files of {what}, got none that match {list(patterns)}")
     # In blocks: handing over records one by one costs the parallel interleave more than reading them.
     blocks = tf.data.Dataset.from_tensor_slices(files).interleave(
         lambda file: tf.data.TFRecordDataset(file, compression_type="GZIP", buffer_size=1 << 20).batch(_BLOCK),

@@ -1,11 +1,16 @@
-"""Vectors of items from a file, for the scorer's embedding strategy and for text features."""
+"""Vectors of items from a file, as ItemEmbedder or a person writes them."""
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+
+from sllmr.models.errors import UserError
+
+VECTORS_FILE = "vectors.npz"
+"""In the artifact of ItemEmbedder: see read_item_vectors."""
 
 
 class ItemVectors(BaseModel):
@@ -39,12 +44,16 @@ class ItemVectors(BaseModel):
             table[indices] = unit(self.vectors[rows])
         return table
 
+    def by_id(self, item_ids: Iterable[str]) -> dict[bytes, np.ndarray]:
+        """Unit vectors, float32 [dimensions], by encoded id; items without a vector are left out."""
+        return {i.encode(): unit(self.vectors[self.row[i]]) for i in item_ids if i in self.row}
+
 
 def read_item_vectors(path: str) -> ItemVectors:
     """Reads a NumPy .npz with `item_id`, strings [items], and `vector`, floats [items, dimensions].
 
     Raises:
-        ValueError: the file is missing or not as described.
+        UserError: the file is missing or not as described.
     """
     try:
         with open(path, "rb") as file:
@@ -52,7 +61,7 @@ def read_item_vectors(path: str) -> ItemVectors:
         with np.load(path, allow_pickle=False) as archive:
             item_ids, vectors = archive["item_id"], archive["vector"]
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(
+        raise UserError(
             f"a file of item vectors must be an .npz with `item_id` (strings) and `vector` (floats), got {path}, "
             f"which cannot be read so: {error}; write it with numpy.savez"
         ) from None
@@ -63,14 +72,14 @@ def read_item_vectors(path: str) -> ItemVectors:
         or vectors.dtype.kind != "f"
         or len(item_ids) != len(vectors)
     ):
-        raise ValueError(
+        raise UserError(
             f"a file of item vectors must hold item_id, strings [items], and vector, floats [items, dimensions], got "
             f"{item_ids.dtype} {item_ids.shape} and {vectors.dtype} {vectors.shape} in {path}; write it anew"
         )
     names = np.char.decode(item_ids, "utf-8") if item_ids.dtype.kind == "S" else item_ids
     row = {str(name): n for n, name in enumerate(names)}
     if len(row) != len(names):
-        raise ValueError(f"item_id must be unique, got {len(names) - len(row)} repeated ones in {path}; remove them")
+        raise UserError(f"item_id must be unique, got {len(names) - len(row)} repeated ones in {path}; remove them")
     for n in np.flatnonzero(~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)):
         del row[str(names[n])]
     return ItemVectors(row=row, vectors=vectors, digest=digest)

@@ -6,15 +6,21 @@ import tensorflow as tf
 import tf_keras as keras
 
 
-def recommendation_loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """L_rec: mean binary cross-entropy.
+def recommendation_loss(labels: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
+    """L_rec: mean binary cross-entropy, or sum_i w_i l_i / sum_i w_i.
+
+    Only the ratios of the weights count, so that lambda keeps its meaning however small they are.
 
     Args:
         labels: [batch], 0 or 1.
         logits: float32 [batch].
+        weights: float32 [batch], 0 or more; a batch of zeros has the loss 0. None: all are 1.
     """
     labels = tf.cast(labels, logits.dtype)
-    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
+    if weights is None:
+        return tf.reduce_mean(losses)
+    return tf.math.divide_no_nan(tf.reduce_sum(weights * losses), tf.reduce_sum(weights))
 
 
 def gated_pairwise_hinge(

@@ -7,13 +7,13 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras as keras
 
-from models import features
-from models.backbones import BACKBONES
-from models.config import GateConfig, LossConfig, ModelConfig
-from models.embeddings import FeatureEmbedding
-from models.gate import GATES, FittedGate, FrozenGate
-from models.losses import POINTWISE, GatedPairwiseLoss, recommendation_loss
-from models.signals import PairSide
+from sllmr.models import features
+from sllmr.models.backbones import BACKBONES
+from sllmr.models.config import GateConfig, LossConfig, ModelConfig
+from sllmr.models.embeddings import FeatureEmbedding
+from sllmr.models.gate import GATES, FittedGate, FrozenGate
+from sllmr.models.losses import POINTWISE, GatedPairwiseLoss, recommendation_loss
+from sllmr.models.signals import PairSide
 
 ROWS = "rows"
 PAIRS = "pairs"
@@ -31,8 +31,9 @@ class RankingModel(tfrs.Model):
         model: backbone and widths.
         gate: mode and signals.
         loss: form, lambda and margin.
-        item_vectors: float32 [items + 2, any] by item index, exactly with model.item_vectors_file.
+        item_vectors: float32 [items + 2, any] by item index, exactly with model.item_vectors.
         fitted_gate: of the modes that are fitted beforehand; None makes one from `gate`.
+        item_dropout, new_items: see FeatureEmbedding.
     """
 
     def __init__(
@@ -43,7 +44,10 @@ class RankingModel(tfrs.Model):
         loss: LossConfig,
         item_vectors: np.ndarray | None = None,
         fitted_gate: FittedGate | None = None,
+        item_dropout: float = 0.0,
+        new_items: np.ndarray | None = None,
     ):
+        keras.backend.reset_uids()  # names of layers must not depend on the models that the process made before
         super().__init__(name="ranking_model")
         backbone = BACKBONES[model.backbone]
         self.embedding = FeatureEmbedding(
@@ -52,12 +56,15 @@ class RankingModel(tfrs.Model):
             uses_history=backbone.uses_history,
             uses_first_order=backbone.uses_first_order,
             item_vectors=item_vectors,
+            item_dropout=item_dropout,
+            new_items=new_items,
         )
         self.backbone = backbone(model)
         self.llm_weight = loss.llm_weight
         self._form = loss.form
         self.gate: FrozenGate | None = None
-        self._input_names = input_names(use_user_id=model.use_user_id)
+        sizes = features.FeatureSizes(declared=tuple(size.feature for size in vocabulary.declared))
+        self._input_names = input_names(use_user_id=model.use_user_id, sizes=sizes)
         parts = ["loss", "rec_loss", "embedding_l2"]
         if self.llm_weight > 0:
             parts.append("llm_loss")
@@ -72,7 +79,7 @@ class RankingModel(tfrs.Model):
     def compile(
         self, optimizer: keras.optimizers.Optimizer, gate_optimizer: keras.optimizers.Optimizer | None = None
     ) -> None:
-        """Sets the optimiser of everything, or of everything but the gate when that has its own."""
+        """Sets the optimizer of everything, or of everything but the gate when that has its own."""
         super().compile(optimizer=optimizer)
         self._gate_optimizer = gate_optimizer
 
@@ -96,7 +103,7 @@ class RankingModel(tfrs.Model):
         sides = [pair_side(pairs, prefix) for prefix in (features.PREFERRED, features.OTHER)]
         joint = {n: tf.concat([rows[n], *(side[n] for side in sides)], axis=0) for n in self._input_names}
         logits = self(joint, training=training)
-        number = tf.shape(pairs[features.PROBE_LABEL])[0]
+        number = tf.shape(pairs[features.CALIBRATION_LABEL])[0]
         row_logits, *side_logits = tf.split(logits, [tf.shape(logits)[0] - 2 * number, number, number])
 
         gate_loss = tf.constant(0.0)
@@ -108,14 +115,14 @@ class RankingModel(tfrs.Model):
             seen = pair_input(pairs, side_logits)
             alpha = self.gate.alpha(*seen)
             llm_loss = self.pairwise_loss(*side_logits, self.gate.hinge_weight(alpha, *seen))
-            gate_loss = self.gate.loss(alpha, pairs[features.PROBE_LABEL])
+            gate_loss = self.gate.loss(alpha, pairs[features.CALIBRATION_LABEL])
             self._parts["gate_loss"].update_state(gate_loss)
             self._parts["alpha"].update_state(alpha)
         self._parts["llm_loss"].update_state(llm_loss)
         return self._rec_loss(rows, row_logits) + self.llm_weight * llm_loss + gate_loss
 
     def train_step(self, inputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
-        """tfrs.Model's step, with the gate's variables going to the gate's optimiser."""
+        """tfrs.Model's step, with the gate's variables going to the gate's optimizer."""
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
             penalty = tf.add_n([tf.constant(0.0), *self.losses])
@@ -133,7 +140,7 @@ class RankingModel(tfrs.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
     def _rec_loss(self, rows: Mapping[str, tf.Tensor], logits: tf.Tensor) -> tf.Tensor:
-        loss = recommendation_loss(rows[features.LABEL], logits)
+        loss = recommendation_loss(rows[features.LABEL], logits, rows.get(features.EXAMPLE_WEIGHT))
         self._parts["rec_loss"].update_state(loss)
         self._rows.update_state(tf.shape(logits)[0])
         return loss
@@ -148,9 +155,9 @@ def scorer(model: RankingModel) -> Scorer:
     return tf.function(model.call, reduce_retracing=True)
 
 
-def input_names(*, use_user_id: bool) -> tuple[str, ...]:
-    """Names of the transformed features that enter the logit."""
-    transformed = features.transformed_features(features.FeatureSizes(), use_user_id=use_user_id)
+def input_names(*, use_user_id: bool, sizes: features.FeatureSizes | None = None) -> tuple[str, ...]:
+    """Names of the transformed features that enter the logit; `sizes` has the declared ones."""
+    transformed = features.transformed_features(sizes or features.FeatureSizes(), use_user_id=use_user_id)
     return tuple(f.name for f in transformed if f.served)
 
 
@@ -169,28 +176,17 @@ def pair_input(pairs: Mapping[str, tf.Tensor], logits: Sequence[tf.Tensor] | Non
     """What the gate may see of the preferred and of the other item.
 
     Args:
-        pairs: some of inputs.load_pairs, or of first_stage.with_first_stage.
-        logits: of the two sides by the model in training; not looked at where the pairs hold the first stage's.
+        pairs: some of inputs.load_pairs, or of base_model.with_base_model.
+        logits: of the two sides by the model in training; not looked at where the pairs hold the base model's.
     """
     sides = [pair_side(pairs, prefix) for prefix in (features.PREFERRED, features.OTHER)]
     gap = tf.abs(sides[0][features.LLM_SCORE] - sides[1][features.LLM_SCORE])
 
     def gate_input(side: Mapping[str, tf.Tensor], number: int) -> PairSide:
-        logit = side.get(features.FIRST_STAGE_LOGIT)
+        logit = side.get(features.BASE_LOGIT)
         if logit is None:
             assert logits is not None
             logit = logits[number]
-        return PairSide(
-            history_length=side[features.HISTORY_LENGTH],
-            is_tail=side[features.IS_TAIL],
-            item_train_count=side[features.ITEM_TRAIN_COUNT],
-            text_words=side[features.TEXT_WORDS],
-            llm_score=side[features.LLM_SCORE],
-            llm_gap=gap,
-            llm_disagreement=side[features.LLM_DISAGREEMENT],
-            logit=logit,
-            dropout_variance=side.get(features.DROPOUT_VARIANCE),
-            soft_label=side.get(features.SOFT_LABEL),
-        )
+        return {**side, features.LLM_GAP: gap, features.LOGIT: logit}
 
     return gate_input(sides[0], 0), gate_input(sides[1], 1)

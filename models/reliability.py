@@ -1,27 +1,28 @@
-"""Where LLM and model are right, measured on labelled probes, beside how far the gate opens; and the alarm."""
+"""Where LLM and model are right, measured on calibration pairs, beside how far the gate opens; and the alarm."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import tensorflow as tf
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from models import features
-from models.features import NOT_A_PROBE, OTHER, PREFERRED
-from models.shares import Z_95, Share, wilson
+from sllmr.models import features
+from sllmr.models.errors import UserError
+from sllmr.models.features import NOT_CALIBRATION, OTHER, PREFERRED
+from sllmr.models.fractions import Z_95, Fraction, wilson
 
 HISTORY_FROM = (0, 4, 10)
 POPULARITY_FROM = (0, 5, 20)
 """Lower ends of the cells: earlier positives of the user, train positives of the rarer item of the pair."""
 
 CLOSED, OPEN = 0.05, 0.95
-_LEAST_PROBES = 30
+_LEAST_CALIBRATION_PAIRS = 30
 _LEAST_ALPHA_GAP = 0.05
 _LEAST_ALPHA_RATIO = 1.5
 
 
-class GateCollapse(ValueError):
+class GateCollapse(UserError):
     """The gate has collapsed and gate.on_collapse is fail."""
 
 
@@ -33,9 +34,10 @@ class ReliabilityCell(BaseModel):
         popularity_from: least number of train positives of the pair's rarer item.
         pairs: number of pairs.
         mean_alpha: over them; None where there are none.
-        probes: labelled pairs that the numbers below are of; with a first stage only those held out of it.
-        llm_right: share where the LLM prefers what the user chose; None without probes.
-        model_right: share where the first stage scores higher what the user chose; None without probes or first stage.
+        calibration_pairs: labeled pairs that the numbers below are of; with a base model only those held out of it.
+        llm_right: fraction of them in which the LLM prefers the target item; None without calibration pairs.
+        model_right: fraction of them in which the base model scores the target item higher; None without calibration
+            pairs, or without a base model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,29 +46,31 @@ class ReliabilityCell(BaseModel):
     popularity_from: int
     pairs: int
     mean_alpha: float | None
-    probes: int
-    llm_right: Share | None
-    model_right: Share | None
+    calibration_pairs: int
+    llm_right: Fraction | None
+    model_right: Fraction | None
 
 
-def reliability_cells(alpha: np.ndarray, pairs: Mapping[str, tf.Tensor], probes: np.ndarray) -> list[ReliabilityCell]:
+def reliability_cells(
+    alpha: np.ndarray, pairs: Mapping[str, npt.ArrayLike], calibration_pairs: np.ndarray
+) -> list[ReliabilityCell]:
     """Every cell of history length x popularity, shortest history first.
 
     Args:
         alpha: float32 [pairs].
-        pairs: of inputs.load_pairs, the LLM's order; with the first stage's logits if there is one.
-        probes: bool [pairs], labelled pairs to measure on.
+        pairs: of inputs.load_pairs, the LLM's order; with the base model's logits if there is one.
+        calibration_pairs: bool [pairs], labeled pairs to measure on.
     """
     history = np.asarray(pairs[features.HISTORY_LENGTH])
     popularity = np.minimum(*(np.asarray(pairs[prefix + features.ITEM_TRAIN_COUNT]) for prefix in (PREFERRED, OTHER)))
-    llm_right = np.asarray(pairs[features.PROBE_LABEL]) == 1
+    llm_right = np.asarray(pairs[features.CALIBRATION_LABEL]) == 1
     model_right = model_is_right(pairs)
     row, column = (np.digitize(v, edges[1:]) for v, edges in ((history, HISTORY_FROM), (popularity, POPULARITY_FROM)))
     cells = []
     for r, history_from in enumerate(HISTORY_FROM):
         for c, popularity_from in enumerate(POPULARITY_FROM):
             inside = (row == r) & (column == c)
-            measured = inside & probes
+            measured = inside & calibration_pairs
             count = int(measured.sum())
             cells.append(
                 ReliabilityCell(
@@ -74,7 +78,7 @@ def reliability_cells(alpha: np.ndarray, pairs: Mapping[str, tf.Tensor], probes:
                     popularity_from=popularity_from,
                     pairs=int(inside.sum()),
                     mean_alpha=float(alpha[inside].mean()) if inside.any() else None,
-                    probes=count,
+                    calibration_pairs=count,
                     llm_right=wilson(int(llm_right[measured].sum()), count) if count else None,
                     model_right=wilson(int(model_right[measured].sum()), count)
                     if count and model_right is not None
@@ -84,20 +88,21 @@ def reliability_cells(alpha: np.ndarray, pairs: Mapping[str, tf.Tensor], probes:
     return cells
 
 
-def model_is_right(pairs: Mapping[str, tf.Tensor]) -> np.ndarray | None:
-    """bool [pairs]: of a probe, whether the first stage scores the chosen item higher; None without a first stage."""
-    if PREFERRED + features.FIRST_STAGE_LOGIT not in pairs:
+def model_is_right(pairs: Mapping[str, npt.ArrayLike]) -> np.ndarray | None:
+    """bool [pairs]: whether the base model scores the target item of a calibration pair higher; None without a base
+    model."""
+    if PREFERRED + features.BASE_LOGIT not in pairs:
         return None
-    preferred, other = (np.asarray(pairs[prefix + features.FIRST_STAGE_LOGIT]) for prefix in (PREFERRED, OTHER))
-    return (preferred > other) == (np.asarray(pairs[features.PROBE_LABEL]) == 1)
+    preferred, other = (np.asarray(pairs[prefix + features.BASE_LOGIT]) for prefix in (PREFERRED, OTHER))
+    return (preferred > other) == (np.asarray(pairs[features.CALIBRATION_LABEL]) == 1)
 
 
 def calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error: mean over bins of equal width of |mean probability - share right|, by their size.
+    """Expected calibration error: mean over bins of equal width of |mean probability - fraction right|, by their size.
 
     Args:
-        probability: float [probes] in [0, 1].
-        right: bool [probes].
+        probability: float [calibration pairs] in [0, 1].
+        right: bool [calibration pairs].
         bins: number of bins.
 
     Source: Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015.
@@ -107,32 +112,38 @@ def calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 10
     return float(sum(gaps) / len(probability))
 
 
-def labelled(pairs: Mapping[str, tf.Tensor]) -> np.ndarray:
-    """bool [pairs]: those where the user's choice is known."""
-    return np.asarray(pairs[features.PROBE_LABEL]) != NOT_A_PROBE
+def labeled(pairs: Mapping[str, npt.ArrayLike]) -> np.ndarray:
+    """bool [pairs]: those whose right order is known."""
+    return np.asarray(pairs[features.CALIBRATION_LABEL]) != NOT_CALIBRATION
 
 
 def collapse(alpha: np.ndarray, cells: list[ReliabilityCell]) -> str | None:
     """What is wrong with the gate, in one word; None where it is sound.
 
     `closed`: alpha is below .05 on 95% of the pairs, although the LLM's advantage is significantly above 0, or there
-    are too few probes to tell.
+    are too few calibration pairs to tell.
     `open`: alpha is above .95 on 95% of the pairs, although the LLM is wrong on significantly more than 5% of the
-    probes, or there are too few probes to tell.
-    `inverted`: of the cells with at least 30 probes, the one with the highest alpha is the one where the LLM's
-    advantage is significantly smaller than in the one with the lowest alpha; the two alphas differ by .05, or by half
-    where the LLM's advantage is significantly above 0 in the latter.
+    calibration pairs, or there are too few calibration pairs to tell.
+    `inverted`: of the cells with at least 30 calibration pairs, the one with the highest alpha is the one where the
+    LLM's advantage is significantly smaller than in the one with the lowest alpha; the two alphas differ by .05,
+    or by half where the LLM's advantage is significantly above 0 in the latter.
 
-    The advantage is P(LLM right) - P(model right), without a first stage P(LLM right) - 1/2: an LLM that knows nothing
+    The advantage is P(LLM right) - P(model right), without a base model P(LLM right) - 1/2: an LLM that knows nothing
     beyond the model, as what is popular, may be shut out.
     """
-    is_enough = sum(cell.probes for cell in cells) >= _LEAST_PROBES
+    is_enough = sum(cell.calibration_pairs for cell in cells) >= _LEAST_CALIBRATION_PAIRS
     if np.quantile(alpha, 0.95) < CLOSED:
         return "closed" if not is_enough or _is_above(0.0, _advantage(cells)) else None
     if np.quantile(alpha, 0.05) > OPEN:
-        right, variance = _pooled([(cell.probes, cell.llm_right) for cell in cells]) if is_enough else (0.0, 0.0)
+        right, variance = (
+            _pooled([(cell.calibration_pairs, cell.llm_right) for cell in cells]) if is_enough else (0.0, 0.0)
+        )
         return "open" if _is_above(1.0 - OPEN, (1.0 - right, variance)) else None
-    known = [(cell.mean_alpha, cell) for cell in cells if cell.probes >= _LEAST_PROBES and cell.mean_alpha is not None]
+    known = [
+        (cell.mean_alpha, cell)
+        for cell in cells
+        if cell.calibration_pairs >= _LEAST_CALIBRATION_PAIRS and cell.mean_alpha is not None
+    ]
     if len(known) >= 2:
         (least, lowest), (most, highest) = (pick(known, key=lambda pair: pair[0]) for pick in (min, max))
         low, high = _advantage([lowest]), _advantage([highest])
@@ -144,20 +155,20 @@ def collapse(alpha: np.ndarray, cells: list[ReliabilityCell]) -> str | None:
 
 
 def _advantage(cells: Sequence[ReliabilityCell]) -> tuple[float, float]:
-    """Of the LLM in cells with probes, and its variance, shares taken as independent."""
-    llm, variance = _pooled([(cell.probes, cell.llm_right) for cell in cells])
+    """Of the LLM in cells with calibration pairs, and its variance; the fractions count as independent."""
+    llm, variance = _pooled([(cell.calibration_pairs, cell.llm_right) for cell in cells])
     if not any(cell.model_right for cell in cells):
         return llm - 0.5, variance
-    model, model_variance = _pooled([(cell.probes, cell.model_right) for cell in cells])
+    model, model_variance = _pooled([(cell.calibration_pairs, cell.model_right) for cell in cells])
     return llm - model, variance + model_variance
 
 
-def _pooled(measured: Sequence[tuple[int, Share | None]]) -> tuple[float, float]:
-    """Share of the probes of several cells, and its variance."""
-    known = [(probes, share.share) for probes, share in measured if share is not None]
-    total = sum(probes for probes, _ in known)
-    share = sum(probes * share for probes, share in known) / total
-    return share, share * (1.0 - share) / total
+def _pooled(measured: Sequence[tuple[int, Fraction | None]]) -> tuple[float, float]:
+    """Fraction of the calibration pairs of several cells, and its variance."""
+    known = [(calibration_pairs, found.fraction) for calibration_pairs, found in measured if found is not None]
+    total = sum(calibration_pairs for calibration_pairs, _ in known)
+    pooled = sum(calibration_pairs * fraction for calibration_pairs, fraction in known) / total
+    return pooled, pooled * (1.0 - pooled) / total
 
 
 def _is_above(level: float, estimate: tuple[float, float]) -> bool:

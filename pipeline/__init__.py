@@ -2,7 +2,7 @@
 
 import os
 
-import models as _models  # noqa: F401  sets TF_USE_LEGACY_KERAS before anything imports TensorFlow
+import sllmr.components as _components  # noqa: F401  prepares the import of TensorFlow and TFX
 
 # TensorFlow's C++ side writes to the terminal past every Python logger; the switch works only before its import.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,48 +1,26 @@
-"""How well a score orders the test rows by slice, and the popularity baseline: "bought more often in train" alone."""
+"""How well a score orders rows, by slice."""
 
-import glob
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from sklearn.metrics import roc_auc_score
 
-from models import features
-from pipeline.slices import SLICES, slice_rule
-
-_COLUMNS = (features.LABEL, features.ITEM_TRAIN_COUNT, features.IS_COLD, features.IS_TAIL)
+from sllmr.components.evaluator.slices import slice_rule
+from sllmr.models import features
+from sllmr.models.clustered_auc import estimate_auc
 
 Columns = Mapping[str, npt.ArrayLike | tf.Tensor]
-
-
-def popularity_auc(split_directory: str) -> dict[str, dict[str, Any]]:
-    """AUC of `item_train_count` as the score, by slice, on exactly the Evaluator's rows.
-
-    Args:
-        split_directory: the test split of an Examples artifact.
-
-    Returns:
-        As `auc_by_slice`; slices without rows are absent.
-    """
-    files = sorted(glob.glob(os.path.join(split_directory, "*")))
-    spec = {name: tf.io.FixedLenFeature((), tf.int64) for name in _COLUMNS}
-    dataset = tf.data.TFRecordDataset(files, compression_type="GZIP").batch(4096)
-    batches = list(dataset.map(lambda serialized: tf.io.parse_example(serialized, spec)).as_numpy_iterator())
-    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in _COLUMNS}
-    aucs = auc_by_slice(columns, columns[features.ITEM_TRAIN_COUNT], SLICES)
-    return {name: values for name, values in aucs.items() if values["examples"]}
 
 
 def auc_by_slice(rows: Columns, scores: npt.ArrayLike, slices: Iterable[str]) -> dict[str, dict[str, Any]]:
     """How well scores order rows, by slice.
 
     Args:
-        rows: [rows] each: the label and the features that pipeline.slices goes by.
+        rows: [rows] each: the label and the features that components.evaluator.slices goes by.
         scores: [rows]; a row whose score is NaN takes no part.
-        slices: of pipeline.slices.
+        slices: of components.evaluator.slices.
 
     Returns:
         slice -> auc (None where the slice does not hold both labels), examples, positives.
@@ -51,12 +29,8 @@ def auc_by_slice(rows: Columns, scores: npt.ArrayLike, slices: Iterable[str]) ->
     result = {}
     for name in slices:
         inside = in_slice(rows, name) & ~np.isnan(scores)
-        both = len(set(labels[inside].tolist())) == 2
-        result[name] = {
-            "auc": float(roc_auc_score(labels[inside], scores[inside])) if both else None,
-            "examples": int(inside.sum()),
-            "positives": int(labels[inside].sum()),
-        }
+        found = estimate_auc(np.arange(inside.sum()), labels[inside], scores[inside])
+        result[name] = {"auc": found.auc, "examples": found.examples, "positives": found.positives}
     return result
 
 

@@ -1,19 +1,121 @@
-"""A fingerprint of the sources: TFX's cache does not see code behind dotted paths (`run_fn="..."`)."""
+"""Fingerprints of the code that a step runs: TFX's cache does not see what stands behind dotted paths."""
 
+import ast
+import functools
 import hashlib
+import importlib.util
 import pathlib
+from collections.abc import Mapping
 
-import components
-import models
+from sllmr import components, models
+
+PACKAGES: Mapping[str, pathlib.Path] = {
+    package.__name__: pathlib.Path(str(package.__file__)).parent for package in (components, models)
+}
+"""Folder of each package whose code runs in a step."""
 
 
-def code_version() -> str:
-    """16 hex digits over every source and prompt file of `components` and `models`."""
+def code_version(*modules: str, packages: Mapping[str, pathlib.Path] = PACKAGES) -> str:
+    """16 hex digits over what these modules do and everything of PACKAGES that they import.
+
+    Python is compared as a syntax tree without docstrings, so that comments and layout change nothing. Of other files,
+    those count that lie beside an imported module, as prompts do. A string that names a module counts as its import.
+
+    Args:
+        modules: full names, as `sllmr.components.trainer.component`; none means every module.
+        packages: folders by package name.
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    sources = _Sources(packages)
+    for module in modules:
+        if sources.file(module) is None:
+            raise ValueError(f"code_version needs modules of {', '.join(packages)}, got {module}; correct the name")
+    found: set[str] = set()
+    waiting = list(modules or sources.every_module())
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            waiting += sources.imports(module)
     digest = hashlib.sha256()
-    for package in (components, models):
-        root = pathlib.Path(str(package.__file__)).parent
-        for file in sorted(root.rglob("*")):
-            if file.suffix in (".py", ".txt", ".json") and "__pycache__" not in file.parts:
-                digest.update(f"{package.__name__}/{file.relative_to(root)}\0".encode())
-                digest.update(file.read_bytes() + b"\0")
+    for module in sorted(found):
+        digest.update(f"{module}\0{sources.meaning(module)}\0".encode())
+        for file in sources.data_files(module):
+            digest.update(f"{module}/{file.name}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+class _Sources:
+    """The source files of some packages."""
+
+    def __init__(self, packages: Mapping[str, pathlib.Path]):
+        self._packages = packages
+
+    def file(self, module: str) -> pathlib.Path | None:
+        """The file of a module; None if it is none of these packages."""
+        for package, folder in self._packages.items():
+            if module == package or module.startswith(package + "."):
+                path = folder.joinpath(*module.removeprefix(package).split(".")[1:])
+                for file in (path / "__init__.py", path.with_suffix(".py")):
+                    if file.is_file():
+                        return file
+        return None
+
+    def every_module(self) -> list[str]:
+        """The full name of each source file."""
+        names = []
+        for package, folder in self._packages.items():
+            for file in folder.rglob("*.py"):
+                path = file.relative_to(folder).with_suffix("")
+                names.append(".".join((package, *(part for part in path.parts if part != "__init__"))))
+        return names
+
+    def imports(self, module: str) -> list[str]:
+        """The modules of these packages that a module imports, anywhere in it; its parents first."""
+        parts = module.split(".")
+        names = [".".join(parts[:n]) for n in range(1, len(parts))]
+        file = self._file(module)
+        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+        for node in ast.walk(_tree(file, file.stat().st_mtime_ns)):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                names += [source, *(f"{source}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names += [node.value, node.value.rpartition(".")[0]]  # "package.module.function"
+        return [name for name in names if self.file(name) is not None]
+
+    def meaning(self, module: str) -> str:
+        """The syntax tree of a module, as text."""
+        file = self._file(module)
+        return ast.dump(_tree(file, file.stat().st_mtime_ns))
+
+    def data_files(self, module: str) -> list[pathlib.Path]:
+        """Files other than Python beside a module, and in folders there that are no packages."""
+        folder = self._file(module).parent
+        beside = [p for p in folder.iterdir() if p.is_file()]
+        for inner in folder.iterdir():
+            if inner.is_dir() and inner.name != "__pycache__" and not (inner / "__init__.py").exists():
+                beside += [p for p in inner.rglob("*") if p.is_file()]
+        return sorted(p for p in beside if p.suffix not in (".py", ".pyc") and p.name != "py.typed")
+
+    def _file(self, module: str) -> pathlib.Path:
+        file = self.file(module)
+        assert file is not None
+        return file
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    """Drops every string that stands alone: docstrings, and those below a constant."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
+
+
+@functools.cache
+def _tree(file: pathlib.Path, modified: int) -> ast.Module:
+    """The syntax tree of a file without docstrings; `modified`, its time stamp, tells that a file was changed."""
+    return _WithoutDocstrings().visit(ast.parse(file.read_text(encoding="utf-8")))

@@ -9,53 +9,37 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from components.interactions_example_gen.config import DataConfig
-from components.llm_scorer.config import LlmConfig
-from components.pair_builder.config import PairConfig
-from models.config import FITTED_BEFOREHAND, GateConfig, LossConfig, ModelConfig, TrainConfig
-from pipeline.slices import SliceName
+from sllmr.components.evaluator.config import EvaluationConfig
+from sllmr.components.example_validator.config import DriftConfig
+from sllmr.components.interactions_example_gen.config import DataConfig, check_local
+from sllmr.components.item_embedder.config import ItemVectorsConfig
+from sllmr.components.llm_scorer.config import EMBEDDING, LlmConfig
+from sllmr.components.own_slices import slice_features
+from sllmr.components.pair_builder.config import PairConfig
+from sllmr.components.pair_yield import PairYield
+from sllmr.models.config import FITTED_BEFOREHAND, GateConfig, LossConfig, ModelConfig, TrainConfig
+from sllmr.models.declared_features import ITEM, USER
+from sllmr.models.errors import UserError
+from sllmr.models.features import row_features
+from sllmr.pipeline.defaults import with_defaults
 
-_PATHS = {
-    "data": ("interactions", "items"),
-    "llm": ("prompt_file", "embedding_file", "replay_table"),
-    "model": ("item_vectors_file",),
+PATHS = {
+    "data": ("interactions", "items", "users"),
+    "llm": ("prompt_file", "replay_table"),
+    "item_vectors": ("file",),
     "gate": ("weights_from",),
+    "evaluation": ("reference",),
 }
 """Keys that hold paths, by section."""
 
-_DASK_RUNNER = "pipeline.dask_runner.DaskRunner"
+_NAME = r"[a-zA-Z0-9_-]+"
+_VARIABLE = re.compile(r"\$\{?[A-Za-z_][A-Za-z0-9_]*\}?")
+
+_DASK_RUNNER = "sllmr.pipeline.dask_runner.DaskRunner"
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """The configuration cannot be used; the message says which key, why, and the fix."""
-
-
-class EvaluationConfig(BaseModel):
-    """What a model must show on the test rows before it is pushed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    min_auc: dict[SliceName, float] = Field(
-        default={"overall": 0.5},
-        description="lowest AUC at which a model is blessed, by slice; a slice without rows blocks it",
-    )
-    max_drop: dict[SliceName, float] = Field(
-        default={"overall": 0.01, "cold": 0.02, "tail": 0.02},
-        description="largest loss of AUC against the last blessed model on the same rows, by slice",
-    )
-    confidence_intervals: bool = Field(
-        default=True, description="95% intervals of every AUC by TFMA's Poisson bootstrap (20 resamples)"
-    )
-
-    @model_validator(mode="after")
-    def _check_ranges(self) -> "EvaluationConfig":
-        for key in ("min_auc", "max_drop"):
-            for name, value in getattr(self, key).items():
-                if not 0.0 <= value <= 1.0:
-                    raise ValueError(f"{key}.{name} must be in [0, 1], got {value}; set evaluation.{key}.{name}")
-        if not self.min_auc:
-            raise ValueError("min_auc must name at least one slice, got {}; without it every model would pass")
-        return self
 
 
 class BeamConfig(BaseModel):
@@ -65,7 +49,7 @@ class BeamConfig(BaseModel):
 
     args: tuple[str, ...] = Field(
         default=("--direct_running_mode=in_memory", "--direct_num_workers=1"),
-        description="passed through to Beam: --runner, --direct_running_mode=multi_processing; see deploy/runners.md",
+        description="passed through to Beam: --runner, --direct_running_mode=multi_processing; see docs/runners.md",
     )
 
     @field_validator("args")
@@ -84,11 +68,26 @@ class BeamConfig(BaseModel):
         name.
 
         Beam's own default would first download another runner's binary, unpinned, and use that; and Beam knows no short
-        name of a Dask runner.
+        name of a Dask runner. Workers import `sllmr.components` before they unpickle anything.
         """
-        if not any(arg.split("=")[0] == "--runner" for arg in self.args):
-            return ("--runner=FnApiRunner", *self.args)
-        return tuple(re.sub(r"^(--runner=)?DaskRunner$", rf"\1{_DASK_RUNNER}", arg) for arg in self.args)
+        args = tuple(re.sub(r"^(--runner=)?DaskRunner$", rf"\1{_DASK_RUNNER}", arg) for arg in self.args)
+        if not any(arg.split("=")[0] == "--runner" for arg in args):
+            args = ("--runner=FnApiRunner", *args)
+        return (*args, "--beam_plugins=sllmr.components")
+
+
+class ServingConfig(BaseModel):
+    """What is tried before a model is pushed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    infra_validation_tag: str | None = Field(
+        default=None,
+        min_length=1,
+        description="tag of the image tensorflow/serving, as deploy/compose.yaml names it: TFX's InfraValidator loads"
+        " each model into it, and the Pusher pushes none that it does not load; needs Docker. Without it nothing is"
+        " tried",
+    )
 
 
 class Config(BaseModel):
@@ -98,7 +97,7 @@ class Config(BaseModel):
 
     name: str = Field(
         default="",
-        pattern=r"^[a-zA-Z0-9_-]*$",
+        pattern=rf"^({_NAME})?$",
         description="names the pipeline and the served model; the file's name where empty",
     )
     fetch: Literal["movielens-100k"] | None = Field(
@@ -110,6 +109,8 @@ class Config(BaseModel):
         description="downloads and every LLM answer that was paid for; shared by runs, outside their folders",
     )
     data: DataConfig
+    drift: DriftConfig = DriftConfig()
+    item_vectors: ItemVectorsConfig = ItemVectorsConfig()
     llm: LlmConfig = LlmConfig()
     pairs: PairConfig = PairConfig()
     model: ModelConfig = ModelConfig()
@@ -117,26 +118,98 @@ class Config(BaseModel):
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    serving: ServingConfig = ServingConfig()
     beam: BeamConfig = BeamConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _design_that_won(cls, values: Any) -> Any:
+        return with_defaults(values)
 
     @model_validator(mode="after")
     def _loss_asks_the_gate(self) -> "Config":
-        asking = {"pairwise": FITTED_BEFOREHAND, "distillation": ("fused",), "pointwise": ()}[self.loss.form]
+        asking = {"pairwise": FITTED_BEFOREHAND, "distillation": ("stacked",), "pointwise": ()}[self.loss.form]
         if self.loss.llm_weight > 0 and self.gate.mode in FITTED_BEFOREHAND and self.gate.mode not in asking:
             raise ValueError(
                 f"loss.form {self.loss.form} does not ask a gate of mode {self.gate.mode}; set loss.form to pairwise"
-                f"{' or distillation' if self.gate.mode == 'fused' else ''}, or another gate.mode"
+                f"{' or distillation' if self.gate.mode == 'stacked' else ''}, or another gate.mode"
             )
         return self
 
     @model_validator(mode="after")
     def _inconsistent_pairs_can_be_known(self) -> "Config":
-        if self.pairs.drop_inconsistent and not self.llm.audit.share and self.llm.replay_table is None:
+        if self.pairs.drop_inconsistent and not self.llm.audit.fraction and self.llm.replay_table is None:
             raise ValueError(
-                "pairs.drop_inconsistent needs contexts that are asked in two orders, got llm.audit.share 0; set "
-                "llm.audit.share (1 asks all of them twice) or remove pairs.drop_inconsistent"
+                "pairs.drop_inconsistent needs contexts that are queried in two orders, got llm.audit.fraction 0; set "
+                "llm.audit.fraction (1 queries all of them twice) or remove pairs.drop_inconsistent"
             )
         return self
+
+    @model_validator(mode="after")
+    def _item_vectors_have_a_source(self) -> "Config":
+        for key, reads, other in (
+            ("model.item_vectors", self.model.item_vectors, "model.item_vectors: false"),
+            (f"llm.strategy {EMBEDDING}", self.llm.strategy == EMBEDDING, "another llm.strategy"),
+        ):
+            if reads and self.item_vectors.source == "none":
+                raise ValueError(
+                    f"{key} needs vectors, got item_vectors.source none; set item_vectors.source: bundled, or {other}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _drift_is_of_features(self) -> "Config":
+        names = {feature.name for feature in row_features(self.data.feature_sizes, has_weights=self.data.has_weights)}
+        for key in ("max_drift", "max_skew"):
+            if unknown := sorted(getattr(self.drift, key).keys() - names):
+                raise ValueError(
+                    f"drift.{key} must name features of a row, got {', '.join(unknown)}; valid: "
+                    f"{', '.join(sorted(names))}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_hold_declared_features(self) -> "Config":
+        for table in (ITEM, USER):
+            declared = [f.name for f in self.data.feature_sizes.of_tables(table)]
+            for name in getattr(self.llm.prompt_features, table):
+                if name not in declared:
+                    raise ValueError(
+                        f"llm.prompt_features.{table} must name features of data.features.{table}, got {name!r}; "
+                        f"declared: {', '.join(declared) or 'none'}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _slices_are_by_declared_features(self) -> "Config":
+        try:
+            slice_features(self.evaluation.slices, self.data.feature_sizes.declared)
+        except ValueError as error:
+            raise ValueError(f"evaluation.slices: {error}") from None
+        return self
+
+    @property
+    def pair_yield(self) -> PairYield:
+        """How many preference pairs a scoring context makes."""
+        return PairYield(
+            per_context=self.llm.candidates.per_context,
+            calibration_fraction=self.llm.candidates.calibration_fraction,
+            negatives_per_target=self.llm.candidates.negatives_per_target,
+            max_per_context=self.pairs.max_per_context,
+            selection=self.pairs.selection,
+        )
+
+    @property
+    def uses_item_vectors(self) -> bool:
+        """Whether a step reads item vectors, so that ItemEmbedder runs."""
+        return self.model.item_vectors or self.scorer_reads_item_vectors
+
+    @property
+    def scorer_reads_item_vectors(self) -> bool:
+        """Whether the LLM scorer does: for its scores, or to find candidates near a history."""
+        if self.loss.llm_weight == 0 or self.item_vectors.source == "none":
+            return False
+        return self.llm.strategy == EMBEDDING or self.llm.candidates.similar_per_context > 0
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -148,15 +221,45 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     file = pathlib.Path(path).expanduser().resolve()
     if not file.is_file():
         raise ConfigError(f"--config must name a file, got {file}, which is not one")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from error
+    values = read_yaml(file)
     if not isinstance(values, dict):
         raise ConfigError(
             f"{file} must hold keys and values, got {type(values).__name__}; at least data.interactions and data.items"
         )
     return with_absolute_paths(validate_config(values, file), file)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ConfigError(
+                    f"{self.name}:{line}: every key must stand once, got {key.value!r} again after line"
+                    f" {lines[key.value]}; join the two"
+                )
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: pathlib.Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        ConfigError: not YAML, not UTF-8, or a key that stands twice.
+    """
+    try:
+        with open(file, encoding="utf-8") as text:
+            return yaml.load(text, _Loader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} must be UTF-8 text, but: {error}; save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from error
 
 
 def validate_config(values: dict[str, Any], file: pathlib.Path) -> Config:
@@ -172,18 +275,41 @@ def validate_config(values: dict[str, Any], file: pathlib.Path) -> Config:
 
 
 def with_absolute_paths(config: Config, file: pathlib.Path) -> Config:
-    """Relative paths made absolute from the folder of `file`; `name` defaults to that of `file`."""
+    """Relative paths made absolute from the folder of `file`; `name` defaults to that of `file`.
 
-    def absolute(path: str | None) -> str | None:
-        return path and os.path.normpath(file.parent / pathlib.Path(path).expanduser())
+    `~` and environment variables ($HOME) in paths are replaced.
+
+    Raises:
+        ConfigError: a variable that is not set, an address in place of a path, or a file's name that cannot be `name`.
+    """
+
+    def absolute(key: str, path: str | None) -> str | None:
+        if not path:
+            return path
+        try:
+            expanded = os.path.expandvars(check_local(path))
+        except ValueError as error:
+            raise ConfigError(f"{file}: {key} {error}") from None
+        unset = _VARIABLE.search(expanded)
+        if unset and not os.path.exists(file.parent / expanded):
+            raise ConfigError(
+                f"{file}: {key} names the environment variable {unset[0]}, which is not set; set it or write the path"
+            )
+        return os.path.normpath(file.parent / pathlib.Path(expanded).expanduser())
 
     sections = {}
-    for name, keys in _PATHS.items():
+    for name, keys in PATHS.items():
         section = getattr(config, name)
-        sections[name] = section.model_copy(update={key: absolute(getattr(section, key)) for key in keys})
-    return config.model_copy(
-        update={**sections, "name": config.name or file.stem, "cache_dir": absolute(config.cache_dir)}
-    )
+        changes = {key: absolute(f"{name}.{key}", getattr(section, key)) for key in keys}
+        sections[name] = section.model_copy(update=changes)
+    name = config.name or file.stem
+    if not re.fullmatch(_NAME, name):
+        raise ConfigError(
+            f"{file}: name must hold letters, digits, _ and - alone, got {name!r} from the file's name;"
+            f" rename the file or set name: {re.sub(r'[^a-zA-Z0-9_-]+', '-', name).strip('-') or 'shop'}"
+        )
+    cache_dir = absolute("cache_dir", config.cache_dir)
+    return config.model_copy(update={**sections, "name": name, "cache_dir": cache_dir})
 
 
 def explain(file: pathlib.Path, error: ValidationError, kind: type[BaseModel]) -> str:
@@ -202,7 +328,8 @@ def explain(file: pathlib.Path, error: ValidationError, kind: type[BaseModel]) -
         elif key.startswith("llm.") and isinstance(problem["input"], str):
             lines.append(f"  {key}: {problem['msg']}")  # without the value: it may be a key that was put there
         else:
-            lines.append(f"  {key}: {problem['msg']}, got {problem['input']!r}")
+            fix = "; write it in quotes" if problem["type"] == "string_type" else ""
+            lines.append(f"  {key}: {problem['msg']}, got {problem['input']!r}{fix}")
     return "\n".join(lines)
 
 

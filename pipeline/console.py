@@ -4,23 +4,29 @@ import contextlib
 import logging
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import absl.logging
 from rich.console import Console
 from rich.table import Table
 
-from components.llm_scorer.audit import audit_line
-from components.llm_scorer.drift import drift_line
-from components.llm_scorer.staleness import staleness_line, staleness_warning
+from sllmr.components.evaluator.decision import Change, Decision, Measured
+from sllmr.components.llm_comparison.verdict import Verdict
+from sllmr.components.llm_scorer.quality.audit import audit_line
+from sllmr.components.llm_scorer.quality.canary import canary_line
+from sllmr.components.llm_scorer.quality.drift import drift_line
+from sllmr.components.llm_scorer.quality.staleness import staleness_line, staleness_warning
+from sllmr.components.llm_scorer.results import ScoreAge, ScoringLedger
+from sllmr.models.metric_names import LESS_IS_BETTER, MetricName
+from sllmr.pipeline.run_summary import PopularityBaseline, SliceSummary
 
 RUNNING = "Component %s is running."
 FINISHED = "Component %s is finished."
+CACHED = "A cached execution %d is used."
 """What TFX's LocalDagRunner logs around each component (pinned version; a test holds it)."""
 
-OWN_LOGGERS = ("components", "models", "pipeline")
-"""Loggers of this project: their INFO lines reach the terminal, other libraries' only the log file."""
+OWN_LOGGER = "sllmr"
+"""Parent of this project's loggers: their INFO lines reach the terminal, other libraries' only the log file."""
 
 
 class _StepProgress(logging.Handler):
@@ -32,14 +38,19 @@ class _StepProgress(logging.Handler):
         self._steps = steps
         self._started = 0
         self._since = 0.0
+        self._cached = False
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.msg == RUNNING:
             self._started += 1
             self._since = time.monotonic()
+            self._cached = False
             self._console.print(f"[bold]\\[{self._started:2d}/{self._steps}] {record.args[0]}[/bold]")  # type: ignore[index]
+        elif record.msg == CACHED:
+            self._cached = True
         elif record.msg == FINISHED:
-            self._console.print(f"        {time.monotonic() - self._since:.1f} s", style="dim")
+            took = "cached" if self._cached else f"{time.monotonic() - self._since:.1f} s"
+            self._console.print(f"        {took}", style="dim")
 
 
 class _OwnLines(logging.Handler):
@@ -48,7 +59,7 @@ class _OwnLines(logging.Handler):
     def __init__(self, console: Console):
         super().__init__(logging.INFO)
         self._console = console
-        self.addFilter(lambda record: record.name.split(".")[0] in OWN_LOGGERS)
+        self.addFilter(lambda record: record.name.split(".")[0] == OWN_LOGGER)
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
@@ -82,14 +93,12 @@ def run_log(file: pathlib.Path, console: Console, steps: int) -> Iterator[None]:
         to_file.close()
 
 
-def print_scores(
-    console: Console, book: Mapping[str, Any], age: Mapping[str, float] | None, max_age_days: float | None
-) -> None:
+def print_scores(console: Console, book: ScoringLedger, age: ScoreAge | None, max_age_days: float | None) -> None:
     """How old a score table is, how far order sways it, and how far it moved, as far as known.
 
     Args:
-        book: ledger.json.
-        age: of components.llm_scorer.staleness.
+        book: of the table.
+        age: of its scores; None without scores.
         max_age_days: llm.max_age_days.
     """
     for line in score_lines(book, age):
@@ -99,30 +108,110 @@ def print_scores(
         console.print(warning, style="yellow", soft_wrap=True)
 
 
-def score_lines(book: Mapping[str, Any], age: Mapping[str, float] | None) -> list[str]:
+def score_lines(book: ScoringLedger, age: ScoreAge | None) -> list[str]:
     """The sentences of print_scores, without the warning."""
     lines = [] if age is None else [staleness_line(age)]
-    if book["audit"] is not None:
-        lines.append(audit_line(book["audit"]))
-    if "rescore" in book:
-        lines.append(drift_line(book["rescore"]["drift"]))
+    if book.audit is not None:
+        lines.append(audit_line(book.audit))
+    if book.canary is not None:
+        lines.append(canary_line(book.canary))
+    if book.rescore is not None:
+        lines.append(drift_line(book.rescore.drift))
     return lines
 
 
-def metrics_table(summary: dict) -> Table:
-    """AUC by slice beside the popularity baseline, with counts."""
-    table = Table(title=f"Test AUC, {summary['backbone']}, gate {summary['gate'] or 'none'}")
-    for column in ("slice", "AUC", "95% interval", "popularity", "examples", "positives"):
+def print_verdict(console: Console, verdict: Verdict) -> None:
+    """Prints whether the LLM helped, with the difference on every slice."""
+    style = {"helps": "green", "hurts": "red", "not_distinguishable": "yellow"}[verdict.answer]
+    console.print(verdict.sentence(), style=style, markup=False, soft_wrap=True)
+    table = Table(title="Test AUC with the LLM against without", box=None, padding=(0, 1, 0, 0))
+    for column in ("slice", "with", "without", "difference", "95% interval", "users", "rows"):
         table.add_column(column, justify="left" if column == "slice" else "right")
-    for name, m in summary["metrics"].items():
-        interval = f"{m['lower']:.3f} to {m['upper']:.3f}" if m["lower"] is not None else "not computed"
-        popularity = summary["popularity_baseline"].get(name)
+    for name, part in verdict.slices.items():
+        has_interval = part.lower is not None and part.upper is not None
         table.add_row(
             name,
-            f"{m['auc']:.4f}",
-            interval,
-            f"{popularity['auc']:.4f}" if popularity and popularity["auc"] is not None else "one class only",
-            f"{m['examples']:,}",
-            f"{m['positives']:,}",
+            four_digits(part.with_llm),
+            four_digits(part.without_llm),
+            "not measurable" if part.difference is None else f"{part.difference:+.4f}",
+            f"{part.lower:+.4f} to {part.upper:+.4f}" if has_interval else "-",
+            f"{part.users:,}",
+            f"{part.examples:,}",
+        )
+    console.print(table)
+
+
+def metrics_table(
+    metrics: Mapping[str, SliceSummary], popularity: Mapping[str, PopularityBaseline], backbone: str, gate: str | None
+) -> Table:
+    """AUC by slice beside the popularity baseline and the last blessed model, with counts; fits into 80 columns."""
+    table = Table(
+        title=f"Test AUC, {backbone}, gate {gate or 'none'}",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    for column in ("slice", "AUC", "95% interval", "popularity", "last\nblessed", "examples", "positives", "users"):
+        table.add_column(column, justify="left" if column == "slice" else "right")
+    for name, m in metrics.items():
+        table.add_row(
+            name,
+            four_digits(m.auc),
+            "not measurable" if m.auc is None else _interval(m),
+            four_digits(popularity[name].auc),
+            four_digits(m.baseline_auc),
+            f"{m.examples:,}",
+            f"{m.positives:,}",
+            f"{m.users:,}",
         )
     return table
+
+
+def other_metrics_table(metrics: Mapping[MetricName, Measured]) -> Table:
+    """Every metric on the overall slice beside those of popularity and of the last blessed model."""
+    table = Table(title=f"All test rows; less is better: {', '.join(LESS_IS_BETTER)}", box=None, padding=(0, 1, 0, 0))
+    for column in ("metric", "value", "95% interval", "popularity", "last\nblessed", "users"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, m in metrics.items():
+        table.add_row(
+            name,
+            four_digits(m.value),
+            "not measurable" if m.value is None else _interval(m),
+            four_digits((m.popularity or Change()).value),
+            four_digits((m.last_blessed or Change()).value),
+            f"{m.users:,}",
+        )
+    return table
+
+
+def four_digits(value: float | None) -> str:
+    """A metric in a table; a dash where it is not measurable."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _interval(metrics: SliceSummary | Measured) -> str:
+    return "-" if metrics.lower is None else f"{metrics.lower:.3f} to {metrics.upper:.3f}"
+
+
+def below_popularity(metrics: Mapping[str, SliceSummary], popularity: Mapping[str, PopularityBaseline]) -> list[str]:
+    """The slices on which popularity orders the test rows better than the model does."""
+    return [
+        name
+        for name, m in metrics.items()
+        if m.auc is not None and (baseline := popularity[name].auc) is not None and baseline > m.auc
+    ]
+
+
+def print_decision(
+    console: Console, decision: Decision, not_blessed_because: Sequence[str], pushed_path: str | None
+) -> None:
+    """Whether the model is blessed, and each check that failed, cannot be told or was skipped, with its numbers."""
+    for line in decision.sentences("not_measurable"):
+        console.print(line, style="dim", markup=False, soft_wrap=True)
+    for line in decision.sentences("warned"):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
+    if not not_blessed_because:
+        console.print(f"Blessed; pushed to {pushed_path}", style="green", soft_wrap=True)
+        return
+    console.print("Not blessed; nothing was pushed:", style="yellow")
+    for line in not_blessed_because:
+        console.print(f"  {line}", markup=False, soft_wrap=True)

@@ -1,152 +1,311 @@
 """The TFX graph: which component feeds which, in order."""
 
-import hashlib
 import itertools
 import pathlib
+import re
 from typing import NamedTuple
 
 from google.protobuf import text_format
 
 # Not from tfx.v1, which imports every cloud client: a third of the time to start.
-from tfx.components import Evaluator, Pusher, StatisticsGen, Transform
-from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
+from tfx.components import InfraValidator, StatisticsGen, Transform
 from tfx.dsl.components.base import base_component
 from tfx.dsl.components.common import resolver
-from tfx.dsl.experimental import latest_blessed_model_resolver
+from tfx.dsl.input_resolution.strategies.latest_blessed_model_strategy import LatestBlessedModelStrategy
 from tfx.orchestration import metadata, pipeline
-from tfx.proto import pusher_pb2, transform_pb2
+from tfx.proto import infra_validator_pb2, pusher_pb2, transform_pb2
 from tfx.types import Channel, standard_artifacts
 
-from components.example_validator.component import StrictExampleValidator
-from components.interactions_example_gen.component import InteractionsExampleGen
-from components.llm_scorer.component import LlmScorer
-from components.pair_builder.component import PairBuilder
-from components.trainer.component import Trainer
-from components.trainer.config import TrainerConfig
-from models import preprocessing
-from models.features import row_features, schema
-from pipeline import evaluation
-from pipeline.code_version import code_version
-from pipeline.config import Config
+from sllmr.components.curated_schema.component import CuratedSchema
+from sllmr.components.evaluator.component import Evaluator
+from sllmr.components.evaluator.slices import SLICES, slice_rule
+from sllmr.components.example_validator.component import StrictExampleValidator
+from sllmr.components.interactions_example_gen.component import InteractionsExampleGen
+from sllmr.components.item_embedder.component import ItemEmbedder
+from sllmr.components.leakage_guard.component import LeakageGuard
+from sllmr.components.llm_comparison.component import LlmComparison
+from sllmr.components.llm_scorer.component import LlmScorer
+from sllmr.components.pair_builder.component import PairBuilder
+from sllmr.components.trainer.component import Trainer
+from sllmr.components.trainer.config import TrainerConfig
+from sllmr.models import preprocessing
+from sllmr.models.config import GateConfig, LossConfig
+from sllmr.models.features import RowLengths, row_features
+from sllmr.models.schema import schema
+from sllmr.pipeline.blessed_models import FIRST_BLESSED, LAST_BLESSED, blessed_models
+from sllmr.pipeline.code_version import code_version
+from sllmr.pipeline.config import Config
+from sllmr.pipeline.last_statistics import LAST, last_statistics
+from sllmr.pipeline.pusher import Pusher
+from sllmr.pipeline.run_folder import ARTIFACTS_DIRECTORY, METADATA_FILE
 
-METADATA_FILE = "metadata.sqlite"
-ARTIFACTS_DIRECTORY = "artifacts"
 SERVING_DIRECTORY = "serving"
 
 
 class _DataSteps(NamedTuple):
-    """The steps in front of training, and the three among them that others read."""
+    """The steps in front of training, and those among them, or their outputs, that others read."""
 
     steps: tuple[base_component.BaseComponent, ...]
     example_gen: InteractionsExampleGen
-    schema_gen: ImportSchemaGen
+    schema_gen: base_component.BaseComponent
     transform: Transform
+    item_vectors: Channel | None
     pairs: Channel | None
 
 
-def build_pipeline(config: Config, output: pathlib.Path) -> pipeline.Pipeline:
-    """The eleven steps for one configuration; nine where loss.llm_weight is 0.
+class Cluster(NamedTuple):
+    """Where an orchestrator of many machines, Kubeflow Pipelines or Vertex AI, keeps the artifacts.
+
+    Attributes:
+        pipeline_root: a URI.
+    """
+
+    pipeline_root: str
+
+
+def build_pipeline(config: Config, output: pathlib.Path, cluster: Cluster | None = None) -> pipeline.Pipeline:
+    """The sixteen steps for one configuration; fourteen without train.compare, eleven if loss.llm_weight is 0.
+
+    ItemEmbedder comes on top where item vectors are used, InfraValidator with serving.infra_validation_tag.
 
     Args:
         config: checked, with absolute paths.
         output: the run's folder; holds metadata, artifacts and the pushed models.
+        cluster: None for TFX's local runner. On a cluster the Resolver finds the last blessed model alone, by TFX's own
+            strategy, which is all that Kubeflow's runner knows, and rows are not compared with those of the last run.
     """
-    data = _data_steps(config, output)
-    trainer = Trainer(
-        examples=data.transform.outputs["transformed_examples"],
-        transform_graph=data.transform.outputs["transform_graph"],
-        pairs=data.pairs,
-        config=TrainerConfig(
-            sizes=config.data.sizes, model=config.model, gate=config.gate, loss=config.loss, train=config.train
-        ),
-        code_fingerprint=code_version(),
+    data = _data_steps(config, cluster)
+    # Whether the two models are compared changes nothing in either.
+    training = TrainerConfig(
+        sizes=config.data.feature_sizes,
+        model=config.model,
+        gate=config.gate,
+        loss=config.loss,
+        train=config.train.model_copy(update={"compare": True}),
+        positive_rate=config.evaluation.positive_rate,
     )
-    model_resolver = resolver.Resolver(
-        strategy_class=latest_blessed_model_resolver.LatestBlessedModelResolver,
-        model=Channel(type=standard_artifacts.Model),
-        model_blessing=Channel(type=standard_artifacts.ModelBlessing),
-    ).with_id("Resolver")
+    trainer = _trainer(data, training, data.pairs)
+    training_steps: tuple[base_component.BaseComponent, ...] = (trainer,)
+    model = trainer.outputs["model"]
+    if data.pairs is not None and config.train.compare:
+        # Nothing of the LLM, the gate or the pairs is in its inputs: TFX takes it from the cache when these change.
+        without = training.model_copy(update={"gate": GateConfig(), "loss": LossConfig(llm_weight=0)})
+        trainer_without_pairs = _trainer(data, without, None).with_id("TrainerWithoutPairs")
+        comparison = LlmComparison(
+            with_llm=trainer.outputs["model"],
+            without_llm=trainer_without_pairs.outputs["model"],
+            examples=data.example_gen.outputs["examples"],
+            slices={name: slice_rule(name) for name in SLICES},
+            by_features=config.evaluation.slices,
+            min_users=config.evaluation.min_slice_users,
+            code_fingerprint=_code_of(LlmComparison),
+        )
+        training_steps = (trainer_without_pairs, trainer, comparison)
+        model = comparison.outputs["model"]
+    model_resolver = blessed_models(model) if cluster is None else _last_blessed_model()
     evaluator = Evaluator(
         examples=data.example_gen.outputs["examples"],
-        example_splits=["test"],
         schema=data.schema_gen.outputs["schema"],
-        model=trainer.outputs["model"],
-        baseline_model=model_resolver.outputs["model"],
-        eval_config=evaluation.eval_config(config.evaluation),
+        model=model,
+        baseline_model=model_resolver.outputs[LAST_BLESSED if cluster is None else "model"],
+        reference_model=model_resolver.outputs[FIRST_BLESSED] if cluster is None else None,
+        config=config.evaluation,
+        code_fingerprint=_code_of(Evaluator),
     )
+    infra_validators: tuple[base_component.BaseComponent, ...] = ()
+    infra_blessing = None
+    if config.serving.infra_validation_tag is not None:
+        infra_validator = _infra_validator(model, config.serving.infra_validation_tag)
+        infra_validators, infra_blessing = (infra_validator,), infra_validator.outputs["blessing"]
     pusher = Pusher(
-        model=trainer.outputs["model"],
+        model=model,
         model_blessing=evaluator.outputs["blessing"],
+        infra_blessing=infra_blessing,
         push_destination=pusher_pb2.PushDestination(
             filesystem=pusher_pb2.PushDestination.Filesystem(
                 base_directory=str(output / SERVING_DIRECTORY / config.name)
             )
         ),
     )
-    return _in_order([*data.steps, trainer, model_resolver, evaluator, pusher], config, output)
+    steps = [*data.steps, *training_steps, model_resolver, evaluator, *infra_validators, pusher]
+    return _in_order(steps, config, output, cluster)
+
+
+def _infra_validator(model: Channel, tag: str) -> InfraValidator:
+    return InfraValidator(
+        model=model,
+        serving_spec=infra_validator_pb2.ServingSpec(
+            tensorflow_serving=infra_validator_pb2.TensorFlowServing(tags=[tag]),
+            local_docker=infra_validator_pb2.LocalDockerConfig(),
+        ),
+    )
+
+
+def _last_blessed_model() -> resolver.Resolver:
+    return resolver.Resolver(
+        strategy_class=LatestBlessedModelStrategy,
+        model=Channel(type=standard_artifacts.Model),
+        model_blessing=Channel(type=standard_artifacts.ModelBlessing),
+    ).with_id("Resolver")
+
+
+def _trainer(data: _DataSteps, config: TrainerConfig, pairs: Channel | None) -> Trainer:
+    return Trainer(
+        examples=data.transform.outputs["transformed_examples"],
+        transform_graph=data.transform.outputs["transform_graph"],
+        catalog=data.example_gen.outputs["catalog"],
+        report=data.example_gen.outputs["report"],
+        pairs=pairs,
+        item_vectors=data.item_vectors if config.model.item_vectors else None,
+        config=config,
+        code_fingerprint=_code_of(Trainer),
+    )
+
+
+def _code_of(component: type[base_component.BaseComponent]) -> str:
+    return code_version(component.__module__)
 
 
 def build_data_pipeline(config: Config, output: pathlib.Path) -> pipeline.Pipeline:
     """The steps of build_pipeline up to PairBuilder: rows, transform graph, scores and pairs, but no model."""
-    return _in_order([*_data_steps(config, output).steps], config, output)
+    return _in_order([*_data_steps(config).steps], config, output)
 
 
-def _data_steps(config: Config, output: pathlib.Path) -> _DataSteps:
-    code = code_version()
-    example_gen = InteractionsExampleGen(config=config.data, code_fingerprint=code)
+def build_rows_pipeline(config: Config, output: pathlib.Path) -> pipeline.Pipeline:
+    """The steps of build_pipeline before LlmScorer: rows, transform graph and item vectors, but no request."""
+    return _in_order([*_row_steps(config).steps], config, output)
+
+
+def _row_steps(config: Config, cluster: Cluster | None = None) -> _DataSteps:
+    sizes = config.data.feature_sizes
+    example_gen = InteractionsExampleGen(config=config.data, code_fingerprint=_code_of(InteractionsExampleGen))
     statistics_gen = StatisticsGen(examples=example_gen.outputs["examples"])
-    schema_gen = ImportSchemaGen(schema_file=str(_write_schema(config, output)))
+    rows = row_features(sizes, has_weights=config.data.has_weights)
+    schema_gen = CuratedSchema(text=text_format.MessageToString(schema(rows)))
+    last = last_statistics(statistics_gen.outputs["statistics"]) if cluster is None else None
     example_validator = StrictExampleValidator(
-        statistics=statistics_gen.outputs["statistics"], schema=schema_gen.outputs["schema"]
+        statistics=statistics_gen.outputs["statistics"],
+        schema=schema_gen.outputs["schema"],
+        last_statistics=None if last is None else last.outputs[LAST],
+        config=config.drift,
+        code_fingerprint=_code_of(StrictExampleValidator),
     )
     transform = Transform(
         examples=example_gen.outputs["examples"],
         schema=schema_gen.outputs["schema"],
-        preprocessing_fn="models.preprocessing.preprocessing_fn",
+        preprocessing_fn=f"{preprocessing.__name__}.preprocessing_fn",
         # Vocabularies come from train alone; test is never transformed ahead, only by the exported model.
         splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=["train", "valid"]),
-        custom_config={preprocessing.USE_USER_ID: config.model.use_user_id, "code_fingerprint": code},
+        custom_config={
+            preprocessing.USE_USER_ID: config.model.use_user_id,
+            "code_fingerprint": code_version(preprocessing.__name__),
+            **({preprocessing.SIZES: sizes.model_dump_json()} if sizes.declared else {}),
+        },
     )
-    steps = (example_gen, statistics_gen, schema_gen, example_validator, transform)
+    leakage_guard = _leakage_guard(config, example_gen, transform)
+    steps: tuple[base_component.BaseComponent, ...] = (
+        example_gen,
+        statistics_gen,
+        schema_gen,
+        *(() if last is None else (last,)),
+        example_validator,
+        transform,
+        leakage_guard,
+    )
+    item_vectors = None
+    if config.uses_item_vectors:
+        item_embedder = ItemEmbedder(
+            catalog=example_gen.outputs["catalog"],
+            config=config.item_vectors,
+            cache_directory=config.cache_dir,
+            code_fingerprint=_code_of(ItemEmbedder),
+        )
+        steps = (*steps, item_embedder)
+        item_vectors = item_embedder.outputs["item_vectors"]
+    return _DataSteps(steps, example_gen, schema_gen, transform, item_vectors, pairs=None)
+
+
+def _data_steps(config: Config, cluster: Cluster | None = None) -> _DataSteps:
+    rows = _row_steps(config, cluster)
     if config.loss.llm_weight == 0:  # nothing reads the answers, so nothing is asked
-        return _DataSteps(steps, example_gen, schema_gen, transform, pairs=None)
+        return rows
+    example_gen, item_vectors = rows.example_gen, rows.item_vectors
     llm_scorer = LlmScorer(
         examples=example_gen.outputs["examples"],
         catalog=example_gen.outputs["catalog"],
         config=config.llm,
+        pair_yield=config.pair_yield,
+        item_vectors=item_vectors if config.scorer_reads_item_vectors else None,
         cache_directory=config.cache_dir,
-        code_fingerprint=code,
+        code_fingerprint=_code_of(LlmScorer),
     )
     pair_builder = PairBuilder(
         scores=llm_scorer.outputs["scores"],
         catalog=example_gen.outputs["catalog"],
+        examples=example_gen.outputs["examples"],
         config=config.pairs,
-        sizes=config.data.sizes,
-        code_fingerprint=code,
+        sizes=config.data.feature_sizes,
+        seed=config.llm.seed,
+        code_fingerprint=_code_of(PairBuilder),
     )
-    asked = (*steps, llm_scorer, pair_builder)
-    return _DataSteps(asked, example_gen, schema_gen, transform, pairs=pair_builder.outputs["pairs"])
+    leakage_guard = _leakage_guard(
+        config,
+        example_gen,
+        rows.transform,
+        scores=llm_scorer.outputs["scores"],
+        pairs=pair_builder.outputs["pairs"],
+    ).with_id("LeakageGuardOfPairs")
+    return rows._replace(
+        steps=(*rows.steps, llm_scorer, pair_builder, leakage_guard), pairs=pair_builder.outputs["pairs"]
+    )
 
 
-def _in_order(steps: list[base_component.BaseComponent], config: Config, output: pathlib.Path) -> pipeline.Pipeline:
+def _leakage_guard(
+    config: Config,
+    example_gen: InteractionsExampleGen,
+    transform: Transform,
+    scores: Channel | None = None,
+    pairs: Channel | None = None,
+) -> LeakageGuard:
+    return LeakageGuard(
+        examples=example_gen.outputs["examples"],
+        catalog=example_gen.outputs["catalog"],
+        transform_graph=transform.outputs["transform_graph"],
+        scores=scores,
+        pairs=pairs,
+        use_user_id=config.model.use_user_id,
+        seed=config.llm.seed,
+        code_fingerprint=_code_of(LeakageGuard),
+    )
+
+
+def pipeline_name(config: Config) -> str:
+    """Names the pipeline by the configuration and by the shape of its rows, if that is not the default.
+
+    TFX compares a model with the last blessed one of the same name; a model of rows of another shape cannot read the
+    rows.
+    """
+    sizes = config.data.sizes
+    shape = "" if sizes == RowLengths() else f"-h{sizes.history}-c{sizes.categories}"
+    return f"sllmr-{config.name}{shape}"
+
+
+def _in_order(
+    steps: list[base_component.BaseComponent],
+    config: Config,
+    output: pathlib.Path,
+    cluster: Cluster | None = None,
+) -> pipeline.Pipeline:
     # One after the other in this order: a schema's anomaly stops the run before anything else is spent on it.
     for earlier, later in itertools.pairwise(steps):
         later.add_upstream_node(earlier)
+    name = pipeline_name(config)
     return pipeline.Pipeline(
-        pipeline_name=f"sllmr-{config.name}",
-        pipeline_root=str(output / ARTIFACTS_DIRECTORY),
+        # Kubeflow takes small letters, digits and dashes.
+        pipeline_name=name if cluster is None else re.sub("[^a-z0-9-]+", "-", name.lower()),
+        pipeline_root=str(output / ARTIFACTS_DIRECTORY) if cluster is None else cluster.pipeline_root,
         components=steps,
         enable_cache=True,
         metadata_connection_config=metadata.sqlite_metadata_connection_config(str(output / METADATA_FILE)),
         beam_pipeline_args=list(config.beam.pipeline_args),
     )
-
-
-def _write_schema(config: Config, output: pathlib.Path) -> pathlib.Path:
-    """Writes the curated schema where ImportSchemaGen finds it; the name changes with the content, since TFX's cache
-    looks at the name alone."""
-    text = text_format.MessageToString(schema(row_features(config.data.sizes)))
-    file = output / "schema" / f"schema-{hashlib.sha256(text.encode()).hexdigest()[:12]}.pbtxt"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-    return file

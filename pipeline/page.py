@@ -1,7 +1,9 @@
-"""What every HTML page of this project is made with: its templates, drawings and colours."""
+"""What every HTML page of this project is made with: its templates, drawings and colors."""
 
+import html
 import io
 from collections.abc import Callable
+from typing import Any
 
 import jinja2
 import matplotlib
@@ -10,12 +12,17 @@ from matplotlib.figure import Figure
 
 INK, ACCENT, MUTED = "#1c2430", "#2f6fde", "#9aa7bd"
 WARM = "#d9822b"
+CELL_INK = "#14202e"
+"""On a ground that is light in every scheme; INK becomes the page's text color."""
+
+
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 
 
 def environment() -> jinja2.Environment:
     """The templates of every report; only HTML is escaped."""
     result = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline", "templates"),
+        loader=jinja2.PackageLoader("sllmr.pipeline", "templates"),
         autoescape=jinja2.select_autoescape(["html.j2"]),
         undefined=jinja2.StrictUndefined,
     )
@@ -23,15 +30,27 @@ def environment() -> jinja2.Environment:
     return result
 
 
-def svg(draw: Callable[[Axes], None], width: float, height: float) -> str:
-    """A drawing of `width` x `height` inches as an SVG element that stands inside a page."""
-    # A fixed salt keeps the ids, and so the page, the same for the same numbers.
-    with matplotlib.rc_context({"svg.hashsalt": "sllmr", "svg.fonttype": "none", "font.size": 9, "text.color": INK}):
+def svg(draw: Callable[[Axes], None], width: float, height: float, title: str) -> str:
+    """A drawing of `width` x `height` inches as an SVG element that stands inside a page.
+
+    Its ground is transparent and its ink is the page's text color, so that it follows a dark scheme.
+
+    Args:
+        draw: draws on the axes.
+        width, height: in inches.
+        title: says what it shows to those who cannot see it.
+    """
+    # INK stands for the page's text color; a fixed salt keeps the ids, and so the page, the same for the same numbers.
+    style: dict[Any, Any] = {"svg.hashsalt": "sllmr", "svg.fonttype": "none", "font.size": 9}
+    style |= dict.fromkeys(_INKED, INK)
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    text = text[text.index("<svg") :].replace(INK, "currentColor").replace("#000000", "currentColor")
+    label = html.escape(title, quote=True)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

@@ -3,97 +3,157 @@
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jinja2
 import numpy as np
 import yaml
 from matplotlib.axes import Axes
 
-from components.llm_scorer.staleness import staleness_warning
-from pipeline.console import score_lines
-from pipeline.page import ACCENT, INK, MUTED, WARM, environment, svg
+from sllmr.components.llm_comparison.verdict import SliceVerdict
+from sllmr.components.llm_scorer.quality.staleness import staleness_warning
+from sllmr.models.reliability import ReliabilityCell
+from sllmr.models.training.report import GateCell, TrainingReport
+from sllmr.pipeline.console import score_lines
+from sllmr.pipeline.page import ACCENT, CELL_INK, MUTED, WARM, environment, svg
+from sllmr.pipeline.run_summary import RunSummary, StepTime
 
 
-def write(summary: Mapping[str, Any], file: pathlib.Path) -> None:
-    """Renders `summary` (of pipeline.summary.collect) to `file`; needs no network to be read."""
+def write(summary: RunSummary, file: pathlib.Path) -> None:
+    """Renders the summary to `file`; needs no network to be read."""
+    training, llm, verdict = summary.training, summary.llm, summary.verdict
     plots = {
-        "slices": svg(lambda axes: _plot_slices(axes, summary), 5.2, 2.6),
-        "gate": svg(lambda axes: _plot_gate(axes, summary["training"]["gate"]), 7.2, 3.0) if summary["llm"] else "",
-        "map": svg(lambda axes: _plot_map(axes, summary["training"]["reliability"]), 6.4, 3.4)
-        if summary["training"]["reliability"]
+        "verdict": svg(lambda axes: _plot_verdict(axes, verdict.slices), 6.4, 2.4, "What the LLM changes, by slice")
+        if verdict
         else "",
-        "alpha": svg(lambda axes: _plot_alpha(axes, summary["training"]["alpha_by_epoch"]), 4.4, 2.8)
-        if summary["training"]["alpha_by_epoch"]
+        "slices": svg(lambda axes: _plot_slices(axes, summary), 5.2, 2.6, "Test AUC by slice, model and popularity"),
+        "gate": svg(lambda axes: _plot_gate(axes, training.gate), 7.2, 3.0, "Mean alpha and how often the LLM agrees")
+        if llm
         else "",
-        "training": svg(lambda axes: _plot_training(axes, summary["training"]), 4.4, 2.8),
-        "steps": svg(lambda axes: _plot_steps(axes, summary["steps"]), 4.8, 2.8),
+        "map": svg(lambda axes: _plot_map(axes, training.reliability), 6.4, 3.4, "Mean alpha by history and popularity")
+        if training.reliability
+        else "",
+        "alpha": svg(lambda axes: _plot_alpha(axes, training.alpha_by_epoch), 4.4, 2.8, "Alpha by epoch")
+        if training.alpha_by_epoch
+        else "",
+        "training": svg(lambda axes: _plot_training(axes, training), 4.4, 2.8, "Validation AUC by epoch"),
+        "steps": svg(lambda axes: _plot_steps(axes, summary.steps), 4.8, 2.8, "Seconds by step"),
     }
-    llm = summary["llm"]
     page = (
         environment()
         .get_template("report.html.j2")
         .render(
             s=summary,
-            score_lines=score_lines(llm, llm["age"]) if llm else [],
-            score_warning=staleness_warning(llm["age"], summary["config"]["llm"]["max_age_days"]) if llm else None,
+            verdict=verdict.sentence() if verdict else "",
+            checks=summary.decision.checks,
+            score_lines=score_lines(llm, llm.age) if llm else [],
+            score_warning=staleness_warning(llm.age, summary.config.llm.max_age_days) if llm else None,
+            too_few_pairs=llm.enough_pairs.sentence() if llm else "",
+            overtrusted=overtrusted(training.reliability),
+            stopped_early=training.best_epoch == len(training.epochs),
             plots={name: jinja2.utils.markupsafe.Markup(plot) for name, plot in plots.items()},
-            config_yaml=yaml.safe_dump(summary["config"], sort_keys=False),
+            set_yaml=yaml.safe_dump(summary.set_keys, sort_keys=False),
+            config_yaml=yaml.safe_dump(summary.config.model_dump(mode="json"), sort_keys=False),
         )
     )
     file.write_text(page, encoding="utf-8")
 
 
-def _plot_slices(axes: Axes, summary: Mapping[str, Any]) -> None:
-    names = list(summary["metrics"])
-    for y, name in enumerate(names):
-        m = summary["metrics"][name]
-        if m["lower"] is not None:
-            axes.plot([m["lower"], m["upper"]], [y, y], color=ACCENT, linewidth=2)
-        axes.plot(m["auc"], y, "o", color=ACCENT, label="model, 95% interval" if y == 0 else None)
-        popularity = summary["popularity_baseline"].get(name, {}).get("auc")
+def overtrusted(cells: Sequence[ReliabilityCell]) -> list[str]:
+    """Each region whose mean alpha is above the whole interval of how often the LLM is right, in one sentence."""
+    if not cells:
+        return []
+    histories = _names([cell.history_from for cell in cells])
+    popularities = _names([cell.popularity_from for cell in cells])
+    return [
+        f"Histories of {histories[cell.history_from]} and rarer items of "
+        f"{popularities[cell.popularity_from]} train positives: alpha is {cell.mean_alpha:.2f}, but "
+        f"the LLM is right on {cell.llm_right.lower:.2f} to {cell.llm_right.upper:.2f} of "
+        f"{cell.calibration_pairs:,} calibration pairs"
+        for cell in cells
+        if cell.mean_alpha is not None and cell.llm_right is not None and cell.llm_right.upper < cell.mean_alpha
+    ]
+
+
+def _names(starts: Sequence[int]) -> dict[int, str]:
+    """The words for each range by its start."""
+    distinct = list(dict.fromkeys(starts))
+    return dict(zip(distinct, _ranges(distinct), strict=True))
+
+
+def write_model_card(summary: RunSummary, file: pathlib.Path) -> None:
+    """Renders what a pushed model is, how it was evaluated, and what it must not be used for, as Markdown."""
+    file.write_text(environment().get_template("model_card.md.j2").render(s=summary), encoding="utf-8")
+
+
+def _plot_verdict(axes: Axes, slices: Mapping[str, SliceVerdict]) -> None:
+    """The difference that the LLM makes, by slice, with its interval."""
+    measured = [name for name, part in slices.items() if part.difference is not None]
+    for y, name in enumerate(measured):
+        _point(axes, y, slices[name].difference, slices[name].lower, slices[name].upper)
+    axes.axvline(0, color=MUTED, linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(measured)), measured)
+    axes.invert_yaxis()
+    axes.set_xlabel("AUC with the LLM minus without, 95% interval by user (dotted: no effect)")
+
+
+def _point(
+    axes: Axes, y: int, value: float | None, lower: float | None, upper: float | None, label: str | None = None
+) -> None:
+    """A value with its interval, if it has one."""
+    if lower is not None and upper is not None:
+        axes.plot([lower, upper], [y, y], color=ACCENT, linewidth=2)
+    if value is not None:
+        axes.plot(value, y, "o", color=ACCENT, label=label)
+
+
+def _plot_slices(axes: Axes, summary: RunSummary) -> None:
+    measured = {name: m for name, m in summary.metrics.items() if m.auc is not None}
+    for y, (name, m) in enumerate(measured.items()):
+        _point(axes, y, m.auc, m.lower, m.upper, label="model, 95% interval" if y == 0 else None)
+        popularity = summary.popularity_baseline[name].auc
         if popularity is not None:
             axes.plot(popularity, y, "x", color=MUTED, label="popularity" if y == 0 else None)
     axes.axvline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(measured)), list(measured))
     axes.invert_yaxis()
     axes.set_xlabel("AUC (dotted: chance)")
     axes.legend(frameon=False, loc="best")
 
 
-def _plot_gate(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
-    shown = [cell for cell in cells if cell["pairs"]]
+def _plot_gate(axes: Axes, cells: Sequence[GateCell]) -> None:
+    shown = [cell for cell in cells if cell.pairs]
     for x, cell in enumerate(shown):
         first = x == 0
-        axes.bar(x - 0.18, cell["mean_alpha"], 0.34, color=ACCENT, label="gate alpha, mean" if first else None)
-        if cell["llm_accuracy"] is not None:
+        axes.bar(x - 0.18, cell.mean_alpha or 0.0, 0.34, color=ACCENT, label="gate alpha, mean" if first else None)
+        if cell.llm_accuracy is not None:
             label = "LLM agrees with the user" if first else None
-            axes.bar(x + 0.18, cell["llm_accuracy"], 0.34, color=WARM, label=label)
+            axes.bar(x + 0.18, cell.llm_accuracy, 0.34, color=WARM, label=label)
     axes.axhline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
     axes.set_xticks(
         range(len(shown)),
-        [f"{cell_name(cell)}\n{cell['pairs']:,} pairs\n{cell['probes']:,} labelled" for cell in shown],
+        [f"{cell_name(cell)}\n{cell.pairs:,} pairs\n{cell.calibration_pairs:,} labeled" for cell in shown],
     )
     axes.set_ylim(0, 1.25)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
     axes.legend(frameon=False, loc="upper right", ncols=2)
 
 
-def _plot_map(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
-    """alpha as colour over history length x popularity; in words how often LLM and model are right."""
-    histories, popularities = (list(dict.fromkeys(cell[key] for cell in cells)) for key in _MAP_AXES)
-    by_place = {tuple(cell[key] for key in _MAP_AXES): cell for cell in cells}
+def _plot_map(axes: Axes, cells: Sequence[ReliabilityCell]) -> None:
+    """alpha as color over history length x popularity; in words how often LLM and model are right."""
+    histories = list(dict.fromkeys(cell.history_from for cell in cells))
+    popularities = list(dict.fromkeys(cell.popularity_from for cell in cells))
+    by_place = {(cell.history_from, cell.popularity_from): cell for cell in cells}
     alpha = np.array(
-        [[by_place[h, p]["mean_alpha"] for p in popularities] for h in histories], float
-    )  # None becomes NaN: no pairs, no colour
+        [[by_place[h, p].mean_alpha for p in popularities] for h in histories], float
+    )  # None becomes NaN: no pairs, no color
     image = axes.imshow(alpha, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for y, h in enumerate(histories):
         for x, p in enumerate(popularities):
             cell = by_place[h, p]
-            if cell["mean_alpha"] is not None:
-                lines = [f"alpha {cell['mean_alpha']:.2f}", *_rights(cell)]
-                colour = "white" if cell["mean_alpha"] > 0.6 else INK
-                axes.text(x, y, "\n".join(lines), ha="center", va="center", color=colour, fontsize=8)
+            if cell.mean_alpha is not None:
+                lines = [f"alpha {cell.mean_alpha:.2f}", *_rights(cell)]
+                color = "white" if cell.mean_alpha > 0.6 else CELL_INK
+                axes.text(x, y, "\n".join(lines), ha="center", va="center", color=color, fontsize=8)
     axes.set_xticks(range(len(popularities)), _ranges(popularities))
     axes.set_yticks(range(len(histories)), _ranges(histories))
     axes.set_xlabel("train positives of the pair's rarer item")
@@ -101,15 +161,12 @@ def _plot_map(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
     axes.figure.colorbar(image, ax=axes, label="alpha, mean")
 
 
-_MAP_AXES = ("history_from", "popularity_from")
-
-
-def _rights(cell: Mapping[str, Any]) -> list[str]:
+def _rights(cell: ReliabilityCell) -> list[str]:
     """`LLM right .71 to .75` and the same of the model, where measured."""
     return [
-        f"{name} right {cell[key]['lower']:.2f} to {cell[key]['upper']:.2f}"
-        for name, key in (("LLM", "llm_right"), ("model", "model_right"))
-        if cell[key] is not None
+        f"{name} right {right.lower:.2f} to {right.upper:.2f}"
+        for name, right in (("LLM", cell.llm_right), ("model", cell.model_right))
+        if right is not None
     ]
 
 
@@ -121,8 +178,8 @@ def _ranges(starts: Sequence[int]) -> list[str]:
 
 def _plot_alpha(axes: Axes, by_epoch: Sequence[Mapping[str, float]]) -> None:
     epochs = range(1, len(by_epoch) + 1)
-    for shares, opacity in ((("0.05", "0.95"), 0.15), (("0.25", "0.75"), 0.3)):
-        low, high = ([quantiles[share] for quantiles in by_epoch] for share in shares)
+    for fractions, opacity in ((("0.05", "0.95"), 0.15), (("0.25", "0.75"), 0.3)):
+        low, high = ([quantiles[fraction] for quantiles in by_epoch] for fraction in fractions)
         axes.fill_between(epochs, low, high, color=ACCENT, alpha=opacity, linewidth=0)
     axes.plot(epochs, [quantiles["0.5"] for quantiles in by_epoch], "o-", color=ACCENT)
     axes.set_ylim(0, 1)
@@ -131,30 +188,29 @@ def _plot_alpha(axes: Axes, by_epoch: Sequence[Mapping[str, float]]) -> None:
     axes.set_ylabel("alpha: median, 50% and 90%")
 
 
-def cell_name(cell: Mapping[str, Any]) -> str:
+def cell_name(cell: GateCell) -> str:
     """A region of the gate in words: `all`, or short or long history with a tail item or without one."""
-    if cell["cold"] is None:
+    if cell.short_history is None:
         return "all"
-    return f"{'short' if cell['cold'] else 'long'} history,\n{'a tail item' if cell['tail'] else 'no tail item'}"
+    return f"{'short' if cell.short_history else 'long'} history,\n{'a tail item' if cell.tail else 'no tail item'}"
 
 
-def _plot_training(axes: Axes, training: Mapping[str, Any]) -> None:
-    auc = [epoch["valid_auc"] for epoch in training["epochs"]]
+def _plot_training(axes: Axes, training: TrainingReport) -> None:
+    auc = [epoch.valid_auc for epoch in training.epochs]
     epochs = range(1, len(auc) + 1)
     axes.plot(epochs, auc, "o-", color=ACCENT)
-    axes.axvline(training["best_epoch"], color=MUTED, linewidth=0.8, linestyle=":")
+    axes.axvline(training.best_epoch, color=MUTED, linewidth=0.8, linestyle=":")
     axes.set_xticks(list(epochs))
     axes.set_xlabel("epoch (dotted: the one that is served)")
     axes.set_ylabel("validation AUC")
 
 
-def _plot_steps(axes: Axes, steps: Mapping[str, Mapping[str, Any]]) -> None:
-    names = list(steps)
+def _plot_steps(axes: Axes, steps: Mapping[str, StepTime]) -> None:
     axes.barh(
-        range(len(names)),
-        [steps[name]["seconds"] for name in names],
-        color=[MUTED if steps[name]["cached"] else ACCENT for name in names],
+        range(len(steps)),
+        [step.seconds for step in steps.values()],
+        color=[MUTED if step.cached else ACCENT for step in steps.values()],
     )
-    axes.set_yticks(range(len(names)), [f"{name} (cached)" if steps[name]["cached"] else name for name in names])
+    axes.set_yticks(range(len(steps)), [f"{name} (cached)" if step.cached else name for name, step in steps.items()])
     axes.invert_yaxis()
     axes.set_xlabel("seconds")

@@ -1,20 +1,33 @@
 """One run: configuration in, artifacts, serving model, summary and report out."""
 
-import json
 import logging
 import pathlib
+import shlex
 import time
 from typing import Any
 
 from rich.console import Console
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
-from pipeline import report, summary
-from pipeline.config import load_config
-from pipeline.console import metrics_table, print_scores, run_log
-from pipeline.datasets.fetch import fetch_missing
-from pipeline.folder_lock import folder_lock
-from pipeline.graph import build_pipeline
+from sllmr.components.llm_scorer.needs import check_needs
+from sllmr.pipeline import report, run_folder, summary
+from sllmr.pipeline.config import load_config
+from sllmr.pipeline.console import (
+    below_popularity,
+    metrics_table,
+    other_metrics_table,
+    print_decision,
+    print_scores,
+    print_verdict,
+    run_log,
+)
+from sllmr.pipeline.datasets.fetch import fetch_missing
+from sllmr.pipeline.folder_lock import folder_lock, without_wildcards
+from sllmr.pipeline.graph import build_pipeline
+from sllmr.pipeline.inputs import check_inputs
+from sllmr.pipeline.run_summary import RunSummary
+from sllmr.pipeline.served_versions import model_card
+from sllmr.pipeline.stopped import what_is_kept
 
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
@@ -30,7 +43,7 @@ class _DagRunner(LocalDagRunner):
         super().run_with_ir(*args, **kwargs)
 
 
-def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path) -> dict[str, Any] | None:
+def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path) -> RunSummary | None:
     """Runs the pipeline and leaves summary.json and report.html in `output`.
 
     Args:
@@ -47,44 +60,81 @@ def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path)
     console = Console(highlight=False)
     config = load_config(config_file)
     fetch_missing(config, console)
+    check_inputs(config)
     if config.loss.llm_weight > 0:
-        config.llm.check_needs()
-    pipeline = build_pipeline(config, output)
+        check_needs(config.llm)
+    folder = without_wildcards(output)
+    pipeline = build_pipeline(config, folder)
     dag_runner = _DagRunner()
     start = time.monotonic()
     with folder_lock(output, console), run_log(log_file, console, steps=len(pipeline.components)):
+        run_folder.prepare(output, pipeline.pipeline_info.pipeline_name, console)
         try:
             dag_runner.run(pipeline)
-        except BaseException:
+        except BaseException as error:
             logging.exception("the run stopped")
+            again = shlex.join(["sllmr", "run", "--config", str(config_file), "--output", str(output)])
             console.print(
-                f"Stopped. What was done and paid for is kept; the log is {log_file}", style="red", soft_wrap=True
+                f"{what_is_kept(error, config.cache_dir, again)}; the log is {log_file}",
+                style="red",
+                markup=False,
+                soft_wrap=True,
             )
             raise
         if not dag_runner.ran:
             return None
-        result = summary.collect(config, output, seconds=time.monotonic() - start)
-        (output / SUMMARY_FILE).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        result = summary.collect(config, folder, seconds=time.monotonic() - start)
+        if folder != output:
+            result = _with_real_paths(result, str(folder), str(output))
+        (output / SUMMARY_FILE).write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
         report.write(result, output / REPORT_FILE)
+        if result.pushed_path is not None:
+            card = model_card(pathlib.Path(result.pushed_path))
+            if not card.exists():  # a rerun that pushed nothing leaves the card of the run that did
+                report.write_model_card(result, card)
     _print_end(console, result, output)
     return result
 
 
-def _print_end(console: Console, result: dict[str, Any], output: pathlib.Path) -> None:
-    console.print(metrics_table(result))
-    weak = [
-        name for name, m in result["metrics"].items() if (result["popularity_baseline"][name]["auc"] or 0.0) > m["auc"]
-    ]
+def _with_real_paths(result: RunSummary, path: str, real: str) -> RunSummary:
+    """The summary with another name of its folder, `path`, replaced by the real one."""
+
+    def renamed(value: str | None) -> str | None:
+        return value and value.replace(path, real)
+
+    decision = result.decision.model_copy(
+        update={
+            "baseline_model": renamed(result.decision.baseline_model),
+            "reference_model": renamed(result.decision.reference_model),
+        }
+    )
+    return result.model_copy(update={"pushed_path": renamed(result.pushed_path), "decision": decision})
+
+
+def _print_end(console: Console, result: RunSummary, output: pathlib.Path) -> None:
+    if result.steps["InteractionsExampleGen"].cached:  # else its step has said so
+        for line in (*result.data.lines(), *result.data.notices):
+            console.print(
+                f"data: {line}", style="yellow" if line in result.data.notices else None, markup=False, soft_wrap=True
+            )
+    if result.steps["StrictExampleValidator"].cached:  # likewise
+        for distance in result.drift.exceeding:
+            console.print(f"drift: {distance.sentence}", style="yellow", markup=False, soft_wrap=True)
+    console.print(f"drift: {result.drift.sentence()}", style="dim", markup=False, soft_wrap=True)
+    console.print(f"leakage: {result.leakage.sentence()}", style="dim", markup=False, soft_wrap=True)
+    if result.verdict is not None:
+        print_verdict(console, result.verdict)
+    console.print(metrics_table(result.metrics, result.popularity_baseline, result.backbone, result.gate))
+    console.print(other_metrics_table(result.metrics["overall"].by_metric))
+    console.print(f"{result.scores_are}.", style="dim", markup=False, soft_wrap=True)
+    weak = below_popularity(result.metrics, result.popularity_baseline)
     if weak:
         console.print(f"Below the popularity baseline on: {', '.join(weak)}", style="yellow")
-    if result["llm"] is not None:
-        print_scores(console, result["llm"], result["llm"]["age"], result["config"]["llm"]["max_age_days"])
-    if result["blessed"]:
-        console.print(f"Blessed; pushed to {result['pushed_path']}", style="green", soft_wrap=True)
-    else:
-        console.print("Not blessed; nothing was pushed:", style="yellow")
-        for reason in result["not_blessed_because"]:
-            console.print(f"  {reason}", markup=False)
+    if result.llm is not None:
+        if few := result.llm.enough_pairs.sentence():
+            console.print(few, style="yellow", markup=False, soft_wrap=True)
+        print_scores(console, result.llm, result.llm.age, result.config.llm.max_age_days)
+    print_decision(console, result.decision, result.not_blessed_because, result.pushed_path)
     console.print(f"Summary    {output / SUMMARY_FILE}", soft_wrap=True)
     console.print(f"Report     {output / REPORT_FILE}", soft_wrap=True)
-    console.print(f"{result['seconds']:.0f} s in all")
+    console.print(f"{result.seconds:.0f} s in all")

@@ -1,26 +1,36 @@
-"""summary.json: what a run did and found, read back from MLMD and the artifacts."""
+"""Collects what a run did and found from MLMD and the artifacts."""
 
 import dataclasses
-import json
-import os
+import importlib.metadata
 import pathlib
 import time
-from typing import Any
 
 from ml_metadata import proto
 from ml_metadata.metadata_store import MetadataStore
-from tfx.components.evaluator.constants import BLESSED_FILE_NAME
 
-from components.catalog import read_catalog
-from components.interactions_example_gen import report
-from components.llm_scorer.item_text import describe
-from components.llm_scorer.staleness import staleness
-from components.pair_builder.transforms import COUNTS_FILE
-from components.scores import LEDGER_FILE
-from components.trainer import run_fn
-from pipeline import baseline, evaluation
-from pipeline.config import Config
-from pipeline.graph import METADATA_FILE, SERVING_DIRECTORY
+from sllmr.components.catalog import read_catalog
+from sllmr.components.evaluator.decision import read_result
+from sllmr.components.evaluator.probabilities import scores_are
+from sllmr.components.example_validator.drift_report import read_drift_report
+from sllmr.components.interactions_example_gen.data_report import read_report
+from sllmr.components.item_embedder.job import REPORT_FILE, EmbeddingReport
+from sllmr.components.leakage_guard.report import LeakageReport, read_leakage_report
+from sllmr.components.llm_comparison.verdict import FILE_NAME as COMPARISON_FILE
+from sllmr.components.llm_comparison.verdict import Comparison, Verdict
+from sllmr.components.llm_scorer.quality.staleness import staleness
+from sllmr.components.llm_scorer.results import read_ledger
+from sllmr.components.llm_scorer.strategies.item_text import describe
+from sllmr.components.model_info import data_hash
+from sllmr.components.pair_builder.counts import read_counts
+from sllmr.components.trainer import run_fn
+from sllmr.models.training.report import ContestedPair, GateCell, TrainingReport
+from sllmr.pipeline.code_version import code_version
+from sllmr.pipeline.config import Config
+from sllmr.pipeline.enough_pairs import of_run
+from sllmr.pipeline.graph import METADATA_FILE, SERVING_DIRECTORY
+from sllmr.pipeline.run_summary import LlmSummary, PopularityBaseline, RunOrigin, RunSummary, SliceSummary, StepTime
+
+_PACKAGES = ("sllmr", "tensorflow", "tfx", "apache-beam")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +73,7 @@ def read_steps(output: pathlib.Path) -> dict[str, Step]:
     return steps
 
 
-def collect(config: Config, output: pathlib.Path, seconds: float) -> dict[str, Any]:
+def collect(config: Config, output: pathlib.Path, seconds: float) -> RunSummary:
     """Everything that summary.json and the report hold.
 
     Args:
@@ -72,75 +82,141 @@ def collect(config: Config, output: pathlib.Path, seconds: float) -> dict[str, A
         seconds: wall time of the whole run.
     """
     steps = read_steps(output)
-    evaluation_uri = steps["Evaluator"].outputs["evaluation"]
-    blessed = os.path.exists(os.path.join(steps["Evaluator"].outputs["blessing"], BLESSED_FILE_NAME))
-    test_rows = os.path.join(steps["InteractionsExampleGen"].outputs["examples"], "Split-test")
-    training = _read_json(steps["Trainer"].outputs["model_run"], run_fn.REPORT_FILE)
-    return {
-        "name": config.name,
-        "backbone": config.model.backbone,
-        "gate": config.gate.mode if config.loss.llm_weight > 0 else None,
-        "metrics": evaluation.slice_metrics(evaluation_uri),
-        "popularity_baseline": baseline.popularity_auc(test_rows),
-        "blessed": blessed,
-        "not_blessed_because": [] if blessed else evaluation.validation_failures(evaluation_uri),
-        "pushed_path": _latest_version(output / SERVING_DIRECTORY / config.name) if blessed else None,
-        "llm": _scores(steps) if "LlmScorer" in steps else None,
-        "gate_means": gate_means(training["gate"]),
-        "training": training,
-        "item_texts": _item_texts(training["contested_pairs"], steps["InteractionsExampleGen"].outputs["catalog"]),
-        "data": _read_json(steps["InteractionsExampleGen"].outputs["report"], report.FILE_NAME),
-        "seconds": round(seconds, 1),
-        "steps": {name: {"seconds": round(step.seconds, 2), "cached": step.cached} for name, step in steps.items()},
-        "config": config.model_dump(mode="json"),
-    }
+    evaluated = read_result(steps["Evaluator"].outputs["evaluation"])
+    refused = evaluated.decision.sentences("failed")
+    if not _loads(steps):
+        refused.append(
+            f"serving.infra_validation_tag: tensorflow/serving:{config.serving.infra_validation_tag} did not load the"
+            " model; its log is in the run's"
+        )
+    blessed = not refused
+    training = TrainingReport.model_validate_json(
+        pathlib.Path(steps["Trainer"].outputs["model_run"], run_fn.REPORT_FILE).read_bytes()
+    )
+    data = read_report(steps["InteractionsExampleGen"].outputs["report"])
+    llm = _scores(steps, config, data.splits["train"].positives) if "LlmScorer" in steps else None
+    return RunSummary(
+        name=config.name,
+        verdict=_verdict(steps, llm, training),
+        backbone=config.model.backbone,
+        gate=config.gate.mode if config.loss.llm_weight > 0 else None,
+        metrics={name: SliceSummary.of(m) for name, m in evaluated.slices.items()},
+        popularity_baseline={name: PopularityBaseline.of(m) for name, m in evaluated.slices.items()},
+        scores_are=scores_are(config.evaluation.positive_rate, evaluated.slices["overall"].metrics),
+        decision=evaluated.decision,
+        blessed=blessed,
+        not_blessed_because=refused,
+        pushed_path=_latest_version(output / SERVING_DIRECTORY / config.name) if blessed else None,
+        llm=llm,
+        item_vectors=_item_vectors(steps),
+        gate_means=gate_means(training.gate),
+        training=training,
+        item_texts=_item_texts(training.contested_pairs, steps["InteractionsExampleGen"].outputs["catalog"]),
+        data=data,
+        drift=read_drift_report(steps["StrictExampleValidator"].outputs["anomalies"]),
+        leakage=_leakage(steps),
+        seconds=round(seconds, 1),
+        run=RunOrigin(
+            date=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+            code=code_version(),
+            versions={package: importlib.metadata.version(package) for package in _PACKAGES},
+            data_hash=data_hash(data),
+            seed=config.train.seed,
+        ),
+        set_keys=config.model_dump(mode="json", exclude_defaults=True),
+        steps={name: StepTime(seconds=round(step.seconds, 2), cached=step.cached) for name, step in steps.items()},
+        config=config,
+    )
 
 
-def _item_texts(pairs: list[dict[str, Any]], catalog_directory: str) -> dict[str, str]:
+def _verdict(steps: dict[str, Step], llm: LlmSummary | None, training: TrainingReport) -> Verdict | None:
+    """The comparison of LlmComparison with the money and time that the LLM took; None if nothing was compared."""
+    if "LlmComparison" not in steps or llm is None:
+        return None
+    found = Comparison.model_validate_json(
+        pathlib.Path(steps["LlmComparison"].outputs["comparison"], COMPARISON_FILE).read_bytes()
+    )
+    known = llm.cost_usd is not None and llm.cost_of_cached_responses_usd is not None
+    return Verdict(
+        **dict(found),
+        cost_usd=(llm.cost_usd or 0) + (llm.cost_of_cached_responses_usd or 0) if known else None,
+        seconds=round(llm.seconds + training.seconds, 1),
+    )
+
+
+def _loads(steps: dict[str, Step]) -> bool:
+    """Whether InfraValidator loaded the model; also if there is none."""
+    if "InfraValidator" not in steps:
+        return True
+    blessing = pathlib.Path(steps["InfraValidator"].outputs["blessing"])
+    return (blessing / "INFRA_BLESSED").exists()  # as TFX names it
+
+
+def _leakage(steps: dict[str, Step]) -> LeakageReport:
+    """The report of the last LeakageGuard, which has checked the most."""
+    name = "LeakageGuardOfPairs" if "LeakageGuardOfPairs" in steps else "LeakageGuard"
+    return read_leakage_report(steps[name].outputs["report"])
+
+
+def _item_vectors(steps: dict[str, Step]) -> EmbeddingReport | None:
+    """The report of ItemEmbedder; None if no step reads item vectors."""
+    if "ItemEmbedder" not in steps:
+        return None
+    return EmbeddingReport.model_validate_json(
+        pathlib.Path(steps["ItemEmbedder"].outputs["item_vectors"], REPORT_FILE).read_bytes()
+    )
+
+
+def _item_texts(pairs: list[ContestedPair], catalog_directory: str) -> dict[str, str]:
     """What prompts call the items of the pairs, by id."""
     if not pairs:
         return {}
     catalog = read_catalog(catalog_directory)
-    ids = {i for p in pairs for i in (*p["history_item_ids"], p["preferred_item_id"], p["other_item_id"])}
+    ids = {i for p in pairs for i in (*p.history_item_ids, p.preferred_item_id, p.other_item_id)}
     return {item_id: describe(catalog[item_id]) for item_id in sorted(ids)}
 
 
-def _scores(steps: dict[str, Step]) -> dict[str, Any]:
-    """The scorer's ledger, the scores' age today, and what PairBuilder made of them."""
-    book = _read_json(steps["LlmScorer"].outputs["scores"], LEDGER_FILE)
-    return {
-        **book,
+def _scores(steps: dict[str, Step], config: Config, train_positives: int) -> LlmSummary:
+    book = read_ledger(steps["LlmScorer"].outputs["scores"])
+    pairs = read_counts(steps["PairBuilder"].outputs["pairs"])
+    costs = (book.cost_usd, book.cost_of_cached_responses_usd)
+    enough = of_run(
+        config,
+        train_positives=train_positives,
+        preference_pairs=pairs.pairs,
+        scored_pairs=book.requested,
+        cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
+        seconds=None if book.cached else book.seconds,
+    )
+    return LlmSummary(
+        **dict(book),
         # Today's: a scorer that TFX took from its cache wrote the ledger when it ran.
-        "age": staleness(book, time.time()),
-        "pairs": _read_json(steps["PairBuilder"].outputs["pairs"], COUNTS_FILE),
-    }
+        age=staleness(book, time.time()),
+        pairs=pairs,
+        enough_pairs=enough,
+    )
 
 
-def gate_means(cells: list[dict[str, Any]]) -> dict[str, float]:
+def gate_means(cells: list[GateCell]) -> dict[str, float]:
     """Mean alpha over the training pairs by slice; a slice without pairs is absent.
 
-    A pair is cold by gate.cold_max_history and tail where either item is; see models.training.GateCell.
+    Short histories by gate.short_history_max; tail where either item is; see models.training.report.GateCell.
     """
-    slices: dict[str, list[dict[str, Any]]] = {
-        "overall": [c for c in cells if c["cold"] is not None],
-        "cold": [c for c in cells if c["cold"] is True],
-        "warm": [c for c in cells if c["cold"] is False],
-        "tail": [c for c in cells if c["tail"] is True],
-        "head": [c for c in cells if c["tail"] is False],
+    slices = {
+        "overall": [c for c in cells if c.short_history is not None],
+        "short_history": [c for c in cells if c.short_history is True],
+        "long_history": [c for c in cells if c.short_history is False],
+        "tail": [c for c in cells if c.tail is True],
+        "head": [c for c in cells if c.tail is False],
     }
     means = {}
     for name, part in slices.items():
-        pairs = sum(c["pairs"] for c in part)
+        pairs = sum(c.pairs for c in part)
         if pairs:
-            means[name] = sum(c["mean_alpha"] * c["pairs"] for c in part if c["pairs"]) / pairs
+            means[name] = sum(c.mean_alpha * c.pairs for c in part if c.mean_alpha is not None) / pairs
     return means
 
 
 def _latest_version(directory: pathlib.Path) -> str | None:
     versions = sorted((d for d in directory.glob("*") if d.name.isdigit()), key=lambda d: int(d.name))
     return str(versions[-1]) if versions else None
-
-
-def _read_json(directory: str, name: str) -> dict[str, Any]:
-    with open(os.path.join(directory, name), encoding="utf-8") as file:
-        return json.load(file)

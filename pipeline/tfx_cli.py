@@ -2,7 +2,8 @@
 
 In TFX 1.21 `run create` takes only the name of a pipeline registered before. Here it takes a path as well, and then
 registers or updates that pipeline first. Paths may be relative; TFX stores them and would seek them from wherever a
-run is started. Everything else is TFX's own.
+run is started. `--engine=kubeflow` compiles as `--engine=vertex` does: TFX 1.21 has lost the runner of Kubeflow
+Pipelines v1 behind it, and both engines take the same specification. Everything else is TFX's own.
 """
 
 from typing import Any
@@ -12,12 +13,31 @@ from tfx.tools.cli import labels
 from tfx.tools.cli.cli_main import cli_group
 from tfx.tools.cli.commands.pipeline import pipeline_group
 from tfx.tools.cli.commands.run import create_run, run_group
-from tfx.tools.cli.handler import handler_factory
+from tfx.tools.cli.handler import base_handler, handler_factory
+
+KUBEFLOW, VERTEX = "kubeflow", "vertex"
+
+_tfx_create_handler = handler_factory.create_handler
+
+
+def create_handler(flags: dict[str, Any]) -> base_handler.BaseHandler:
+    """TFX's handler of an engine; that of Vertex AI for kubeflow too, with a folder of its own."""
+    if flags[labels.ENGINE_FLAG] == KUBEFLOW:
+        from tfx.tools.cli.handler import vertex_handler  # imports a cloud client
+
+        return vertex_handler.VertexHandler(flags)
+    return _tfx_create_handler(flags)
 
 
 @click.pass_context
 def create_run_by_path(context: click.Context, pipeline_path: str | None, **options: Any) -> None:
     """Registers the pipeline at `pipeline_path`, if given, then runs it."""
+    if options["engine"] == KUBEFLOW or (options["engine"] == VERTEX and pipeline_path):
+        raise click.UsageError(
+            f"--engine={options['engine']} compiles alone: tfx pipeline create --engine={options['engine']} "
+            "--pipeline_path=kubeflow_runner.py writes the specification, which its own client submits; see "
+            "docs/runners.md"
+        )
     if not pipeline_path and not options["pipeline_name"]:
         raise click.UsageError("give --pipeline_path=FILE or --pipeline_name=NAME")
     if pipeline_path:
@@ -47,6 +67,7 @@ def register(engine: str, pipeline_path: str, expected_name: str | None) -> str:
 
 
 def _install() -> None:
+    handler_factory.create_handler = create_handler
     path_option = click.Option(
         ["--pipeline_path", "--pipeline-path"],
         type=click.Path(exists=True, dir_okay=False, resolve_path=True),

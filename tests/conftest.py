@@ -1,8 +1,31 @@
 """Loaded before any test module: they may import TensorFlow in any order."""
 
-import pipeline  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
+import os
+import pathlib
+from collections.abc import Iterator
+
+# Before NumPy and SciPy are loaded. Their matrices are small here, and threads of OpenBLAS that wait for each other
+# make an optimization tens of times longer while other processes are busy.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import pytest  # isort: skip
+
+import sllmr.pipeline  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
 
 from apache_beam.options.pipeline_options import StandardOptions  # isort: skip
 
 # As the pipeline itself does (BeamConfig.pipeline_args): Beam's own default would download another runner.
 StandardOptions.DEFAULT_RUNNER = "FnApiRunner"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _the_users_own_cache_is_left_alone() -> Iterator[None]:
+    """Fails the session if a test wrote to the default cache_dir, which may hold responses that somebody paid for."""
+    cache = pathlib.Path("~/.cache/sllmr").expanduser()
+
+    def files() -> dict[pathlib.Path, float]:
+        return {file: file.stat().st_mtime for file in cache.rglob("*")} if cache.exists() else {}
+
+    before = files()
+    yield
+    assert files() == before, f"a test wrote to {cache}; give it a cache_dir of its own"

@@ -1,13 +1,15 @@
 """InteractionsExampleGen: two tables of interactions and items become the rows of train, valid and test."""
 
+import hashlib
+import os
+
 from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import channel, component_spec, standard_artifacts
-from tfx.utils import io_utils
 
-from components.artifacts import DataReport, ItemCatalog
-from components.interactions_example_gen import executor
-from components.interactions_example_gen.config import DataConfig
-from components.interactions_example_gen.tables import check_tables
+from sllmr.components.artifacts import DataReport, ItemCatalog
+from sllmr.components.interactions_example_gen import executor
+from sllmr.components.interactions_example_gen.config import DataConfig
+from sllmr.components.interactions_example_gen.tables import check_tables, table_paths
 
 
 class InteractionsExampleGenSpec(component_spec.ComponentSpec):
@@ -62,6 +64,10 @@ class InteractionsExampleGen(base_beam_component.BaseBeamComponent):
 
 
 def input_fingerprint(config: DataConfig) -> str:
-    """Number, sizes and times of change of the files of both tables."""
-    tables = {"interactions": config.interactions, "items": config.items}
-    return ";".join(io_utils.generate_fingerprint(name, pattern) for name, pattern in tables.items())
+    """Names, sizes and times of change of the files of the tables."""
+    states = []
+    for name in ("interactions", "items", *(["users"] if config.users else [])):
+        for path in table_paths(getattr(config, name), f"data.{name}"):
+            state = os.stat(path)
+            states.append(f"{name}:{path}:{state.st_size}:{state.st_mtime_ns}")
+    return hashlib.sha256("\n".join(states).encode()).hexdigest()

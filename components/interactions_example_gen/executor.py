@@ -1,7 +1,6 @@
 """Executor of InteractionsExampleGen."""
 
-import json
-import os
+import logging
 from typing import Any
 
 import apache_beam as beam
@@ -9,9 +8,10 @@ from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
-from components import examples
-from components.interactions_example_gen import report, rows, transforms
-from components.interactions_example_gen.config import DataConfig
+from sllmr.components import examples
+from sllmr.components.interactions_example_gen import report, rows, transforms
+from sllmr.components.interactions_example_gen.config import DataConfig
+from sllmr.components.interactions_example_gen.data_report import read_report
 
 CONFIG = "config"
 INPUT_FINGERPRINT = "input_fingerprint"
@@ -19,8 +19,11 @@ CODE_FINGERPRINT = "code_fingerprint"
 EXAMPLES, CATALOG, REPORT = "examples", "catalog", "report"
 
 
+_log = logging.getLogger(__name__)
+
+
 class Executor(base_beam_executor.BaseBeamExecutor):
-    """Reads the tables, writes the splits, the catalogue and the report."""
+    """Reads the tables, writes the splits, the catalog and the report."""
 
     def Do(
         self,
@@ -43,6 +46,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 output[split] | f"Write_{split}" >> examples.write_split(examples_artifact, split)
             catalog_uri = artifact_utils.get_single_uri(output_dict[CATALOG])
             output["catalog"] | "WriteCatalog" >> beam.ParDo(transforms.WriteCatalog(catalog_uri))
+            output["non_positives"] | "WriteNonPositives" >> transforms.WriteNonPositives(catalog_uri)
             output["report"] | "WriteReport" >> beam.ParDo(transforms.WriteReport(report_uri))
-        with open(os.path.join(report_uri, report.FILE_NAME), encoding="utf-8") as file:
-            report.check_report(json.load(file), config)
+        content = read_report(report_uri)
+        report.check_report(content, config)
+        for line in content.lines():
+            _log.info("data: %s", line)
+        for notice in content.notices:
+            _log.warning("data: %s", notice)

@@ -8,10 +8,11 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from components.catalog import Item, ItemFeatures
-from components.interactions_example_gen.config import DataConfig
-from components.interactions_example_gen.tables import POSITIVE
-from models import features
+from sllmr.components.catalog import Item, ItemFeatures, Version, values_at
+from sllmr.components.interactions_example_gen.config import DataConfig
+from sllmr.components.interactions_example_gen.tables import POSITIVE
+from sllmr.models import features
+from sllmr.models.declared_features import USER, DeclaredFeature, Value
 
 TRAIN, VALID, TEST = SPLITS = ("train", "valid", "test")
 
@@ -25,6 +26,9 @@ class Event(NamedTuple):
     kind: int
     file: str
     row: int
+    nanoseconds: int = 0
+    weight: float = 1.0
+    declared: tuple[Value | None, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,8 @@ class Timeline(NamedTuple):
     """One user's interactions, sorted and without repetitions.
 
     Attributes:
-        events: by (timestamp, order); among equals non-positives come first, then the file's order decides.
+        events: by (timestamp, nanoseconds, order); among equals non-positives come first, then the order
+            of the file decides.
         splits: of each event; None where it makes no row (first positive, negatives after the last positive).
             A positive that is None still joins the histories after it.
         positives_before: of each event, the number of positives before it.
@@ -61,21 +66,37 @@ class Timeline(NamedTuple):
 
 
 def without_duplicates(events: Iterable[Event]) -> tuple[list[Event], list[Event]]:
-    """Sorted events with one for each (item, timestamp), and the surplus ones.
+    """Sorted events with one for each (item, time), and the surplus ones.
 
-    Of duplicates a positive stays rather than a non-positive, then the first in the file.
+    Of duplicates a positive stays rather than a non-positive, then the heaviest, then the first in the file.
     """
-    kept: dict[tuple[str, int], Event] = {}
+    kept: dict[tuple[str, int, int], Event] = {}
     surplus = []
-    for event in sorted(events, key=lambda e: (e.kind != POSITIVE, e.file, e.row)):
-        key = (event.item_id, event.timestamp)
+    for event in sorted(events, key=lambda e: (e.kind != POSITIVE, -e.weight, e.file, e.row)):
+        key = (event.item_id, event.timestamp, event.nanoseconds)
         if key in kept:
             surplus.append(event)
         else:
             kept[key] = event
-    # Non-positives first among equals: a negative shown beside the choice must not have it in its history.
-    order = sorted(kept.values(), key=lambda e: (e.timestamp, e.order, e.kind == POSITIVE, e.file, e.row))
-    return order, surplus
+    return sorted(kept.values(), key=_position), surplus
+
+
+def without_repeats(events: Sequence[Event], config: DataConfig) -> list[Event]:
+    """Sorted events without the positives that data.repeats leaves out."""
+    if config.repeats == "keep":
+        return list(events)
+    kept, taken = [], set()
+    for event in events:
+        if event.kind != POSITIVE or event.item_id not in taken:
+            kept.append(event)
+        if event.kind == POSITIVE:
+            taken.add(event.item_id)
+    return kept
+
+
+def _position(event: Event) -> tuple:
+    # Non-positives first among equals: a negative shown beside the target item must not have it in its history.
+    return event.timestamp, event.nanoseconds, event.order, event.kind == POSITIVE, event.file, event.row
 
 
 def make_timeline(events: Sequence[Event], config: DataConfig, plan: SplitPlan) -> Timeline:
@@ -118,9 +139,14 @@ def train_positives(timeline: Timeline) -> list[str]:
 def items_known_in_training(timeline: Timeline) -> frozenset[str]:
     """Items that the user touched before the end of training: what a train negative must not be.
 
-    Later items are left in: to avoid them would tell training what the user will choose.
+    Later items are left in: to avoid them would tell training what the user will take.
     """
     return frozenset(event.item_id for event in timeline.events[: timeline.known_in_training])
+
+
+def held_out_non_positives(timeline: Timeline) -> list[str]:
+    """Items of the user's interactions after the end of training that are no positives."""
+    return [event.item_id for event in timeline.events[timeline.known_in_training :] if event.kind != POSITIVE]
 
 
 def items_known(timeline: Timeline) -> frozenset[str]:
@@ -157,7 +183,7 @@ def sample_negative(catalog: Sequence[str], known: Collection[str], *key: object
 
 
 class Row(NamedTuple):
-    """One row before the catalogue's attributes join it, small enough to be sent around.
+    """One row before the catalog's attributes join it, small enough to be sent around.
 
     Attributes:
         split: one of SPLITS.
@@ -167,7 +193,11 @@ class Row(NamedTuple):
         user_train_count: the user's positives among the train rows.
         is_cold: whether the row belongs to the cold-start slice.
         item_id: the candidate.
-        label: 1 chosen, 0 not.
+        label: 1 positive, 0 negative.
+        weight: of the loss in training; 1 for every row of valid and test.
+        timestamp: of the interaction, Unix milliseconds; a sampled negative has that of its positive.
+        declared: values of the declared features of users, then of interactions; None where missing. They are those
+            of the request: a sampled negative has those of its positive.
     """
 
     split: str
@@ -178,50 +208,70 @@ class Row(NamedTuple):
     is_cold: bool
     item_id: str
     label: int
+    weight: float = 1.0
+    timestamp: int = 0
+    declared: tuple[Value | None, ...] = ()
 
 
 def make_rows(
-    user_id: str, timeline: Timeline, item_ids: Sequence[str], config: DataConfig, plan: SplitPlan
+    user_id: str,
+    timeline: Timeline,
+    item_ids: Sequence[str],
+    config: DataConfig,
+    plan: SplitPlan,
+    versions: Sequence[Version] = (),
 ) -> Iterator[Row]:
     """Every row of one user.
 
     Args:
         user_id: the user.
         timeline: the user's split events.
-        item_ids: the catalogue, sorted.
+        item_ids: the catalog, sorted.
         config: lengths, seed, cold-start definition.
         plan: whether negatives are observed. A sampled negative follows its positive; a positive for which no
             negative is left stands alone.
+        versions: of the user, by rising valid_from. Each row sees the one that held at its time.
     """
+    of_users = config.feature_sizes.of_tables(USER)
     user_train_count = len(train_positives(timeline))
     known_in_training, known = items_known_in_training(timeline), items_known(timeline)
-    chosen: list[str] = []
+    positives: list[str] = []
     for event, split in zip(timeline.events, timeline.splits, strict=True):
         is_positive = event.kind == POSITIVE
         if split is not None and (is_positive or plan.observed_negatives):
-            cold_value = user_train_count if config.cold_by == "user_train_positives" else len(chosen)
+            cold_value = user_train_count if config.cold_by == "user_train_positives" else len(positives)
+            found = values_at(versions, event.timestamp)
             row = Row(
                 split=split,
                 user_id=user_id,
-                history=tuple(reversed(chosen[-config.sizes.history :])),
-                history_length=len(chosen),
+                history=tuple(reversed(positives[-config.sizes.history :])),
+                history_length=len(positives),
                 user_train_count=user_train_count,
                 is_cold=cold_value < config.cold.below,
                 item_id=event.item_id,
                 label=int(is_positive),
+                weight=event.weight if split == TRAIN else 1.0,
+                timestamp=event.timestamp,
+                declared=(*(found.get(f.name) for f in of_users), *event.declared),
             )
             yield row
             if not plan.observed_negatives:
                 avoided = known_in_training if split == TRAIN else known
-                negative = sample_negative(item_ids, avoided, config.seed, "negative", user_id, len(chosen) + 1)
+                negative = sample_negative(item_ids, avoided, config.seed, "negative", user_id, len(positives) + 1)
                 if negative is not None:
                     yield row._replace(item_id=negative, label=0)
         if is_positive:
-            chosen.append(event.item_id)
+            positives.append(event.item_id)
 
 
-def row_values(row: Row, catalog: ItemFeatures) -> dict[str, Any]:
-    """The row by feature name, ready for `models.features.to_example`."""
+def row_values(row: Row, catalog: ItemFeatures, declared: Sequence[DeclaredFeature] = ()) -> dict[str, Any]:
+    """The row by feature name, ready for `models.tf_examples.to_example`.
+
+    Args:
+        row: one row.
+        catalog: all items.
+        declared: the features of `row.declared`.
+    """
     return {
         features.USER_ID: row.user_id,
         features.HISTORY_LENGTH: row.history_length,
@@ -229,13 +279,16 @@ def row_values(row: Row, catalog: ItemFeatures) -> dict[str, Any]:
         features.POSITION: row.history_length + 1,
         features.IS_COLD: int(row.is_cold),
         features.LABEL: row.label,
-        **catalog.history(row.history),
-        **catalog.item(row.item_id),
+        features.EXAMPLE_WEIGHT: row.weight,
+        features.TIMESTAMP: row.timestamp,
+        **catalog.history(row.history, row.timestamp),
+        **catalog.item(row.item_id, row.timestamp),
+        **{f.name: f.encoded(value) for f, value in zip(declared, row.declared, strict=True)},
     }
 
 
 def with_popularity(items: Iterable[Item], train_counts: Mapping[str, int], fraction: float) -> list[Item]:
-    """The catalogue sorted by id, with train counts and the long tail.
+    """The catalog sorted by id, with train counts and the long tail.
 
     The long tail is the floor(fraction * items with a train positive) least popular of these, and every item
     without one. Ties in popularity are broken by the SHA-256 of the item id: item ids often grow with time,
@@ -271,7 +324,7 @@ def date_cuts(bins: Mapping[int, int], first: int, width: int, config: DataConfi
         config: the fractions.
 
     Returns:
-        Each the first start of a bin with at least its share of positives before it; never beyond the last
+        Each the first start of a bin with at least its fraction of positives before it; never beyond the last
         bin, so that the test split is not empty.
     """
     total = sum(bins.values())

@@ -1,39 +1,76 @@
-"""Reads the two tables row by row and checks every row; needs neither Beam nor TFX.
+"""Reads the tables row by row and checks every row; needs neither Beam nor TFX.
 
 A problem of a whole file raises DataError. A problem of one row comes out as a BadRow in its place, and the
 caller decides: see DataConfig.on_bad_row.
 """
 
-import csv
-import datetime
-import glob
-import gzip
+import collections
+import dataclasses
+import functools
+import json
 import math
-import os
-import shutil
-import tempfile
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from sllmr.components.catalog import ALWAYS, Item, Version
+from sllmr.components.interactions_example_gen.cells import (
+    LABELS,
+    RowError,
+    canonical_id,
+    id_difference,
+    is_null_like,
+    line_of,
+    looks_like_list,
+    other_separator,
+    parse_categories,
+    parse_id,
+    parse_timestamp,
+    text_of,
+)
+from sllmr.components.interactions_example_gen.columns import (
+    UnreadColumns,
+    check_tables,
+    interaction_columns,
+    item_columns,
+    user_columns,
+)
+from sllmr.components.interactions_example_gen.config import DEFAULT_LIST_SEPARATOR, DEFAULT_PATH_SEPARATOR, DataConfig
+from sllmr.components.interactions_example_gen.encoding import repaired
+from sllmr.components.interactions_example_gen.feature_cells import parse_feature
+from sllmr.components.interactions_example_gen.files import DataError, open_table, table_paths
+from sllmr.models.declared_features import INTERACTION, ITEM, USER, DeclaredFeature, Value
 
-from components.catalog import Item
-from components.interactions_example_gen.config import ORDER_COLUMNS, DataConfig, iso_to_milliseconds
+__all__ = [
+    "LOW_RATED",
+    "MAX_TEXT_CHARACTERS",
+    "OBSERVED_NEGATIVE",
+    "POSITIVE",
+    "BadRow",
+    "DataError",
+    "Interaction",
+    "ItemCells",
+    "UnknownItems",
+    "UnreadColumns",
+    "UserRow",
+    "catalog_notices",
+    "catalog_problem",
+    "check_tables",
+    "read_interactions",
+    "read_items",
+    "read_users",
+    "table_paths",
+]
 
 POSITIVE = 1
 OBSERVED_NEGATIVE = 0
 LOW_RATED = -1
-"""Kinds of interaction: chosen; labelled 0; not labelled 0, but rated below DataConfig.min_rating."""
-
-SUFFIXES = (".csv", ".csv.gz", ".parquet", ".parquet.gz")
-MILLISECONDS_FROM = 1e11
-TIMESTAMP_LIMIT = 1e14
+"""Kinds of interaction: positive; labeled 0; not labeled 0, but rated below DataConfig.min_rating or of an event type
+that is no positive."""
 
 
-class DataError(ValueError):
-    """The input tables break a rule; the message names the file, the row, the rule, the value and the fix."""
+MAX_TEXT_CHARACTERS, MAX_BRAND_CHARACTERS = 2_000, 200
+"""Bounds of Item.text and Item.brand; a prompt takes less of them."""
 
 
 class BadRow(NamedTuple):
@@ -64,6 +101,9 @@ class Interaction(NamedTuple):
         order: within equal timestamps; 0 without such a column.
         kind: POSITIVE, OBSERVED_NEGATIVE or LOW_RATED.
         file, row: as in BadRow.
+        nanoseconds: within the millisecond.
+        weight: of the row in training, 0 or more; 1 without columns.weight and events.
+        declared: values of the declared features of interactions, in their order; None where missing.
     """
 
     user_id: str
@@ -73,40 +113,9 @@ class Interaction(NamedTuple):
     kind: int
     file: str
     row: int
-
-
-def table_paths(pattern: str, key: str) -> list[str]:
-    """Files of a path or glob, sorted.
-
-    Args:
-        pattern: a path or glob.
-        key: the configuration key that holds it, for errors.
-
-    Raises:
-        DataError: no such file, or a suffix that is not one of SUFFIXES.
-    """
-    paths = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-    paths = [path for path in paths if os.path.isfile(path)]
-    if not paths:
-        raise DataError(f"{key} must name at least one file, got {pattern!r}, which matches none; correct the path")
-    for path in paths:
-        if not path.lower().endswith(SUFFIXES):
-            raise DataError(f"{key} must end in one of {', '.join(SUFFIXES)}, got {path!r}; convert or rename it")
-    return paths
-
-
-def check_tables(config: DataConfig) -> None:
-    """Checks what can be checked at once: files, suffixes, headers, columns. For use before a run.
-
-    Raises:
-        DataError: the first problem found.
-    """
-    for path in table_paths(config.items, "data.items"):
-        with _open(path) as table:
-            _item_columns(table, config)
-    for path in table_paths(config.interactions, "data.interactions"):
-        with _open(path) as table:
-            _interaction_columns(table, config)
+    nanoseconds: int = 0
+    weight: float = 1.0
+    declared: tuple[Value | None, ...] = ()
 
 
 def read_interactions(path: str, config: DataConfig) -> Iterator[Interaction | BadRow]:
@@ -115,35 +124,93 @@ def read_interactions(path: str, config: DataConfig) -> Iterator[Interaction | B
     Raises:
         DataError: the file cannot be read, or lacks a column.
     """
-    with _open(path) as table:
-        columns = _interaction_columns(table, config)
+    with open_table(path, config.csv, "data.csv") as table:
+        columns = interaction_columns(table, config)
+        declared = config.feature_sizes.of_tables(INTERACTION)
         for number, values in table.rows(columns):
-            if isinstance(values, _RowError):
+            if isinstance(values, RowError):
                 yield BadRow(path, number, values.reason, values.problem)
                 continue
             try:
-                yield _interaction(values, config, path, number)
-            except _RowError as error:
+                yield _interaction(values, config, declared, path, number)
+            except RowError as error:
                 yield BadRow(path, number, error.reason, error.problem)
 
 
-def read_items(paths: Iterable[str], config: DataConfig) -> Iterator[Item | BadRow]:
+@dataclasses.dataclass
+class ItemCells:
+    """What read_items met in the cells of the items.
+
+    Attributes:
+        null_like: by column, how many cells hold what a program writes for a missing value; they count as empty.
+        html: by column, how many cells hold HTML, and the first of them.
+        twice_encoded: by column, how many cells were written as UTF-8 and read as another encoding, and the first.
+        categories: the plain text cells of the categories, at most MAX_CATEGORY_CELLS.
+    """
+
+    null_like: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    html: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    twice_encoded: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    categories: list[str] = dataclasses.field(default_factory=list)
+
+    def see(self, columns: Sequence[str | None], values: Sequence[Any]) -> None:
+        """Counts one row."""
+        for column, value in zip(columns[1:], values[1:], strict=True):
+            if column is None or not isinstance(value, str):
+                continue
+            if is_null_like(value):
+                self.null_like[column] += 1
+            for found, holds in ((self.html, _HTML.search), (self.twice_encoded, repaired)):
+                if holds(value):
+                    count, first = found.get(column, (0, value))
+                    found[column] = (count + 1, first)
+        categories = values[2]
+        if (
+            isinstance(categories, str)
+            and categories
+            and not looks_like_list(categories)
+            and len(self.categories) < MAX_CATEGORY_CELLS
+        ):
+            self.categories.append(categories)
+
+
+MAX_CATEGORY_CELLS = 100_000
+_HTML = re.compile(
+    r"&(?:amp|lt|gt|quot|apos|nbsp|#\d+|#x[0-9a-fA-F]+);|</?(?:b|i|p|br|em|div|span|strong|li|ul)\b[^<>]*>"
+)
+
+
+def read_items(paths: Iterable[str], config: DataConfig, cells: ItemCells | None = None) -> Iterator[Item | BadRow]:
     """Every item of all files. Repeated ids come out as BadRow, the first one stays.
+
+    If the items have a column of times from which their features hold, an item may have a row for each time; it comes
+    out after all files are read.
+
+    Args:
+        paths: the files in their order.
+        config: how they are read.
+        cells: told what is in the cells.
 
     Raises:
         DataError: a file cannot be read, or lacks a column.
     """
     first_places: dict[str, str] = {}
+    declared = config.feature_sizes.of_tables(ITEM)
+    versioned: dict[str, Item] = {}
     for path in paths:
-        with _open(path) as table:
-            columns = _item_columns(table, config)
+        with open_table(path, config.item_table_csv, "data.items_csv") as table:
+            columns = item_columns(table, config)
+            has_times = bool(declared) and columns[-len(declared) - 1] is not None
             for number, values in table.rows(columns):
-                if isinstance(values, _RowError):
+                if isinstance(values, RowError):
                     yield BadRow(path, number, values.reason, values.problem)
                     continue
                 try:
-                    item = _item(values, config)
-                except _RowError as error:
+                    item = _item(values, config, declared)
+                    if has_times and item.item_id in versioned:
+                        versioned[item.item_id] = _with_version(versioned[item.item_id], item)
+                        continue
+                except RowError as error:
                     yield BadRow(path, number, error.reason, error.problem)
                     continue
                 if item.item_id in first_places:
@@ -154,98 +221,204 @@ def read_items(paths: Iterable[str], config: DataConfig) -> Iterator[Item | BadR
                     yield BadRow(path, number, "duplicate_item_id", problem)
                     continue
                 first_places[item.item_id] = f"{path}:{number}"
-                yield item
+                if cells is not None:
+                    cells.see(columns, values)
+                if has_times:
+                    versioned[item.item_id] = item
+                else:
+                    yield item
+    yield from versioned.values()
 
 
-def parse_timestamp(value: Any) -> int:
-    """Unix milliseconds of Unix seconds, milliseconds (from 1e11 on), ISO 8601, or a date type of Parquet.
+def _with_version(item: Item, other: Item) -> Item:
+    """An item with the version of another of its rows.
 
     Raises:
-        ValueError: none of these.
+        RowError: the rows differ in what cannot change, or hold from the same time on.
     """
-    if isinstance(value, datetime.datetime):
-        return iso_to_milliseconds(value.isoformat())
-    if isinstance(value, datetime.date):
-        return iso_to_milliseconds(value.isoformat())
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return iso_to_milliseconds(str(value).strip())
-    if not 0 <= number < TIMESTAMP_LIMIT:
-        raise ValueError(value)
-    return round(number if number >= MILLISECONDS_FROM else number * 1000)
+    for field in ("title", "categories", "brand", "text"):
+        if getattr(item, field) != getattr(other, field):
+            raise RowError(
+                "item_changes",
+                f"the rows of item_id {item.item_id!r} must have one {field}, got {getattr(other, field)!r} after"
+                f" {getattr(item, field)!r}; give all its rows the same, and declare what changes as a feature",
+            )
+    (version,) = other.versions
+    if any(version.valid_from == known.valid_from for known in item.versions):
+        raise RowError(
+            "duplicate_item_id",
+            f"item_id and the time from which a row holds must be unique, got {item.item_id!r} again; remove one row",
+        )
+    versions = sorted((*item.versions, version), key=lambda v: v.valid_from)
+    return dataclasses.replace(item, versions=tuple(versions))
 
 
-def parse_categories(value: Any, config: DataConfig) -> tuple[str, ...]:
-    """Categories of one cell, most specific first, without repetitions, at most `sizes.categories`.
+class UserRow(NamedTuple):
+    """One valid row of the users.
 
-    A path turns round: its last level is the most specific. A list keeps its order.
+    Attributes:
+        user_id: not empty.
+        version: the declared features, and from when on they hold.
+        file, row: as in BadRow.
     """
-    columns = config.item_columns
-    parts = value if isinstance(value, (list, tuple)) else _text(value).split(columns.list_separator)
-    names: dict[str, None] = {}
-    for part in parts:
-        for level in reversed(_text(part).split(columns.path_separator)):
-            if level.strip():
-                names[level.strip()] = None
-    return tuple(names)[: config.sizes.categories]
+
+    user_id: str
+    version: Version
+    file: str
+    row: int
 
 
-class _RowError(Exception):
-    """A rule that a row breaks; becomes a BadRow where file and row are known."""
+def read_users(path: str, config: DataConfig) -> Iterator[UserRow | BadRow]:
+    """Every row of one users file, in the order of the file.
 
-    def __init__(self, reason: str, problem: str) -> None:
-        super().__init__(problem)
-        self.reason = reason
-        self.problem = problem
-
-
-def _interaction(values: Sequence[Any], config: DataConfig, path: str, number: int) -> Interaction:
-    user_id, item_id, timestamp, label, rating, order = values
-    user_id, item_id = _text(user_id).strip(), _text(item_id).strip()
-    if not user_id or not item_id:
-        column = config.columns.item_id if user_id else config.columns.user_id
-        raise _RowError("empty_id", f"{column} must not be empty; fill it in or remove the row")
-    try:
-        milliseconds = parse_timestamp(timestamp)
-    except (ValueError, OverflowError):
-        raise _RowError(
-            "bad_timestamp",
-            f"{config.columns.timestamp} must be Unix seconds, Unix milliseconds or ISO 8601, got"
-            f" {timestamp!r}; write it as one of these",
-        ) from None
-    kind = POSITIVE
-    if config.min_rating is not None or (rating is not None and rating != ""):
-        number_rated = _number(rating, "bad_rating", "rating")
-        if config.min_rating is not None and number_rated < config.min_rating:
-            kind = LOW_RATED
-    if label is not None and not _label(label):
-        kind = OBSERVED_NEGATIVE
-    rank = 0.0 if order is None else _number(order, "bad_order", "the order within equal timestamps")
-    return Interaction(user_id, item_id, milliseconds, rank, kind, path, number)
+    Raises:
+        DataError: the file cannot be read, or lacks a column.
+    """
+    declared = config.feature_sizes.of_tables(USER)
+    with open_table(path, config.user_table_csv, "data.users_csv") as table:
+        for number, values in table.rows(user_columns(table, config)):
+            if isinstance(values, RowError):
+                yield BadRow(path, number, values.reason, values.problem)
+                continue
+            user_id, valid_from, *cells = values
+            try:
+                user_id = parse_id(user_id, config.user_columns.user_id)
+                version = _version(valid_from, cells, declared, config)
+            except RowError as error:
+                yield BadRow(path, number, error.reason, error.problem)
+                continue
+            yield UserRow(user_id, version, path, number)
 
 
-def _item(values: Sequence[Any], config: DataConfig) -> Item:
-    item_id, title, categories, brand, *text = values
-    item_id = _text(item_id).strip()
-    if not item_id:
-        column = config.item_columns.item_id
-        raise _RowError("empty_id", f"{column} must not be empty; fill it in or remove the row")
-    return Item(
-        item_id=item_id,
-        title=_line(title),
-        categories=parse_categories(categories, config),
-        brand=_line(brand),
-        text=". ".join(line for line in map(_line, text) if line),
+def _version(valid_from: Any, cells: Sequence[Any], declared: Sequence[DeclaredFeature], config: DataConfig) -> Version:
+    start = ALWAYS
+    if line_of(valid_from):
+        try:
+            # Up to the next millisecond, so that no row before it sees the version.
+            start = -(-parse_timestamp(valid_from, config.timestamp_unit) // 1_000_000)
+        except (ValueError, OverflowError) as error:
+            raise RowError(
+                "bad_valid_from",
+                f"the time from which a row holds must be a time as in the interactions, or empty for always, got"
+                f" {valid_from!r}; {error}",
+            ) from None
+    parsed = {f.name: parse_feature(cell, f) for cell, f in zip(cells, declared, strict=True)}
+    return Version(start, {name: value for name, value in parsed.items() if value is not None})
+
+
+def catalog_problem(cells: ItemCells, config: DataConfig) -> str | None:
+    """Why the categories of a catalog cannot be meant so; None if they can."""
+    found = other_separator(cells.categories, config)
+    if found is None:
+        return None
+    separator, key = found
+    example = next(cell for cell in cells.categories if separator in cell)
+    default = {"list_separator": DEFAULT_LIST_SEPARATOR, "path_separator": DEFAULT_PATH_SEPARATOR.strip()}[key]
+    return (
+        f"the categories of data.items seem to be separated by {separator!r}, got {example[:80]!r} as one category; set"
+        f" data.item_columns.{key}: {json.dumps(separator, ensure_ascii=False)}, or {key}: {json.dumps(default)} if it"
+        " is one"
     )
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "" if value is None else str(value)
+def catalog_notices(items: Sequence[Item], cells: ItemCells) -> list[str]:
+    """What is to be said about a catalog that can be used."""
+    notices = [
+        f"{count} cells of {column!r} in data.items hold a missing value in words (nan, None, NULL, \\N) and count as"
+        " empty"
+        for column, count in sorted(cells.null_like.items())
+    ]
+    for column, (count, first) in sorted(cells.html.items()):
+        notices.append(
+            f"{count} cells of {column!r} in data.items hold HTML ({first[:60]!r}), which prompts repeat; remove it"
+        )
+    for column, (count, first) in sorted(cells.twice_encoded.items()):
+        notices.append(
+            f"{count} cells of {column!r} in data.items were written as UTF-8 and read as another encoding"
+            f" ({first[:40]!r} was {str(repaired(first))[:40]!r}); export the table again"
+        )
+    notices += _title_notices(items)
+    counts = collections.Counter(name for item in items for name in item.categories)
+    having = [item for item in items if item.categories]
+    alone = sum(all(counts[name] == 1 for name in item.categories) for item in having)
+    if len(having) >= MIN_ITEMS_TO_QUESTION and alone > MAX_UNIQUE_FRACTION * len(having):
+        notices.append(
+            f"{alone} of {len(having)} items share no category with another item ({having[0].categories[0][:60]!r});"
+            " is data.item_columns.categories the right column, and are its separators right?"
+        )
+    return notices
 
 
-def _line(value: Any) -> str:
-    return " ".join(_text(value).split())
+MIN_ITEMS_TO_QUESTION, MAX_UNIQUE_FRACTION = 10, 0.8
+MANY_TITLES = 0.5
+"""Fraction of the items from which titles that say nothing are a notice."""
+
+
+def _title_notices(items: Sequence[Item]) -> list[str]:
+    many = MANY_TITLES * len(items)
+    empty = sum(not item.title for item in items)
+    ids = sum(item.title == item.item_id for item in items)
+    title, same = (
+        collections.Counter(item.title for item in items if item.title).most_common(1)[0]
+        if empty < len(items)
+        else ("", 0)
+    )
+    if len(items) < MIN_ITEMS_TO_QUESTION or max(empty, ids, same) < many:
+        return []
+    what = "have no title"
+    if ids >= many:
+        what = "have their item_id as title"
+    elif same >= many:
+        what = f"have the title {title[:60]!r}"
+    return [
+        f"{max(empty, ids, same)} of {len(items)} items {what}: no prompt can tell them apart; is"
+        " data.item_columns.title the right column?"
+    ]
+
+
+def _interaction(
+    values: Sequence[Any], config: DataConfig, declared: Sequence[DeclaredFeature], path: str, number: int
+) -> Interaction:
+    user_id, item_id, timestamp, label, rating, order, event_type, weight_cell, *cells = values
+    user_id, item_id = parse_id(user_id, config.columns.user_id), parse_id(item_id, config.columns.item_id)
+    try:
+        nanoseconds = parse_timestamp(timestamp, config.timestamp_unit)
+    except (ValueError, OverflowError) as error:
+        raise RowError(
+            "bad_timestamp",
+            f"{config.columns.timestamp} must be Unix seconds, milliseconds, microseconds or nanoseconds, or ISO"
+            f" 8601, got {timestamp!r}; {error}",
+        ) from None
+    kind = POSITIVE
+    if rating is not None and _number(rating, "bad_rating", "rating") < (config.min_rating or 0.0):
+        kind = LOW_RATED
+    weight = 1.0 if weight_cell is None else _weight(weight_cell, config.columns.weight)
+    of_the_event = 1.0
+    if event_type is not None:
+        of_the_event = _event_weight(_event_type(event_type), config)
+    if not weight or not of_the_event:
+        kind = LOW_RATED
+    if label is not None and not _label(label):
+        kind = OBSERVED_NEGATIVE
+    if kind == POSITIVE:
+        weight *= of_the_event
+    rank = 0.0 if order is None else _number(order, "bad_order", "the order within equal timestamps")
+    milliseconds, rest = divmod(nanoseconds, 1_000_000)
+    of_request = tuple(parse_feature(cell, f) for cell, f in zip(cells, declared, strict=True))
+    return Interaction(user_id, item_id, milliseconds, rank, kind, path, number, rest, weight, of_request)
+
+
+def _item(values: Sequence[Any], config: DataConfig, declared: Sequence[DeclaredFeature]) -> Item:
+    item_id, title, categories, brand, *further = values
+    text, cells = further[: len(config.item_columns.text)], further[len(config.item_columns.text) :]
+    return Item(
+        item_id=parse_id(item_id, config.item_columns.item_id),
+        title=line_of(title),
+        categories=parse_categories(categories, config),
+        brand=line_of(brand)[:MAX_BRAND_CHARACTERS],
+        text=". ".join(line for line in map(line_of, text) if line)[:MAX_TEXT_CHARACTERS].rstrip(),
+        versions=(_version(cells[0], cells[1:], declared, config),) if declared else (),
+    )
 
 
 def _number(value: Any, reason: str, what: str) -> float:
@@ -254,207 +427,73 @@ def _number(value: Any, reason: str, what: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise _RowError(reason, f"{what} must be a number, got {value!r}; correct the cell or map no column to it")
+        raise RowError(reason, f"{what} must be a number, got {value!r}; correct the cell or map no column to it")
     return number
 
 
-_LABELS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+def _event_type(value: Any) -> str:
+    text = text_of(value).strip()
+    if not text or is_null_like(text):
+        raise RowError("missing_event_type", "the type of event must not be empty; fill it in or remove the row")
+    return text
+
+
+def _event_weight(event_type: str, config: DataConfig) -> float:
+    if not config.events:
+        return float(event_type in config.positive_event_types)
+    if event_type not in config.events:
+        known = {**config.events, event_type: 0}
+        raise RowError(
+            "unknown_event_type",
+            f"{config.columns.event_type} must be among the keys of data.events, got {event_type!r}; write"
+            f" data: {{events: {json.dumps(known, ensure_ascii=False)}}}   # 0: no positive",
+        )
+    return config.events[event_type]
+
+
+def _weight(value: Any, column: str | None) -> float:
+    weight = _number(value, "bad_weight", f"the weight in {column!r}")
+    if weight < 0:
+        raise RowError(
+            "bad_weight", f"the weight in {column!r} must be 0 or more, got {value!r}; write 0 for no positive"
+        )
+    return weight
 
 
 def _label(value: Any) -> bool:
     text = str(value).strip().lower()
-    if text not in _LABELS:
-        raise _RowError("bad_label", f"label must be 0 or 1, got {value!r}; correct the cell or map no column to it")
-    return _LABELS[text]
+    if text not in LABELS:
+        raise RowError("bad_label", f"label must be 0 or 1, got {value!r}; correct the cell or map no column to it")
+    return LABELS[text]
 
 
-def _interaction_columns(table: "_CsvTable | _ParquetTable", config: DataConfig) -> list[str | None]:
-    columns = config.columns
-    if config.min_rating is not None and not _optional(table, columns.rating, "data.columns.rating", ("rating",)):
-        raise DataError(
-            f"{table.path}: data.min_rating = {config.min_rating} needs a rating column; the columns are"
-            f" {', '.join(table.columns)}; set data.columns.rating or remove data.min_rating"
-        )
-    return [
-        _required(table, columns.user_id, "data.columns.user_id"),
-        _required(table, columns.item_id, "data.columns.item_id"),
-        _required(table, columns.timestamp, "data.columns.timestamp"),
-        _optional(table, columns.label, "data.columns.label", ("label",)),
-        _optional(table, columns.rating, "data.columns.rating", ("rating",)),
-        _optional(table, columns.order, "data.columns.order", ORDER_COLUMNS),
-    ]
+class UnknownItems:
+    """Says why an item of an interaction is not in the items table.
 
+    Args:
+        known: ids of the items table.
+    """
 
-def _item_columns(table: "_CsvTable | _ParquetTable", config: DataConfig) -> list[str | None]:
-    columns = config.item_columns
-    return [
-        _required(table, columns.item_id, "data.item_columns.item_id"),
-        _required(table, columns.title, "data.item_columns.title"),
-        _optional(table, columns.categories, "data.item_columns.categories", ("categories",)),
-        _optional(table, columns.brand, "data.item_columns.brand", ("brand",)),
-        *(_required(table, name, "data.item_columns.text") for name in columns.text),
-    ]
+    def __init__(self, known: Collection[str]) -> None:
+        self._known = known
 
+    @functools.cached_property
+    def _example(self) -> str:
+        return min(self._known, default="")
 
-def _required(table: "_CsvTable | _ParquetTable", name: str, key: str) -> str:
-    if name not in table.columns:
-        raise DataError(
-            f"{table.path} must have the column {name!r}, but its columns are {', '.join(table.columns)};"
-            f" set {key} to the right one"
-        )
-    return name
+    @functools.cached_property
+    def _by_canonical(self) -> dict[str, str]:
+        return {canonical_id(item_id): item_id for item_id in self._known}
 
-
-def _optional(table: "_CsvTable | _ParquetTable", name: str | None, key: str, defaults: Sequence[str]) -> str | None:
-    if name:
-        return _required(table, name, key)
-    if name == "":
-        return None
-    return next((default for default in defaults if default in table.columns), None)
-
-
-def _open(path: str) -> "_CsvTable | _ParquetTable":
-    return _CsvTable(path) if path.lower().removesuffix(".gz").endswith(".csv") else _ParquetTable(path)
-
-
-class _CsvTable:
-    """A CSV file with a header, UTF-8, comma-separated, quoted as RFC 4180 says."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        opener = gzip.open if path.lower().endswith(".gz") else open
-        # Bytes that are not UTF-8 become lone surrogates, so that they cost their own row and not the file.
-        self._file = opener(path, "rt", encoding="utf-8", errors="surrogateescape", newline="")
-        self._reader = csv.reader(self._file, strict=True)
-        try:
-            header = self._next()
-        except DataError:
-            self._file.close()
-            raise
-        if not header:
-            self._file.close()
-            raise DataError(f"{path} must start with a header, but it is empty; write the table again")
-        header[0] = header[0].removeprefix("\ufeff")
-        self.columns = [name.strip() for name in header]
-        problem = next((name for name in self.columns if not _is_utf8(name)), None)
-        repeated = next((name for name in self.columns if self.columns.count(name) > 1), None)
-        if problem is not None or repeated is not None:
-            self._file.close()
-        if problem is not None:
-            raise DataError(f"{path}:1: the header must be UTF-8 text, got {problem!r}; save the file as UTF-8 CSV")
-        if repeated is not None:
-            raise DataError(f"{path}:1: column names must be unique, got {repeated!r} twice; rename one")
-
-    def __enter__(self) -> "_CsvTable":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def _next(self) -> list[str] | None:
-        start = self._reader.line_num + 1
-        try:
-            return next(self._reader, None)
-        except gzip.BadGzipFile:
-            raise DataError(f"{self.path} must be gzip as its name says, but is not; remove the suffix .gz") from None
-        except (EOFError, zlib.error) as error:
-            raise DataError(f"{self.path} must be a whole gzip file, but: {error}; write or fetch it again") from None
-        except csv.Error as error:
-            raise DataError(f"{self.path}:{start}: must be CSV, but: {error}; check its quotes") from None
-
-    def rows(self, columns: Sequence[str | None]) -> Iterator[tuple[int, tuple | _RowError]]:
-        """Row number and the cells of `columns`; None where no column is asked for."""
-        indices = [None if name is None else self.columns.index(name) for name in columns]
-        width = len(self.columns)
-        while True:
-            number = self._reader.line_num + 1
-            cells = self._next()
-            if cells is None:
-                return
-            if not cells:  # a blank line
-                continue
-            if len(cells) != width:
-                problem = f"a row must have {width} fields as the header has, got {len(cells)}; check its quotes"
-                yield number, _RowError("wrong_number_of_fields", problem)
-                continue
-            yield (
-                number,
-                _checked(columns, tuple(None if index is None else cells[index] for index in indices)),
+    def problem(self, item_id: str) -> str:
+        """The sentence for the report."""
+        similar = self._by_canonical.get(canonical_id(item_id))
+        if similar is not None:
+            return (
+                f"item_id must be in the items table, got {item_id!r}, which holds {similar!r}:"
+                f" {id_difference(item_id, similar)}"
             )
-
-
-def _checked(columns: Sequence[str | None], values: tuple) -> tuple | _RowError:
-    for column, value in zip(columns, values, strict=True):
-        if isinstance(value, str) and not _is_utf8(value):
-            return _RowError("invalid_utf8", f"{column} must be UTF-8 text; save the file as UTF-8")
-    return values
-
-
-def _is_utf8(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-class _ParquetTable:
-    """A Parquet file. Cells keep their type."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            self._file = _plain_file(path)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(f"{path} must be gzip as its name says, but: {error}; remove the suffix .gz") from None
-        try:
-            self._table = pq.ParquetFile(self._file)
-        except pa.ArrowInvalid as error:
-            self._file.close()
-            raise DataError(f"{path} must be Parquet, but: {error}; write or fetch it again") from None
-        self.columns = list(self._table.schema_arrow.names)
-
-    def __enter__(self) -> "_ParquetTable":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._table.close()
-        self._file.close()
-
-    def rows(self, columns: Sequence[str | None]) -> Iterator[tuple[int, tuple | _RowError]]:
-        """As _CsvTable.rows, with 0-based row numbers."""
-        names = list(dict.fromkeys(name for name in columns if name is not None))
-        number = 0
-        for batch in self._table.iter_batches(batch_size=16_384, columns=names):
-            cells = {name: _cells(batch.column(name)) for name in names}
-            empty = [None] * batch.num_rows
-            for values in zip(*(empty if name is None else cells[name] for name in columns), strict=True):
-                yield number, _checked(columns, values)
-                number += 1
-
-
-def _cells(column: pa.Array) -> list:
-    """Cells of one column; empty where null, lone surrogates for bytes that are not UTF-8 as in _CsvTable."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())
-    cells = ("" if cell is None else cell for cell in column.to_pylist())
-    return [cell.decode(errors="surrogateescape") if isinstance(cell, bytes) else cell for cell in cells]
-
-
-def _plain_file(path: str) -> Any:
-    """The file, or an anonymous unpacked copy: Parquet is read from its end, which gzip cannot do."""
-    if not path.lower().endswith(".gz"):
-        return open(path, "rb")
-    copy = tempfile.TemporaryFile()  # noqa: SIM115  closed with the table
-    try:
-        with gzip.open(path) as packed:
-            shutil.copyfileobj(packed, copy)
-    except BaseException:
-        copy.close()
-        raise
-    copy.seek(0)
-    return copy
+        return (
+            f"item_id must be in the items table, got {item_id!r}; add it or remove the row (the ids there look like"
+            f" {self._example!r})"
+        )

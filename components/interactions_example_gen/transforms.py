@@ -1,30 +1,41 @@
 """The Beam graph of InteractionsExampleGen: read, check, group by user, count on train, make rows.
 
-What is held in memory at once: one user's interactions, one bucket of rows, the catalogue.
+What is held in memory at once: one user's interactions, one bucket of rows, the catalog.
 """
 
 import collections
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
-from components.catalog import Item, ItemFeatures, write_catalog
-from components.interactions_example_gen import report, rows
-from components.interactions_example_gen.config import DataConfig, iso_to_milliseconds
-from components.interactions_example_gen.report import Tally
-from components.interactions_example_gen.tables import (
+from sllmr.components.catalog import NON_POSITIVES_PREFIX, Item, ItemFeatures, Version, write_catalog
+from sllmr.components.interactions_example_gen import report, rows
+from sllmr.components.interactions_example_gen.config import DataConfig, iso_to_milliseconds
+from sllmr.components.interactions_example_gen.data_report import FILE_NAME, DataReport
+from sllmr.components.interactions_example_gen.report import Tally
+from sllmr.components.interactions_example_gen.tables import (
     OBSERVED_NEGATIVE,
     POSITIVE,
     BadRow,
+    DataError,
+    ItemCells,
+    UnknownItems,
+    catalog_notices,
+    catalog_problem,
+    check_tables,
     read_interactions,
     read_items,
+    read_users,
     table_paths,
 )
-from models import features
+from sllmr.models import features
+from sllmr.models.declared_features import INTERACTION, USER
+from sllmr.models.tf_examples import to_example
 
 TALLY = "tally"
 
@@ -33,15 +44,20 @@ INTERACTIONS_PER_BUCKET = 10_000
 enough to be sorted in memory."""
 
 
+SECONDS_OF_A_DAY = 86_400
+"""A time may lie so far ahead of the clock: of the zone that it was written in."""
+
+
 class PrepareInteractions(beam.PTransform):
-    """The two tables of a DataConfig as rows.
+    """The tables of a DataConfig as rows.
 
     Expands a pipeline to a dict of PCollections: each split's serialized tf.Examples (bytes) under its name,
-    `catalog` (one list of Item, sorted by id) and `report` (one dict).
+    `catalog` (one list of Item, sorted by id), `non_positives` (see components.catalog.NON_POSITIVES_PREFIX) and
+    `report` (one DataReport).
 
     Raises:
-        DataError: a file is missing, or its name has no known suffix; at run time: a file cannot be read or
-            lacks a column. What is wrong with single rows is in the report; see report.check_report.
+        DataError: a file is missing, is not in a known format or lacks a column. What is wrong behind the headers
+            is in the report; see report.check_report.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -53,6 +69,7 @@ class PrepareInteractions(beam.PTransform):
         config = self._config
         item_files = table_paths(config.items, "data.items")
         interaction_files = table_paths(config.interactions, "data.interactions")
+        unread = check_tables(config)
 
         read_items_output = (
             pbegin
@@ -74,7 +91,7 @@ class PrepareInteractions(beam.PTransform):
         sorted_output = (
             read_output["events"]
             | "GroupByUser" >> beam.GroupByKey()
-            | "SortByTime" >> beam.ParDo(SortByTime()).with_outputs(TALLY, main="users")
+            | "SortByTime" >> beam.ParDo(SortByTime(config)).with_outputs(TALLY, main="users")
         )
         users = sorted_output["users"]
         plan = self._plan(users, read_tally)
@@ -88,7 +105,11 @@ class PrepareInteractions(beam.PTransform):
         catalog = items | "Popularity" >> beam.Map(
             rows.with_popularity, AsSingleton(train_counts), config.tail.fraction
         )
-        row_output = timelines | "MakeRows" >> beam.ParDo(
+        of_users: beam.PCollection = timelines
+        tallies: list[beam.PCollection] = []
+        if config.users is not None:
+            of_users, tallies = self._with_versions(pbegin, timelines, config.users)
+        row_output = of_users | "MakeRows" >> beam.ParDo(
             MakeRows(config), AsSingleton(ids), AsSingleton(plan)
         ).with_outputs(TALLY, main="rows")
         written = (
@@ -97,16 +118,41 @@ class PrepareInteractions(beam.PTransform):
             | "Encode"
             >> beam.ParDo(
                 EncodeRows(config),
-                AsSingleton(catalog | "ItemFeatures" >> beam.Map(ItemFeatures, config.sizes)),
+                AsSingleton(catalog | "ItemFeatures" >> beam.Map(ItemFeatures, config.feature_sizes)),
             ).with_outputs(TALLY, *rows.SPLITS)
         )
         tally = (
-            (read_items_output[TALLY], read_tally, sorted_output[TALLY], row_output[TALLY], written[TALLY])
+            (read_items_output[TALLY], read_tally, sorted_output[TALLY], row_output[TALLY], written[TALLY], *tallies)
             | "AllTallies" >> beam.Flatten()
             | "MergeTallies" >> beam.CombineGlobally(MergeTallies())
         )
-        report_ = tally | "Report" >> beam.Map(report.build_report, AsSingleton(catalog), config, AsSingleton(plan))
-        return {**{split: written[split] for split in rows.SPLITS}, "catalog": catalog, "report": report_}
+        report_ = tally | "Report" >> beam.Map(
+            report.build_report, AsSingleton(catalog), config, AsSingleton(plan), unread
+        )
+        non_positives = timelines | "NonPositives" >> beam.FlatMap(held_out_non_positives)
+        return {
+            **{split: written[split] for split in rows.SPLITS},
+            "catalog": catalog,
+            "non_positives": non_positives,
+            "report": report_,
+        }
+
+    def _with_versions(
+        self, pbegin: beam.pvalue.PBegin, timelines: beam.PCollection, users: str
+    ) -> tuple[beam.PCollection, list[beam.PCollection]]:
+        """(user id, Timeline) to (user id, Timeline, versions of the user), and tallies."""
+        read_output = (
+            pbegin
+            | "UserFiles" >> beam.Create(table_paths(users, "data.users"))
+            | "OneWorkerAUserFile" >> beam.Reshuffle()
+            | "ReadUsers" >> beam.ParDo(ReadUsers(self._config)).with_outputs(TALLY, main="users")
+        )
+        joined = (
+            {_TIMELINE: timelines, _VERSIONS: read_output["users"]}
+            | "JoinUsers" >> beam.CoGroupByKey()
+            | "SortVersions" >> beam.ParDo(SortVersions()).with_outputs(TALLY, main="users")
+        )
+        return joined["users"], [read_output[TALLY], joined[TALLY]]
 
     def _plan(self, users: beam.PCollection, read_tally: beam.PCollection) -> beam.PCollection:
         config = self._config
@@ -123,13 +169,20 @@ class PrepareInteractions(beam.PTransform):
 
 
 def item_ids(items: Iterable[Item]) -> tuple[str, ...]:
-    """The ids of a catalogue, sorted."""
+    """The ids of a catalog, sorted."""
     return tuple(sorted(item.item_id for item in items))
 
 
 def train_positives(user: tuple[str, rows.Timeline]) -> list[str]:
     """See rows.train_positives."""
     return rows.train_positives(user[1])
+
+
+def held_out_non_positives(user: tuple[str, rows.Timeline]) -> Iterator[str]:
+    """See rows.held_out_non_positives; JSON lines [user id, item id]."""
+    user_id, timeline = user
+    for item_id in rows.held_out_non_positives(timeline):
+        yield json.dumps([user_id, item_id], ensure_ascii=False)
 
 
 def first_and_bin_width(tally: Tally) -> tuple[int, int]:
@@ -169,14 +222,21 @@ class ReadItems(beam.DoFn):
 
     def process(self, paths: list[str]) -> Iterator[Any]:
         """Reads all files of the table in their order."""
-        tally, items = Tally(), []
-        for item in read_items(paths, self._config):
-            tally.counts["items.read"] += 1
-            if isinstance(item, BadRow):
-                tally.drop("items", item)
-            else:
-                tally.counts["items.empty_titles"] += not item.title
-                items.append(item)
+        tally, items, cells = Tally(), [], ItemCells()
+        try:
+            for item in read_items(paths, self._config, cells):
+                tally.counts["items.read"] += 1
+                if isinstance(item, BadRow):
+                    tally.drop("items", item)
+                else:
+                    tally.counts["items.empty_titles"] += not item.title
+                    items.append(item)
+            problem = catalog_problem(cells, self._config)
+        except DataError as error:
+            problem = str(error)
+        if problem is not None:
+            tally.fail("items", problem)
+        tally.notices += catalog_notices(items, cells)
         yield items
         yield TaggedOutput(TALLY, tally)
 
@@ -188,37 +248,96 @@ class ReadInteractions(beam.DoFn):
         self._config = config
 
     def process(self, path: str, known_items: frozenset[str]) -> Iterator[Any]:
+        """Reads one file; nothing if there is no item."""
+        tally, unknown = Tally(), UnknownItems(known_items)
+        latest = 1000 * (time.time() + SECONDS_OF_A_DAY)
+        try:
+            for row in read_interactions(path, self._config) if known_items else ():
+                tally.counts["interactions.read"] += 1
+                if isinstance(row, BadRow):
+                    tally.drop("interactions", row)
+                elif row.item_id not in known_items:
+                    problem = unknown.problem(row.item_id)
+                    tally.drop("interactions", BadRow(row.file, row.row, report.UNKNOWN_ITEM, problem))
+                else:
+                    tally.counts["interactions.observed_negatives"] += row.kind == OBSERVED_NEGATIVE
+                    tally.see_user_id(row.user_id)
+                    if row.kind == POSITIVE:
+                        tally.see("positives", row.timestamp)
+                    if row.timestamp > latest:
+                        tally.counts["interactions.in_the_future"] += 1
+                        tally.see("future", row.timestamp)
+                    yield row.user_id, tuple(row[1:])
+        except DataError as error:
+            tally.fail("interactions", str(error))
+        yield TaggedOutput(TALLY, tally)
+
+
+_TIMELINE, _VERSIONS = "timeline", "versions"
+
+
+class ReadUsers(beam.DoFn):
+    """Files to (user id, (file, row, fields of Version)); malformed rows go to the tally."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+
+    def process(self, path: str) -> Iterator[Any]:
         """Reads one file."""
         tally = Tally()
-        for row in read_interactions(path, self._config):
-            tally.counts["interactions.read"] += 1
-            if isinstance(row, BadRow):
-                tally.drop("interactions", row)
-            elif row.item_id not in known_items:
-                column = self._config.columns.item_id
-                problem = f"{column} must be in the items table, got {row.item_id!r}; add it or remove the row"
-                tally.drop("interactions", BadRow(row.file, row.row, report.UNKNOWN_ITEM, problem))
+        try:
+            for row in read_users(path, self._config):
+                tally.counts["users.read"] += 1
+                if isinstance(row, BadRow):
+                    tally.drop("users", row)
+                else:
+                    yield row.user_id, (row.file, row.row, tuple(row.version))
+        except DataError as error:
+            tally.fail("users", str(error))
+        yield TaggedOutput(TALLY, tally)
+
+
+class SortVersions(beam.DoFn):
+    """A user's Timeline and rows of the users to (user id, Timeline, versions); repetitions go to the tally."""
+
+    def process(self, user: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[Any]:
+        """Sorts the versions of one user."""
+        user_id, joined = user
+        tally, versions = Tally(), dict[int, Version]()
+        for file, row, fields in sorted(joined[_VERSIONS], key=lambda found: found[:2]):
+            version = Version(*fields)
+            if version.valid_from in versions:
+                problem = "user_id and the time from which a row holds must be unique; remove the row"
+                tally.drop("users", BadRow(file, row, report.DUPLICATE_USER, problem))
             else:
-                tally.counts["interactions.observed_negatives"] += row.kind == OBSERVED_NEGATIVE
-                if row.kind == POSITIVE:
-                    tally.see("positives", row.timestamp)
-                yield row.user_id, tuple(row[1:])
+                versions[version.valid_from] = version
+        timeline = next(iter(joined[_TIMELINE]), None)
+        tally.counts["users.with_row"] += bool(versions and timeline)
+        tally.counts["users.without_row"] += not versions
+        tally.counts["users.without_interaction"] += timeline is None
+        if timeline is not None:
+            yield user_id, timeline, [versions[start] for start in sorted(versions)]
         yield TaggedOutput(TALLY, tally)
 
 
 class SortByTime(beam.DoFn):
-    """(user id, fields of its events) to (user id, sorted events); repetitions go to the tally."""
+    """(user id, fields of its events) to (user id, sorted events); what is left out goes to the tally."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
 
     def process(self, user: tuple[str, Iterable[tuple]]) -> Iterator[Any]:
         """Sorts one user's interactions."""
         user_id, fields = user
         events, surplus = rows.without_duplicates(rows.Event(*values) for values in fields)
         tally = Tally()
-        tally.counts["users"] += 1
+        tally.see_user(len(events))
         for event in surplus:
             problem = "user, item and timestamp must not repeat; remove the row"
             tally.drop("interactions", BadRow(event.file, event.row, report.DUPLICATE, problem))
-        yield user_id, events
+        kept = rows.without_repeats(events, self._config)
+        tally.counts["left_out.repeats"] += len(events) - len(kept)
+        yield user_id, kept
         yield TaggedOutput(TALLY, tally)
 
 
@@ -234,17 +353,15 @@ class MakeTimeline(beam.DoFn):
 
 
 class MakeRows(beam.DoFn):
-    """(user id, Timeline) to (bucket, (hash, fields of rows.Row)); what was left out goes to the tally."""
+    """(user id, Timeline, maybe versions) to (bucket, (hash, fields of rows.Row)); the rest goes to the tally."""
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config
 
-    def process(
-        self, user: tuple[str, rows.Timeline], item_ids: tuple[str, ...], plan: rows.SplitPlan
-    ) -> Iterator[Any]:
+    def process(self, user: tuple[Any, ...], item_ids: tuple[str, ...], plan: rows.SplitPlan) -> Iterator[Any]:
         """Makes one user's rows."""
-        user_id, timeline = user
-        user_rows = list(rows.make_rows(user_id, timeline, item_ids, self._config, plan))
+        user_id, timeline, *versions = user
+        user_rows = list(rows.make_rows(user_id, timeline, item_ids, self._config, plan, *versions))
         for row in user_rows:
             order = rows.seeded_hash(self._config.seed, "order", user_id, row.history_length, row.item_id, row.label)
             yield order % plan.buckets, (order, tuple(row))
@@ -258,16 +375,20 @@ class EncodeRows(beam.DoFn):
     """
 
     def __init__(self, config: DataConfig) -> None:
-        self._features = features.row_features(config.sizes)
+        self._features = features.row_features(config.feature_sizes, has_weights=config.has_weights)
+        self._declared = config.feature_sizes.declared
+        self._of_row = config.feature_sizes.of_tables(USER, INTERACTION)
 
     def process(self, bucket: tuple[int, Iterable[tuple[int, tuple]]], items: ItemFeatures) -> Iterator[Any]:
         """Encodes one bucket."""
         tally = Tally()
         for _, fields in sorted(bucket[1]):
             row = rows.Row(*fields)
-            values = rows.row_values(row, items)
-            tally.add_row(row, is_tail=values[features.IS_TAIL] == 1)
-            example = features.to_example(values, self._features)
+            values = rows.row_values(row, items, self._of_row)
+            tally.add_row(row, is_tail=values[features.IS_TAIL] == 1, in_train=values[features.ITEM_TRAIN_COUNT] > 0)
+            for f in self._declared:
+                tally.counts[f"{row.split}.missing.{f.name}"] += f.is_missing(values[f.name])
+            example = to_example(values, self._features)
             yield TaggedOutput(row.split, example.SerializeToString(deterministic=True))
         yield TaggedOutput(TALLY, tally)
 
@@ -302,8 +423,20 @@ class WriteCatalog(beam.DoFn):
         self._directory = directory
 
     def process(self, items: list[Item]) -> None:
-        """Writes the catalogue."""
+        """Writes the catalog."""
         write_catalog(self._directory, items)
+
+
+class WriteNonPositives(beam.PTransform):
+    """Writes the items that users had after the train rows and did not take, see held_out_non_positives."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__()
+        self._prefix = os.path.join(directory, NON_POSITIVES_PREFIX)
+
+    def expand(self, lines: beam.PCollection) -> beam.PCollection:
+        """Writes JSON lines."""
+        return lines | beam.io.WriteToText(self._prefix, file_name_suffix=".jsonl.gz")
 
 
 class WriteReport(beam.DoFn):
@@ -312,9 +445,8 @@ class WriteReport(beam.DoFn):
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
-    def process(self, content: dict[str, Any]) -> None:
+    def process(self, content: DataReport) -> None:
         """Writes data_report.json."""
         os.makedirs(self._directory, exist_ok=True)
-        with open(os.path.join(self._directory, report.FILE_NAME), "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, ensure_ascii=False)
-            file.write("\n")
+        with open(os.path.join(self._directory, FILE_NAME), "w", encoding="utf-8") as file:
+            file.write(content.model_dump_json(indent=2) + "\n")

@@ -1,18 +1,27 @@
 """Unpacks TFX's artifacts for the scoring job."""
 
+import json
+import os
+
 from tfx import types
 from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
-from components import examples
-from components.llm_scorer.config import LlmConfig
-from components.llm_scorer.job import ScoringJob
+from sllmr.components import examples
+from sllmr.components.llm_scorer.config import LlmConfig
+from sllmr.components.llm_scorer.jobs.scoring import score
+from sllmr.components.llm_scorer.jobs.workspace import Workspace
+from sllmr.components.pair_yield import PairYield
+from sllmr.models.item_vectors import VECTORS_FILE
 
 TRAIN_SPLIT = "train"
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
-    """Runs ScoringJob on the train split, the only one that the LLM may see."""
+    """Scores the train split, the only one that the LLM may see.
+
+    The other splits only say which items of a table of scores by user are left out: see Workspace.held_out_rows.
+    """
 
     def Do(
         self,
@@ -23,12 +32,19 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         rows = artifact_utils.get_single_instance(input_dict["examples"])
         catalog = artifact_utils.get_single_instance(input_dict["catalog"])
         scores = artifact_utils.get_single_instance(output_dict["scores"])
-        job = ScoringJob(
+        vectors_file = None
+        if input_dict.get("item_vectors"):
+            vectors_file = os.path.join(artifact_utils.get_single_uri(input_dict["item_vectors"]), VECTORS_FILE)
+        pair_yield = str(exec_properties["pair_yield"])
+        workspace = Workspace(
             config=LlmConfig.model_validate_json(str(exec_properties["config"])),
             catalog_directory=catalog.uri,
             cache_directory=str(exec_properties["cache_directory"]),
             work_directory=self._get_tmp_dir(),
             output_directory=scores.uri,
             make_pipeline=self._make_beam_pipeline,
+            item_vectors_file=vectors_file,
+            pair_yield=PairYield(**json.loads(pair_yield)) if pair_yield else None,
+            held_out_rows=examples.read_other_splits(rows, TRAIN_SPLIT),
         )
-        job.run(examples.read_split(rows, TRAIN_SPLIT))
+        score(workspace, examples.read_split(rows, TRAIN_SPLIT))

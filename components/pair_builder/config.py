@@ -13,7 +13,7 @@ class PairConfig(BaseModel):
     max_per_context: int = Field(
         default=8,
         ge=1,
-        description="pairs that are kept of one context (the paper's K~), labelled ones not counted",
+        description="pairs that are kept of one context (the paper's K~), labeled ones not counted",
     )
     selection: Literal["widest", "cover"] = Field(
         default="widest",
@@ -28,6 +28,6 @@ class PairConfig(BaseModel):
     )
     drop_inconsistent: bool = Field(
         default=False,
-        description="leave out pairs that the LLM orders differently when the candidates are told in reverse; "
-        "llm.audit.share says how many contexts are asked so",
+        description="leave out pairs that the LLM orders differently when the prompt lists them in reverse; "
+        "llm.audit.fraction sets how many contexts are queried so",
     )

@@ -3,27 +3,27 @@
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from components.catalog import ItemFeatures
-from components.pair_builder.config import PairConfig
-from components.scores import NEGATIVE, ScoreRecord
-from models import features
+from sllmr.components.catalog import ItemFeatures
+from sllmr.components.pair_builder.config import PairConfig
+from sllmr.components.scores import NEGATIVE, ScoreRecord
+from sllmr.models import features
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
     """The LLM puts `preferred_item_id` above `other_item_id`, scores in [0, 1].
 
-    `probe_label` is 1 or 0 where the user chose the preferred or the other item, else features.NOT_A_PROBE.
+    `calibration_label` is 1 or 0 where the user chose the preferred or the other item, else features.NOT_CALIBRATION.
     """
 
     preferred_item_id: str
     other_item_id: str
     preferred_llm_score: float
     other_llm_score: float
-    probe_label: int
+    calibration_label: int
     preferred_llm_disagreement: float = 0.0
     other_llm_disagreement: float = 0.0
 
@@ -35,7 +35,7 @@ class Pair:
 
 CANDIDATE_PAIRS = "candidate_pairs"
 PAIRS = "pairs"
-LABELLED = "labelled_pairs"
+CALIBRATION_PAIRS = "calibration_pairs"
 TIED = "tied"
 INCONSISTENT = "inconsistent"
 NARROW = "narrow"
@@ -60,7 +60,7 @@ def select_pairs(record: ScoreRecord, config: PairConfig) -> Selection:
     Only items with a valid score take part. All pairs of the item that the user chose and a sampled negative are kept:
     they are the labels that the gate is fitted on, and a choice among them by gap would bias those. Of the others at
     most `max_per_context`: with `selection` widest those with the largest gap; with cover each item that is in no
-    labelled pair makes one pair, the best one with the one just below the middle, and so on. Ties and gaps below
+    labeled pair makes one pair, the best one with the one just below the middle, and so on. Ties and gaps below
     `min_margin` never make a pair; where every gap is below it, the widest one is kept ("at least one if possible").
 
     Source: arXiv 2512.21526, pair construction (K~ pairs with the largest score gap within one user), for widest.
@@ -77,18 +77,16 @@ def select_pairs(record: ScoreRecord, config: PairConfig) -> Selection:
             pairs.append(_pair(record, *((a, b) if record.llm_scores[a] > record.llm_scores[b] else (b, a))))
     pairs.sort(key=lambda pair: (-pair.llm_margin, pair.preferred_item_id, pair.other_item_id))
     wide = [pair for pair in pairs if pair.llm_margin >= config.min_margin] or pairs[:1]
-    unlabelled = [pair for pair in wide if pair.probe_label == features.NOT_A_PROBE]
+    unlabeled = [pair for pair in wide if pair.calibration_label == features.NOT_CALIBRATION]
     if config.selection == "cover":
-        labelled = (pair for pair in wide if pair.probe_label != features.NOT_A_PROBE)
-        unlabelled = _covering(
-            record, unlabelled, {i for p in labelled for i in (p.preferred_item_id, p.other_item_id)}
-        )
-    kept = set(unlabelled[: config.max_per_context])
-    selected = [pair for pair in wide if pair in kept or pair.probe_label != features.NOT_A_PROBE]
+        labeled = (pair for pair in wide if pair.calibration_label != features.NOT_CALIBRATION)
+        unlabeled = _covering(record, unlabeled, {i for p in labeled for i in (p.preferred_item_id, p.other_item_id)})
+    kept = set(unlabeled[: config.max_per_context])
+    selected = [pair for pair in wide if pair in kept or pair.calibration_label != features.NOT_CALIBRATION]
     counts[NARROW] = len(pairs) - len(wide)
     counts[BEYOND_CAP] = len(wide) - len(selected)
     counts[PAIRS] = len(selected)
-    counts[LABELLED] = len(selected) - len(kept)
+    counts[CALIBRATION_PAIRS] = len(selected) - len(kept)
     return Selection(pairs=selected, counts=counts)
 
 
@@ -111,8 +109,8 @@ def _is_inconsistent(record: ScoreRecord, a: int, b: int) -> bool:
 
 
 def _pair(record: ScoreRecord, preferred: int, other: int) -> Pair:
-    chosen = record.chosen_item_id
-    label = features.NOT_A_PROBE
+    chosen = record.target_item_id
+    label = features.NOT_CALIBRATION
     # Candidates that are no sampled negatives were picked for being popular, rare or similar: that the user did not
     # choose them says less of the LLM than of the picking.
     if record.item_ids[preferred] == chosen and record.roles[other] == NEGATIVE:
@@ -124,7 +122,7 @@ def _pair(record: ScoreRecord, preferred: int, other: int) -> Pair:
         other_item_id=record.item_ids[other],
         preferred_llm_score=record.llm_scores[preferred],
         other_llm_score=record.llm_scores[other],
-        probe_label=label,
+        calibration_label=label,
         preferred_llm_disagreement=_disagreement(record, preferred),
         other_llm_disagreement=_disagreement(record, other),
     )
@@ -135,24 +133,35 @@ def _disagreement(record: ScoreRecord, item: int) -> float:
     return abs(record.first_llm_scores[item] - record.second_llm_scores[item]) if record.is_audited else 0.0
 
 
-def pair_values(record: ScoreRecord, pair: Pair, catalog: ItemFeatures) -> dict[str, Any]:
+def pair_values(
+    record: ScoreRecord, pair: Pair, catalog: ItemFeatures, context: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The values of `models.features.pair_features` for one pair.
 
+    Args:
+        record: with the user's id.
+        pair: of its candidates.
+        catalog: all items, as they were at the time of the row.
+        context: see transforms.context_values; may be left out without declared features.
+
     Raises:
-        KeyError: the record names an item that the catalogue does not hold.
+        KeyError: the record names an item that the catalog does not hold.
     """
+    context = context or {}
+    at = context.get(features.TIMESTAMP)
     values = {
+        **context,
         features.USER_ID: record.user_id,
         features.HISTORY_LENGTH: record.history_length,
-        features.PROBE_LABEL: pair.probe_label,
-        **catalog.history(record.history_item_ids),
+        features.CALIBRATION_LABEL: pair.calibration_label,
+        **catalog.history(record.history_item_ids, at),
     }
     for prefix, item_id, llm_score, disagreement in (
         (features.PREFERRED, pair.preferred_item_id, pair.preferred_llm_score, pair.preferred_llm_disagreement),
         (features.OTHER, pair.other_item_id, pair.other_llm_score, pair.other_llm_disagreement),
     ):
         side = {
-            **catalog.item(item_id),
+            **catalog.item(item_id, at),
             features.LLM_SCORE: llm_score,
             features.LLM_DISAGREEMENT: disagreement,
             features.TEXT_WORDS: catalog.words(item_id),

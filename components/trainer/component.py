@@ -1,4 +1,4 @@
-"""TFX's Trainer with the preference pairs as one more input."""
+"""TFX's Trainer with the catalog, the preference pairs and the item vectors as further inputs."""
 
 from tfx import types
 from tfx.components.trainer.component import Trainer as TfxTrainer
@@ -7,18 +7,22 @@ from tfx.proto import trainer_pb2
 from tfx.types import component_spec, standard_artifacts, standard_component_specs
 from tfx.utils import io_utils, json_utils
 
-from components.trainer import executor
-from components.trainer.config import TrainerConfig
+from sllmr.components.artifacts import DataReport, ItemCatalog, ItemVectors
+from sllmr.components.trainer import executor
+from sllmr.components.trainer.config import TrainerConfig
 
-RUN_FN = "components.trainer.run_fn.run_fn"
+RUN_FN = "sllmr.components.trainer.run_fn.run_fn"
 
 
 class TrainerSpec(standard_component_specs.TrainerSpec):
-    """TFX's spec and `pairs`."""
+    """TFX's spec, `catalog`, `report`, `pairs` and `item_vectors`."""
 
     INPUTS = {  # noqa: RUF012  as TFX declares it
         **standard_component_specs.TrainerSpec.INPUTS,
+        executor.CATALOG_KEY: component_spec.ChannelParameter(type=ItemCatalog),
+        executor.REPORT_KEY: component_spec.ChannelParameter(type=DataReport),
         executor.PAIRS_KEY: component_spec.ChannelParameter(type=standard_artifacts.Examples, optional=True),
+        executor.ITEM_VECTORS_KEY: component_spec.ChannelParameter(type=ItemVectors, optional=True),
     }
 
 
@@ -28,12 +32,15 @@ class Trainer(TfxTrainer):
     Args:
         examples: transformed examples with splits train and valid.
         transform_graph: of the same Transform.
+        catalog: the items whose attributes the exported model looks up, of InteractionsExampleGen.
+        report: of the data, whose dates and hash the exported model carries.
         config: of model, gate, losses and training.
         pairs: preference pairs, split train, raw strings; None needs config.loss.llm_weight 0.
+        item_vectors: of ItemEmbedder; None needs config.model.item_vectors False.
         code_fingerprint: changes when the models' code does, so that TFX's cache notices.
 
     Raises:
-        ValueError: llm_weight is above 0 and there are no pairs.
+        ValueError: llm_weight is above 0 and there are no pairs, or item vectors are inputs and there are none.
 
     Outputs: `model` (SavedModel), `model_run` (TensorBoard logs and training.json).
     """
@@ -45,8 +52,11 @@ class Trainer(TfxTrainer):
         self,
         examples: types.BaseChannel,
         transform_graph: types.BaseChannel,
+        catalog: types.BaseChannel,
+        report: types.BaseChannel,
         config: TrainerConfig,
         pairs: types.BaseChannel | None = None,
+        item_vectors: types.BaseChannel | None = None,
         code_fingerprint: str = "",
     ):
         if pairs is None and config.loss.llm_weight > 0:
@@ -54,7 +64,12 @@ class Trainer(TfxTrainer):
                 f"the Trainer needs pairs with llm_weight above 0, got llm_weight {config.loss.llm_weight}; "
                 "give it the PairBuilder's pairs or set llm_weight to 0"
             )
-        files = {"item_vectors_file": config.model.item_vectors_file, "weights_from": config.gate.weights_from}
+        if item_vectors is None and config.model.item_vectors:
+            raise ValueError(
+                "the Trainer needs item vectors with model.item_vectors, got none; give it ItemEmbedder's or set "
+                "model.item_vectors: false"
+            )
+        files = {"weights_from": config.gate.weights_from}
         custom_config = {
             executor.CONFIG: config.model_dump_json(),
             "code_fingerprint": code_fingerprint,
@@ -64,7 +79,10 @@ class Trainer(TfxTrainer):
         spec = TrainerSpec(
             examples=examples,
             transform_graph=transform_graph,
+            catalog=catalog,
+            report=report,
             pairs=pairs,
+            item_vectors=item_vectors,
             train_args=trainer_pb2.TrainArgs(splits=["train"]),
             eval_args=trainer_pb2.EvalArgs(splits=["valid"]),
             run_fn=RUN_FN,

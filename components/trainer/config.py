@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
-from models.features import FeatureSizes
+from sllmr.models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
+from sllmr.models.features import FeatureSizes
 
 
 class TrainerConfig(BaseModel):
@@ -12,6 +12,7 @@ class TrainerConfig(BaseModel):
     Attributes:
         sizes: L and C of the rows.
         model, gate, loss, train: see models/config.py.
+        positive_rate: see evaluation.positive_rate; the exported scores are shifted to it. None shifts nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,3 +22,4 @@ class TrainerConfig(BaseModel):
     gate: GateConfig = GateConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    positive_rate: float | None = None

@@ -1,15 +1,11 @@
 """AutoInt: self-attention over the fields."""
 
-from typing import TYPE_CHECKING
-
 import tensorflow as tf
 import tf_keras as keras
 
-from models.backbones.backbone import Backbone, side_by_side
-
-if TYPE_CHECKING:
-    from models.config import ModelConfig
-    from models.embeddings import EmbeddedFeatures
+from sllmr.models.backbones.backbone import Backbone, side_by_side
+from sllmr.models.config import ModelConfig
+from sllmr.models.embeddings import EmbeddedFeatures
 
 
 class InteractingLayer(keras.layers.Layer):
@@ -23,7 +19,7 @@ class InteractingLayer(keras.layers.Layer):
     Args:
         heads: number of heads.
         head_dim: width of one.
-        dropout: share of the attention weights dropped in training, as in the authors' code.
+        dropout: fraction of the attention weights dropped in training, as in the authors' code.
 
     Source: Song et al., "AutoInt", arXiv 1810.11921, eq. 5 to 8.
     """
@@ -62,7 +58,7 @@ class AutoInt(Backbone):
     Source: Song et al., "AutoInt", arXiv 1810.11921, eq. 5 to 9.
     """
 
-    def __init__(self, config: "ModelConfig"):
+    def __init__(self, config: ModelConfig):
         super().__init__(name="autoint")
         self._layers = [
             InteractingLayer(config.attention_heads, config.attention_head_dim, config.dropout)
@@ -70,7 +66,7 @@ class AutoInt(Backbone):
         ]
         self._logit = keras.layers.Dense(1)
 
-    def call(self, embedded: "EmbeddedFeatures", training: bool = False) -> tf.Tensor:
+    def call(self, embedded: EmbeddedFeatures, training: bool = False) -> tf.Tensor:
         e = embedded.fields
         for layer in self._layers:
             e = layer(e, training=training)

@@ -1,14 +1,12 @@
 """What every backbone is."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 import tf_keras as keras
 
-if TYPE_CHECKING:
-    from models.config import ModelConfig
-    from models.embeddings import EmbeddedFeatures
+from sllmr.models.config import ModelConfig
+from sllmr.models.embeddings import EmbeddedFeatures
 
 
 class Backbone(keras.layers.Layer):
@@ -24,12 +22,96 @@ class Backbone(keras.layers.Layer):
     uses_history = False
     uses_first_order = False
 
-    def call(self, embedded: "EmbeddedFeatures", training: bool = False) -> tf.Tensor:
+    def call(self, embedded: EmbeddedFeatures, training: bool = False) -> tf.Tensor:
         """Returns logits, float32 [batch]."""
         raise NotImplementedError
 
+    def item_half(self, item: EmbeddedFeatures) -> tuple[tf.Tensor, ...]:
+        """What `rank` reads of candidates, whoever the user is.
 
-def mlp(config: "ModelConfig", activation: Callable[[], keras.layers.Layer] = keras.layers.ReLU) -> keras.Sequential:
+        Args:
+            item: candidates embedded without a user.
+
+        Returns:
+            float32 [items, any] each.
+        """
+        fields = side_by_side(item.candidate)
+        return (fields,) if item.first_order is None else (fields, item.first_order[:, tf.newaxis])
+
+    def rank(self, items: Sequence[tf.Tensor], user: EmbeddedFeatures, match: tf.Tensor | None = None) -> tf.Tensor:
+        """The logits of `call` for candidates of users; what hangs on the user alone is computed once a user.
+
+        Args:
+            items: float32 [users, N, any] each, of `item_half`.
+            user: users embedded with a candidate that pads.
+            match: float32 [users, N, dim], the last field of the rows if that depends on both; it replaces `user`'s.
+
+        Returns:
+            float32 [users, N].
+        """
+        return tf.reshape(self(_joined(items, user, match)), tf.shape(items[0])[:2])
+
+
+def _joined(items: Sequence[tf.Tensor], user: EmbeddedFeatures, match: tf.Tensor | None) -> EmbeddedFeatures:
+    """The input of `call`, one row for each candidate of each user."""
+    fields, *first_order = items
+    _, number, dim = user.candidate.shape
+    candidate = tf.reshape(fields, [-1, number, dim])
+    users, of_each = tf.unstack(tf.shape(fields)[:2])
+    user_of_row = tf.repeat(tf.range(users), of_each)
+
+    def of_rows(values: tf.Tensor | None) -> tf.Tensor | None:
+        return None if values is None else tf.gather(values, user_of_row)
+
+    parts = [candidate, of_rows(user.fields[:, number:])]
+    if match is not None:
+        parts = [candidate, parts[1][:, :-1], tf.reshape(match, [-1, 1, dim])]
+    return EmbeddedFeatures(
+        fields=tf.concat(parts, axis=1),
+        candidate=candidate,
+        history=of_rows(user.history),
+        history_mask=of_rows(user.history_mask),
+        first_order=tf.reshape(first_order[0], [-1]) + of_rows(user.first_order) if first_order else None,
+        history_fields=user.history_fields,
+    )
+
+
+def of_the_user(user: EmbeddedFeatures, *, has_match: bool) -> tf.Tensor:
+    """The fields that do not hang on the candidate, side by side, float32 [users, any]."""
+    fields = user.fields[:, user.candidate.shape[1] :]
+    return side_by_side(fields[:, :-1] if has_match else fields)
+
+
+def mlp_of_halves(layers: keras.Sequential, item: tf.Tensor, user: tf.Tensor, match: tf.Tensor | None) -> tf.Tensor:
+    """The MLP over [item's fields, user's fields, match], whose first layer is linear in each.
+
+    Args:
+        layers: of `mlp`.
+        item: float32 [users, N, width of the first layer], of `first_layer_of_items`.
+        user: float32 [users, any], of `of_the_user`.
+        match: see Backbone.rank.
+
+    Returns:
+        float32 [users * N, width of the last layer].
+    """
+    kernel, bias = layers.layers[0].weights
+    end = kernel.shape[0] - (0 if match is None else match.shape[2])
+    of_user = tf.matmul(user, kernel[end - user.shape[1] : end]) + bias
+    hidden = tf.reshape(item + of_user[:, tf.newaxis], [-1, item.shape[2]])
+    if match is not None:
+        hidden += tf.matmul(tf.reshape(match, [-1, match.shape[2]]), kernel[end:])
+    for layer in layers.layers[1:]:
+        hidden = layer(hidden)
+    return hidden
+
+
+def first_layer_of_items(layers: keras.Sequential, item: EmbeddedFeatures) -> tf.Tensor:
+    """The candidate's part of the MLP's first layer, float32 [items, width of that layer]."""
+    fields = side_by_side(item.candidate)
+    return tf.matmul(fields, layers.layers[0].kernel[: fields.shape[1]])
+
+
+def mlp(config: ModelConfig, activation: Callable[[], keras.layers.Layer] = keras.layers.ReLU) -> keras.Sequential:
     """The hidden layers: for each width Dense, activation, Dropout."""
     layers: list[keras.layers.Layer] = []
     for width in config.mlp:

@@ -1,15 +1,11 @@
 """DCN, the first version: cross layers with a weight vector."""
 
-from typing import TYPE_CHECKING
-
 import tensorflow as tf
 import tf_keras as keras
 
-from models.backbones.backbone import Backbone, mlp, side_by_side
-
-if TYPE_CHECKING:
-    from models.config import ModelConfig
-    from models.embeddings import EmbeddedFeatures
+from sllmr.models.backbones.backbone import Backbone, mlp, side_by_side
+from sllmr.models.config import ModelConfig
+from sllmr.models.embeddings import EmbeddedFeatures
 
 
 class VectorCross(keras.layers.Layer):
@@ -34,12 +30,12 @@ class DCN(Backbone):
 
     x_0 = the fields side by side, crossed by VectorCross; logit = w . [x_cross, mlp(x_0)] + b.
 
-    Without the paper's batch normalisation of the deep part.
+    Without the paper's batch normalization of the deep part.
 
     Source: Wang et al., "Deep & Cross Network for Ad Click Predictions", arXiv 1708.05123, eq. 3 to 5.
     """
 
-    def __init__(self, config: "ModelConfig"):
+    def __init__(self, config: ModelConfig):
         super().__init__(name=type(self).__name__.lower())
         self._cross = [self._cross_layer() for _ in range(config.cross_layers)]
         self._mlp = mlp(config)
@@ -48,7 +44,7 @@ class DCN(Backbone):
     def _cross_layer(self) -> keras.layers.Layer:
         return VectorCross()
 
-    def call(self, embedded: "EmbeddedFeatures", training: bool = False) -> tf.Tensor:
+    def call(self, embedded: EmbeddedFeatures, training: bool = False) -> tf.Tensor:
         x0 = side_by_side(embedded.fields)
         crossed = x0
         for layer in self._cross:

@@ -1,15 +1,11 @@
-"""DeepFM: a factorisation machine beside an MLP."""
-
-from typing import TYPE_CHECKING
+"""DeepFM: a factorization machine beside an MLP."""
 
 import tensorflow as tf
 import tf_keras as keras
 
-from models.backbones.backbone import Backbone, mlp, side_by_side
-
-if TYPE_CHECKING:
-    from models.config import ModelConfig
-    from models.embeddings import EmbeddedFeatures
+from sllmr.models.backbones.backbone import Backbone, mlp, side_by_side
+from sllmr.models.config import ModelConfig
+from sllmr.models.embeddings import EmbeddedFeatures
 
 
 class DeepFM(Backbone):
@@ -23,12 +19,12 @@ class DeepFM(Backbone):
 
     uses_first_order = True
 
-    def __init__(self, config: "ModelConfig"):
+    def __init__(self, config: ModelConfig):
         super().__init__(name="deepfm")
         self._mlp = mlp(config)
         self._logit = keras.layers.Dense(1)
 
-    def call(self, embedded: "EmbeddedFeatures", training: bool = False) -> tf.Tensor:
+    def call(self, embedded: EmbeddedFeatures, training: bool = False) -> tf.Tensor:
         deep = self._logit(self._mlp(side_by_side(embedded.fields), training=training))
         return embedded.first_order + second_order(embedded.fields) + tf.squeeze(deep, axis=-1)
 

@@ -1,15 +1,11 @@
 """DIN: attention of the candidate over the history."""
 
-from typing import TYPE_CHECKING
-
 import tensorflow as tf
 import tf_keras as keras
 
-from models.backbones.backbone import Backbone, mlp, side_by_side
-
-if TYPE_CHECKING:
-    from models.config import ModelConfig
-    from models.embeddings import EmbeddedFeatures
+from sllmr.models.backbones.backbone import Backbone, mlp, side_by_side
+from sllmr.models.config import ModelConfig
+from sllmr.models.embeddings import EmbeddedFeatures
 
 
 class ActivationUnit(keras.layers.Layer):
@@ -45,11 +41,11 @@ class ActivationUnit(keras.layers.Layer):
 class DIN(Backbone):
     """Deep interest network.
 
-    With v = [item, categories, brand] of the candidate and e_j the same of history position j,
-    interest = sum over j of a(e_j, v) e_j, not normalised by a softmax, to keep the strength of the interest;
-    logit = w . mlp([v, interest, user if any]) + b. The means of the history are not read.
+    With v = [item, categories, brand] of the candidate, and what else the history has, and e_j the same of history
+    position j, interest = sum over j of a(e_j, v) e_j, not normalized by a softmax, to keep the strength of the
+    interest; logit = w . mlp([candidate, interest, user if any]) + b. The means of the history are not read.
 
-    Activations are PReLU, the paper's plain DIN. Its Dice standardises by the batch, and here a batch is rows
+    Activations are PReLU, the paper's plain DIN. Its Dice standardizes by the batch, and here a batch is rows
     and preference pairs together: a row's logit must not hang on the pairs beside it.
 
     Source: Zhou et al., "Deep Interest Network", arXiv 1706.06978, eq. 3 and figure 2.
@@ -57,17 +53,18 @@ class DIN(Backbone):
 
     uses_history = True
 
-    def __init__(self, config: "ModelConfig"):
+    def __init__(self, config: ModelConfig):
         super().__init__(name="din")
         self._activation_unit = ActivationUnit(config.activation_unit)
         self._mlp = mlp(config, activation=keras.layers.PReLU)
         self._logit = keras.layers.Dense(1)
 
-    def call(self, embedded: "EmbeddedFeatures", training: bool = False) -> tf.Tensor:
-        _, number, dim = embedded.candidate.shape
+    def call(self, embedded: EmbeddedFeatures, training: bool = False) -> tf.Tensor:
+        assert embedded.history is not None
+        number, dim = embedded.history.shape[2:]
         history = tf.ensure_shape(embedded.history, [None, None, number, dim])
         positions = tf.reshape(history, [-1, history.shape[1], number * dim])
-        weights = self._activation_unit(positions, side_by_side(embedded.candidate))
+        weights = self._activation_unit(positions, side_by_side(embedded.candidate[:, :number]))
         weights = tf.where(embedded.history_mask, weights, 0.0)
         interest = tf.reshape(tf.matmul(weights[:, tf.newaxis], positions), [-1, number, dim])
         joined = tf.concat([embedded.candidate, interest, embedded.user], axis=1)

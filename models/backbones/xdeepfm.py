@@ -1,15 +1,11 @@
 """xDeepFM: a compressed interaction network beside an MLP."""
 
-from typing import TYPE_CHECKING
-
 import tensorflow as tf
 import tf_keras as keras
 
-from models.backbones.backbone import Backbone, mlp, side_by_side
-
-if TYPE_CHECKING:
-    from models.config import ModelConfig
-    from models.embeddings import EmbeddedFeatures
+from sllmr.models.backbones.backbone import Backbone, mlp, side_by_side
+from sllmr.models.config import ModelConfig
+from sllmr.models.embeddings import EmbeddedFeatures
 
 
 class CompressedInteractionNetwork(keras.layers.Layer):
@@ -64,13 +60,13 @@ class XDeepFM(Backbone):
 
     uses_first_order = True
 
-    def __init__(self, config: "ModelConfig"):
+    def __init__(self, config: ModelConfig):
         super().__init__(name="xdeepfm")
         self._cin = CompressedInteractionNetwork(config.cin_widths)
         self._mlp = mlp(config)
         self._logit = keras.layers.Dense(1)
 
-    def call(self, embedded: "EmbeddedFeatures", training: bool = False) -> tf.Tensor:
+    def call(self, embedded: EmbeddedFeatures, training: bool = False) -> tf.Tensor:
         crossed = self._cin(embedded.fields)
         deep = self._mlp(side_by_side(embedded.fields), training=training)
         return embedded.first_order + tf.squeeze(self._logit(tf.concat([crossed, deep], axis=-1)), axis=-1)

@@ -1,1 +1,1 @@
-"""The matrix of backbones, domains, arms and seeds, and its tables beside the paper's."""
+"""The matrix of backbones, domains, arms and seeds, and its tables with the paper's numbers."""

@@ -1,35 +1,46 @@
 """The arms of the comparison: each is a change of one configuration, never a copy of it."""
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from sllmr.models.strict_config import StrictConfig
+
+RENAMED_ARMS = {"gated_fused": "stacked", "gated_fused_text": "stacked_text"}
+"""Old name of a built-in arm -> its name."""
 
 
-class Arm(BaseModel):
-    """What makes an arm, laid over the configuration that all arms share.
+class Arm(StrictConfig):
+    """One arm: changes of the configuration that all arms have in common.
 
     Sections hold keys of that section; unknown ones are refused when the arm's configuration is composed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    RENAMED_KEYS: ClassVar = {
+        "scored_share": "scored_fraction",
+        "shuffled_scores": "scores: permuted",
+        "permuted_scores": "scores: permuted",
+    }
+    RENAMED_VALUES: ClassVar = {"tuned_as": RENAMED_ARMS}
 
     model: dict[str, Any] = Field(default={}, description="changes of `model`")
     gate: dict[str, Any] = Field(default={}, description="changes of `gate`")
     loss: dict[str, Any] = Field(default={}, description="changes of `loss`")
     train: dict[str, Any] = Field(default={}, description="changes of `train`")
-    text_features: bool = Field(default=False, description="the teacher's item vectors are inputs of the model")
+    text_features: bool = Field(default=False, description="the LLM scorer's item vectors are inputs of the model")
     late_fusion: bool = Field(
         default=False,
-        description="scores of the arm none with the same seed, added to the teacher's after a logistic fit on "
-        "validation; asks the teacher when serving, so it is no product, but the bar that the others are held to",
+        description="scores of the arm none with the same seed, added to the LLM scorer's after a logistic fit on "
+        "validation; needs the LLM scorer when serving, so it is a reference for the other arms, not a product",
     )
-    scored_share: float = Field(
-        default=1.0, gt=0, le=1, description="share of the scored contexts whose pairs are used, by hash"
+    scored_fraction: float = Field(
+        default=1.0, gt=0, le=1, description="fraction of the scored contexts whose pairs are used, by hash"
     )
-    shuffled_scores: bool = Field(
-        default=False,
-        description="the scores are dealt anew among all candidates: a control, as nothing that the arm then gains is "
-        "the LLM's doing",
+    scores: Literal["llm", "permuted", "constant"] = Field(
+        default="llm",
+        description="what the pairs carry: the LLM's scores; the same, permuted among all candidates; or 0.5 for every "
+        "candidate, so that only the base model is left to distill. The last two are controls: what they gain does "
+        "not come from the LLM",
     )
     backbones: tuple[str, ...] | None = Field(
         default=None, description="of the matrix, those that the arm is trained on; None: all"
@@ -46,6 +57,11 @@ class Arm(BaseModel):
         "its own where empty",
     )
 
+    @property
+    def has_text_match(self) -> bool:
+        """Whether the text match is an input of the model."""
+        return bool(self.model.get("text_match"))
+
 
 NONE = "none"
 """The arm that every other one is compared with."""
@@ -53,12 +69,16 @@ NONE = "none"
 TEXT_FEATURES = "text_features"
 """The arm whose model has the item vectors as inputs, and no more: it is tuned for each backbone, as none is."""
 
-LATE_FUSION = "late_fusion"
-"""The arm that needs the teacher's score to serve: the bar that the others are held to."""
+TEXT_MATCH = "text_match"
+"""The arm that adds the cosines between the candidate's vector and those of the history to text_features: what an
+engineer would try before any LLM. It is tuned for each backbone."""
 
-# Its pairs tell a probability of every candidate, so that more of them pay off.
-_FUSED = Arm(
-    gate={"mode": "fused", "signals": ["history_brevity", "rarity"]},
+LATE_FUSION = "late_fusion"
+"""The arm that needs the LLM scorer's score to serve: a reference for the other arms, not a product."""
+
+# Its pairs carry a probability of every candidate, so more pairs per batch pay off.
+_STACKED = Arm(
+    gate={"mode": "stacked", "signals": ["history_brevity", "rarity"]},
     loss={"form": "distillation"},
     train={"pairs_per_batch": 256},
 )
@@ -71,9 +91,14 @@ ARMS: dict[str, Arm] = {
     "gated_paper": Arm(gate={"mode": "paper"}),
     "gated_supervised": Arm(gate={"mode": "supervised"}),
     "gated_advantage": Arm(gate={"mode": "advantage"}),
-    "gated_fused": _FUSED,
-    "gated_fused_text": _FUSED.model_copy(update={"text_features": True, "tuned_as": "gated_fused"}),
+    "stacked": _STACKED,
+    "stacked_text": _STACKED.model_copy(update={"text_features": True, "tuned_as": "stacked"}),
+    # Without compare: its model without pairs is that of text_match, so that the two show what the pairs do.
+    "stacked_text_match": _STACKED.model_copy(
+        update={"model": {"text_match": True}, "text_features": True, "train": {**_STACKED.train, "compare": False}}
+    ),
     TEXT_FEATURES: Arm(loss={"llm_weight": 0.0}, text_features=True, tuned_as=NONE),
+    TEXT_MATCH: Arm(loss={"llm_weight": 0.0}, model={"text_match": True}, text_features=True, tuned_as=NONE),
     LATE_FUSION: Arm(loss={"llm_weight": 0.0}, late_fusion=True, tuned_as=NONE),
 }
 """By name. A configuration adds its own under `own_arms`."""

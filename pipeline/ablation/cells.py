@@ -1,4 +1,4 @@
-"""One cell of the matrix: trains one arm and says how it does on the test rows."""
+"""One cell of the matrix: trains one arm and evaluates it on the test rows."""
 
 import dataclasses
 import gc
@@ -13,16 +13,19 @@ import tensorflow as tf
 import tf_keras as keras
 from sklearn.metrics import roc_auc_score
 
-from models import features, inputs, training
-from models.features import OTHER, PREFERRED
-from models.first_stage import context_fractions, turned_round
-from models.item_vectors import read_item_vectors
-from models.ranking import RankingModel, scorer
-from pipeline.ablation.arms import ARMS, NONE, Arm
-from pipeline.ablation.domain import SLICES, Columns, Domain, filled
-from pipeline.ablation.statistics import delong, logistic_fusion
-from pipeline.baseline import in_slice
-from pipeline.config import Config, ConfigError
+from sllmr.models import features, inputs
+from sllmr.models.base_model import context_fractions, turned_round
+from sllmr.models.clustered_auc import compare_auc
+from sllmr.models.features import OTHER, PREFERRED
+from sllmr.models.ranking import RankingModel, scorer
+from sllmr.models.training.loop import predict
+from sllmr.models.training.recipe import train
+from sllmr.models.training.report import TrainingReport
+from sllmr.pipeline.ablation.arms import ARMS, NONE, Arm
+from sllmr.pipeline.ablation.domain import SLICES, Columns, Domain, filled
+from sllmr.pipeline.ablation.statistics import logistic_fusion
+from sllmr.pipeline.baseline import in_slice
+from sllmr.pipeline.config import Config, ConfigError
 
 _ROWS_AT_ONCE = 4096
 _ON_THE_GATE = {
@@ -33,7 +36,7 @@ _ON_THE_GATE = {
     "alpha_by_epoch",
     "reliability",
     "calibration_error",
-    "first_stage_valid_auc",
+    "base_model_valid_auc",
     "valid_auc_without_pairs",
 }
 
@@ -53,7 +56,7 @@ class Trained:
     Attributes:
         scores: of the evaluation rows.
         valid_auc: of the best epoch.
-        training: what the results file tells of it.
+        training: its entry `training` in the results file.
     """
 
     scores: Scores
@@ -63,28 +66,52 @@ class Trained:
 
 def fit_arm(
     domain: Domain, config: Config, arm: Arm, gate_weights: Mapping[str, float] | None = None
-) -> tuple[RankingModel, training.TrainingReport]:
-    """Fits the arm's model on the domain's train rows, stopped by the validation rows; reads no test row."""
-    vectors = config.model.item_vectors_file
+) -> tuple[RankingModel, TrainingReport]:
+    """Fits the arm's model on the domain's train rows, stopped by the validation rows; reads no test row.
+
+    It comes to the same model as components.trainer.run_fn with the same configuration, which reads the rows from files
+    where this has them in memory.
+    """
+    vectors = None
+    if config.model.item_vectors:
+        assert domain.item_vectors is not None
+        vectors = domain.item_vectors.by_index(domain.item_ids)
     pairs = None
     if config.loss.llm_weight > 0:
-        pairs = share_of_contexts(domain.pairs, arm.scored_share)
-        if arm.shuffled_scores:
-            pairs = with_shuffled_scores(pairs, seed=config.train.seed)
+        pairs = fraction_of_contexts(domain.pairs, arm.scored_fraction)
+        if arm.scores == "permuted":
+            pairs = with_permuted_scores(pairs, seed=config.train.seed)
+        elif arm.scores == "constant":
+            pairs = with_constant_scores(pairs)
     keras.backend.clear_session()
     gc.collect()
-    return training.train(
+    return train(
         vocabulary=domain.vocabulary,
         model_config=config.model,
         gate_config=config.gate,
         loss_config=config.loss,
         train_config=config.train,
-        rows=lambda: inputs.row_batches(domain.train, batch_size=config.train.batch_size, seed=config.train.seed),
+        rows=lambda: inputs.row_batches(
+            domain.train,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            shuffle_buffer=config.train.shuffle_buffer,
+        ),
         valid=inputs.row_batches(domain.valid, batch_size=_ROWS_AT_ONCE),
         pairs=pairs,
-        item_vectors=None if vectors is None else read_item_vectors(vectors).by_index(domain.item_ids),
+        item_vectors=vectors,
+        new_items=_new_items(domain),
         gate_weights=gate_weights,
+        choose_better=config.train.compare,
     )
+
+
+def _new_items(domain: Domain) -> np.ndarray:
+    """bool [items + 2] by item index: candidates of train rows without a train positive."""
+    new = np.zeros(domain.vocabulary.items + 2, bool)
+    is_new = np.asarray(domain.train[features.ITEM_TRAIN_COUNT]) == 0
+    new[np.asarray(domain.train[features.ITEM_INDEX])[is_new]] = True
+    return new
 
 
 def train_arm(domain: Domain, config: Config, arm: Arm, gate_weights: Mapping[str, float] | None = None) -> Trained:
@@ -92,8 +119,7 @@ def train_arm(domain: Domain, config: Config, arm: Arm, gate_weights: Mapping[st
     model, report = fit_arm(domain, config, arm, gate_weights)
     score = scorer(model)
     valid, test = (
-        training.predict(score, inputs.row_batches(rows, batch_size=_ROWS_AT_ONCE))[1]
-        for rows in (domain.valid, domain.test)
+        predict(score, inputs.row_batches(rows, batch_size=_ROWS_AT_ONCE))[1] for rows in (domain.valid, domain.test)
     )
     return Trained(
         scores=Scores(valid=valid, test=test),
@@ -108,59 +134,65 @@ def train_arm(domain: Domain, config: Config, arm: Arm, gate_weights: Mapping[st
 
 
 def fuse(domain: Domain, none: Scores) -> Trained:
-    """Late fusion: a * logit + b * teacher + c, fitted on the validation rows.
+    """Late fusion: a * logit + b * llm_score + c, fitted on the validation rows.
 
     Raises:
-        ConfigError: the teacher has no scores of the evaluation rows.
+        ConfigError: the LLM scorer has no scores of the evaluation rows.
     """
-    if domain.teacher is None:
+    if domain.llm_scorer is None:
         raise ConfigError(
-            f"late_fusion needs the teacher's scores of {domain.name}'s validation and test rows, which only vectors "
-            "in a file give for nothing; set llm.embedding_file, or take late_fusion out of arms"
+            f"late_fusion needs the LLM's scores of {domain.name}'s validation and test rows, which only item "
+            "vectors give without requests; set llm.strategy: embedding, or take late_fusion out of arms"
         )
-    teacher = domain.teacher
-    usable = ~np.isnan(teacher["valid"])
+    scored = domain.llm_scorer
+    usable = ~np.isnan(scored["valid"])
     labels = np.asarray(domain.valid[features.LABEL])
-    a, b, c = logistic_fusion(labels[usable], none.valid[usable], teacher["valid"][usable])
+    a, b, c = logistic_fusion(labels[usable], none.valid[usable], scored["valid"][usable])
     valid, test = (
-        a * getattr(none, split) + b * filled(teacher[split], like=teacher["valid"]) + c for split in ("valid", "test")
+        a * getattr(none, split) + b * filled(scored[split], like=scored["valid"]) + c for split in ("valid", "test")
     )
     return Trained(
         scores=Scores(valid=valid, test=test),
         valid_auc=float(roc_auc_score(labels, valid)),
-        training={"fusion": {"logit": a, "teacher": b, "bias": c}, "rows_without_teacher": int((~usable).sum())},
+        training={"fusion": {"logit": a, "llm_scorer": b, "bias": c}, "rows_without_score": int((~usable).sum())},
     )
 
 
-def share_of_contexts(pairs: Columns, share: float) -> Columns:
-    """The pairs of a share of the contexts, chosen by a hash of the history: a smaller share is part of a larger."""
-    if share == 1.0:
+def fraction_of_contexts(pairs: Columns, fraction: float) -> Columns:
+    """The pairs of a fraction of the contexts, selected by a hash of the history: a smaller one is part of a larger."""
+    if fraction == 1.0:
         return pairs
-    kept = context_fractions(pairs[features.HISTORY_ITEM_INDICES]) < share
+    kept = context_fractions(pairs[features.HISTORY_ITEM_INDICES]) < fraction
     return {name: np.asarray(values)[kept] for name, values in pairs.items()}
 
 
-def with_shuffled_scores(pairs: Columns, *, seed: int) -> Columns:
-    """The pairs with all scores dealt anew; the item that now has the higher one is the preferred."""
+def with_permuted_scores(pairs: Columns, *, seed: int) -> Columns:
+    """The pairs with all scores permuted; the item that now has the higher one is the preferred."""
     names = [prefix + features.LLM_SCORE for prefix in (PREFERRED, OTHER)]
     scores = np.concatenate([np.asarray(pairs[name]) for name in names])
     first, second = np.split(np.random.default_rng(seed).permutation(scores), 2)
-    dealt = {**pairs, names[0]: tf.constant(first), names[1]: tf.constant(second)}
-    return turned_round(dealt, tf.constant(second > first))
+    permuted = {**pairs, names[0]: tf.constant(first), names[1]: tf.constant(second)}
+    return turned_round(permuted, tf.constant(second > first))
 
 
-def differences(domain: Domain, scores: np.ndarray, none: np.ndarray) -> dict[str, dict[str, float] | None]:
-    """AUC minus the AUC of the arm `none` by slice, with DeLong's standard error; None for a slice of one class."""
-    labels = np.asarray(domain.test[features.LABEL])
+def with_constant_scores(pairs: Columns) -> Columns:
+    """The pairs with 0.5 in place of every score."""
+    names = [prefix + features.LLM_SCORE for prefix in (PREFERRED, OTHER)]
+    return {**pairs, **{name: tf.fill(tf.shape(pairs[name]), 0.5) for name in names}}
+
+
+def differences(domain: Domain, scores: np.ndarray, other: np.ndarray) -> dict[str, dict[str, float] | None]:
+    """Test AUC of `scores` minus that of `other` by slice, with the standard error of the difference, paired and
+    clustered by user; None for a slice in which fewer than two users have a positive or fewer than two a negative.
+    """
+    labels, users = (np.asarray(domain.test[name]) for name in (features.LABEL, features.USER_HASH))
     result: dict[str, dict[str, float] | None] = {}
     for name in SLICES:
         inside = in_slice(domain.test, name)
-        if min(np.bincount(labels[inside], minlength=2)) < 2:
-            result[name] = None
-            continue
-        aucs, covariance = delong(labels[inside], np.stack([scores, none])[:, inside])
-        variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-        result[name] = {"difference": float(aucs[0] - aucs[1]), "standard_error": float(max(variance, 0.0) ** 0.5)}
+        found = compare_auc(users[inside], labels[inside], scores[inside], other[inside])
+        result[name] = None
+        if found.difference is not None and found.standard_error is not None:
+            result[name] = {"difference": found.difference, "standard_error": found.standard_error}
     return result
 
 
@@ -174,11 +206,11 @@ def fingerprint(domain: Domain, hyperparameters: dict[str, Any], arm: Arm, adds_
         adds_to: for late fusion the scores of the arm `none`, which come out a little different in each training.
     """
     hashes = domain.hashes
-    if arm == ARMS[NONE]:  # reads neither pairs nor the teacher
+    if arm == ARMS[NONE]:  # reads neither pairs nor the LLM scorer
         hashes = {name: value for name, value in hashes.items() if name != "pairs"}
         train = {name: value for name, value in hyperparameters["train"].items() if name != "pairs_per_batch"}
         hyperparameters = {"model": hyperparameters["model"], "train": train}
-    # Without defaults: a field that Arm gains later leaves the marks of the arms that do without it.
+    # Without defaults: a field that Arm gains later leaves the fingerprints of the arms without it.
     what: list[Any] = [
         hashes,
         hyperparameters,
@@ -189,26 +221,28 @@ def fingerprint(domain: Domain, hyperparameters: dict[str, Any], arm: Arm, adds_
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class BaselineScores:
-    """Scores of the arm `none`, on disk: other arms are compared with them and late fusion adds to them."""
+class CellScores:
+    """Scores of a domain's cells, on disk: the cells of a block are compared with each other, and late fusion adds to
+    those of the arm `none`.
+    """
 
     def __init__(self, directory: pathlib.Path):
         self._directory = directory
 
-    def save(self, fingerprint: str, scores: Scores) -> None:
-        """Keeps the scores of the training that `fingerprint` names."""
+    def save(self, arm: str, fingerprint: str, scores: Scores) -> None:
+        """Keeps the scores of the training that `arm` and `fingerprint` name."""
         self._directory.mkdir(parents=True, exist_ok=True)
         unfinished = self._directory / f"{fingerprint}.unfinished.npz"
         np.savez(unfinished, valid=scores.valid, test=scores.test)
-        unfinished.replace(self._file(fingerprint))
+        unfinished.replace(self._file(arm, fingerprint))
 
-    def load(self, fingerprint: str) -> Scores | None:
+    def load(self, arm: str, fingerprint: str) -> Scores | None:
         """What was saved; None where nothing was."""
-        file = self._file(fingerprint)
+        file = self._file(arm, fingerprint)
         if not file.is_file():
             return None
         with np.load(file) as archive:
             return Scores(valid=archive["valid"], test=archive["test"])
 
-    def _file(self, fingerprint: str) -> pathlib.Path:
-        return self._directory / f"{NONE}-{fingerprint}.npz"
+    def _file(self, arm: str, fingerprint: str) -> pathlib.Path:
+        return self._directory / f"{arm}-{fingerprint}.npz"

@@ -1,17 +1,30 @@
-"""The matrix: which domains, backbones, arms and seeds, and what they share."""
+"""The matrix: domains, backbones, arms, seeds, and the configuration that they have in common."""
 
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from models.backbones import BACKBONES
-from pipeline.ablation.arms import ARMS, NONE, Arm
-from pipeline.ablation.tuning_config import TuningConfig
-from pipeline.config import Config, ConfigError, explain, validate_config, with_absolute_paths
+from sllmr.components.item_embedder.weights import MODEL as BUNDLED_VECTORS
+from sllmr.components.llm_scorer.config import CandidateConfig
+from sllmr.components.pair_builder.config import PairConfig
+from sllmr.models.backbones import BACKBONES
+from sllmr.models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
+from sllmr.pipeline.ablation.arms import ARMS, NONE, RENAMED_ARMS, Arm
+from sllmr.pipeline.ablation.tuning_config import TuningConfig
+from sllmr.pipeline.config import Config, ConfigError, explain, read_yaml, validate_config, with_absolute_paths
 
 _SECTIONS = ("model", "gate", "loss", "train")
+
+# Arms are changes of the paper's design, not of the one that a run has by default (pipeline/defaults.py).
+_PAPER = {
+    "model": ModelConfig().model_dump(mode="json"),
+    "gate": GateConfig().model_dump(mode="json"),
+    "loss": LossConfig().model_dump(mode="json"),
+    "train": TrainConfig().model_dump(mode="json"),
+}
+_PAPER_CANDIDATES = CandidateConfig().model_dump(mode="json")
 
 
 class DomainConfig(BaseModel):
@@ -21,6 +34,7 @@ class DomainConfig(BaseModel):
 
     data: dict[str, Any] = Field(description="as in a run's configuration")
     llm: dict[str, Any] = Field(default={}, description="as in a run's configuration; laid over the shared `llm`")
+    item_vectors: dict[str, Any] = Field(default={}, description="as `llm`")
     pairs: dict[str, Any] = Field(default={}, description="as in a run's configuration")
     backbones: tuple[str, ...] | None = Field(
         default=None, description="of the matrix, those that are trained on it; None: all"
@@ -64,6 +78,7 @@ class AblationConfig(BaseModel):
             ("arms", self.arms, {**ARMS, **self.own_arms}),
         ):
             unknown = [name for name in names if name not in known]
+            _refuse_old_arms(what, unknown)
             if unknown:
                 raise ValueError(f"{what} must be among {', '.join(known)}, got {', '.join(unknown)}")
             if len(set(names)) < len(names):
@@ -74,10 +89,12 @@ class AblationConfig(BaseModel):
             *((f"domains.{name}.arms", own.arms, self.arms) for name, own in self.domains.items()),
         ):
             if unknown := sorted(set(some or ()) - set(all_of_them)):
+                _refuse_old_arms(what, unknown)
                 raise ValueError(f"{what} must be among {', '.join(all_of_them)}, got {', '.join(unknown)}")
         for name, arm in self.own_arms.items():
             domain, _, source = (arm.gate_from or "").partition("/")
             if arm.gate_from and (domain not in self.domains or source not in self.arms):
+                _refuse_old_arms(f"own_arms.{name}.gate_from", [source])
                 raise ValueError(
                     f"own_arms.{name}.gate_from must be `domain/arm`, both of this matrix, got {arm.gate_from}"
                 )
@@ -99,6 +116,11 @@ class AblationConfig(BaseModel):
         """Whether some arm has the item vectors as inputs."""
         return any(self.arm(name).text_features for name in self.arms)
 
+    @property
+    def has_match_arms(self) -> bool:
+        """Whether some arm has the text match as an input."""
+        return any(self.arm(name).has_text_match for name in self.arms)
+
     def arms_of(self, domain: str, backbone: str) -> list[str]:
         """Names of the arms that are trained on a domain with a backbone, `none` first."""
         own = self.domains[domain]
@@ -108,6 +130,12 @@ class AblationConfig(BaseModel):
         return [name for name in arms if backbone in (self.arm(name).backbones or self.backbones)]
 
 
+def _refuse_old_arms(where: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name in RENAMED_ARMS:
+            raise ValueError(f"{where}: the arm {name} was renamed; write {RENAMED_ARMS[name]}")
+
+
 def _laid_over(name: str, arm: Any) -> Any:
     """The keys of an own arm with those of the arm that it is like."""
     if not isinstance(arm, dict) or "like" not in arm:
@@ -115,6 +143,7 @@ def _laid_over(name: str, arm: Any) -> Any:
     changes = dict(arm)
     like = changes.pop("like")
     if like not in ARMS:
+        _refuse_old_arms(f"own_arms.{name}.like", [like])
         raise ValueError(f"own_arms.{name}.like must be among {', '.join(ARMS)}, got {like}")
     base = ARMS[like].model_dump(exclude_defaults=True)
     for section in _SECTIONS:
@@ -143,14 +172,23 @@ class Ablation:
         """
         own = self.config.domains[domain]
         shared = self.config.shared
+        llm = {**shared.get("llm", {}), **own.llm}
         values = {
             **shared,
+            **{section: {**defaults, **shared.get(section, {})} for section, defaults in _PAPER.items()},
             "name": domain,
             "data": own.data,
-            "llm": {**shared.get("llm", {}), **own.llm},
-            "pairs": {**shared.get("pairs", {}), **own.pairs},
+            "llm": {**llm, "candidates": {**_PAPER_CANDIDATES, **llm.get("candidates", {})}},
+            "item_vectors": {**shared.get("item_vectors", {}), **own.item_vectors},
+            "pairs": {**PairConfig().model_dump(mode="json"), **shared.get("pairs", {}), **own.pairs},
+            # So that the domain has vectors; a cell says for itself whether they are its inputs.
+            "model": {**_PAPER["model"], **shared.get("model", {}), "item_vectors": self._reads_item_vectors(domain)},
         }
         return with_absolute_paths(validate_config(values, self._file), self._file)
+
+    def _reads_item_vectors(self, domain: str) -> bool:
+        arms = (arm for backbone in self.config.backbones for arm in self.config.arms_of(domain, backbone))
+        return any(self.config.arm(arm).text_features for arm in arms)
 
     def cell(self, domain: str, backbone: str, arm: str, seed: int) -> Config:
         """The configuration of one training.
@@ -160,16 +198,11 @@ class Ablation:
         """
         made = self.config.arm(arm)
         base = self.domain(domain)
-        vectors = base.llm.embedding_file
-        if made.text_features and vectors is None:
-            raise ConfigError(
-                f"the arm {arm} needs item vectors, got none for {domain}; set domains.{domain}.llm.embedding_file"
-            )
         layers = [
             {"model": {"backbone": backbone}},
-            (self._tuned.text_backbones if made.text_features else self._tuned.backbones).get(backbone, {}),
+            self._tuned.of_backbone(backbone, made),
             self._tuned.arms.get(made.tuned_as or arm, {}),
-            {"model": {"item_vectors_file": vectors}} if made.text_features else {},
+            {"model": {"item_vectors": made.text_features}},
             {section: getattr(made, section) for section in _SECTIONS},
             {"train": {"seed": seed}},
         ]
@@ -180,13 +213,21 @@ class Ablation:
         return with_absolute_paths(validate_config(values, self._file), self._file)
 
     def hyperparameters(self, config: Config) -> dict[str, dict[str, Any]]:
-        """What decides a training beside rows and pairs, without paths."""
+        """The configuration that decides a training, apart from rows and pairs, without paths."""
         values: dict[str, dict[str, Any]] = {}
         for section in _SECTIONS:
             values[section] = getattr(config, section).model_dump(mode="json")
-        for section, key in (("model", "item_vectors_file"), ("gate", "weights_from")):
-            path = values[section][key]
-            values[section][key] = path and pathlib.Path(path).name
+        path = values["gate"]["weights_from"]
+        values["gate"]["weights_from"] = path and pathlib.Path(path).name
+        # Under the key and with the name that the vectors have in committed results.
+        vectors = pathlib.Path(config.item_vectors.file or BUNDLED_VECTORS).name
+        values["model"]["item_vectors_file"] = vectors if values["model"].pop("item_vectors") else None
+        if values["train"]["compare"]:  # as in results from before arms had the key
+            del values["train"]["compare"]
+        if not values["model"]["text_match"]:  # younger than the committed results
+            del values["model"]["text_match"]
+        if not values["train"]["item_dropout"]:  # as in results from before the key
+            del values["train"]["item_dropout"]
         return values
 
 
@@ -209,7 +250,7 @@ def load_ablation(path: pathlib.Path, *, read_tuned: bool = True) -> Ablation:
     if without and config.has_text_arms:
         raise ConfigError(
             f"tuned must hold text_backbones of {', '.join(sorted(without))}, as it holds backbones, for arms with "
-            f"item vectors; write {config.tuned} anew with sllmr ablate --tune"
+            f"item vectors; write {config.tuned} with sllmr ablate --tune"
         )
     ablation = Ablation(config, file, tuned)
     for domain in config.domains:
@@ -231,6 +272,8 @@ class Tuned(BaseModel):
         backbones: of the arm `none`, by backbone.
         text_backbones: of the arm `text_features`, by backbone; the arms that have the item vectors as inputs stand on
             these.
+        match_backbones: of the arm `text_match`, by backbone; the arms that have the text match as an input stand on
+            these, and on text_backbones where `text_match` was not tuned.
         arms: on top of either, by arm.
         valid_auc: backbone, `backbone text_features` or arm -> best validation AUC of its trials.
     """
@@ -240,16 +283,28 @@ class Tuned(BaseModel):
     how: str = ""
     backbones: dict[str, Sections] = {}
     text_backbones: dict[str, Sections] = {}
+    match_backbones: dict[str, Sections] = {}
     arms: dict[str, Sections] = {}
     valid_auc: dict[str, float] = {}
+
+    def of_backbone(self, backbone: str, arm: Arm) -> Sections:
+        """What an arm stands on: the values of the arm without pairs that has the same inputs."""
+        if not arm.text_features:
+            return self.backbones.get(backbone, {})
+        of_text = self.text_backbones.get(backbone, {})
+        return self.match_backbones.get(backbone, of_text) if arm.has_text_match else of_text
+
+    @field_validator("arms")
+    @classmethod
+    def _no_old_arms(cls, arms: dict[str, Sections]) -> dict[str, Sections]:
+        _refuse_old_arms("arms", arms)
+        return arms
 
 
 def _read(file: pathlib.Path, kind: type[Any], key: str) -> Any:
     if not file.is_file():
         raise ConfigError(f"{key} must name a file, got {file}, which is not one")
     try:
-        return kind.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from error
+        return kind.model_validate(read_yaml(file))
     except ValidationError as error:
         raise ConfigError(explain(file, error, kind)) from error

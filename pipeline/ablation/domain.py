@@ -1,8 +1,7 @@
-"""One domain in memory: rows, pairs, the teacher's word on the evaluation rows, and what describes them."""
+"""One domain in memory: rows, pairs, the LLM scorer's scores of the evaluation rows, and descriptions."""
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -13,29 +12,33 @@ import tensorflow_transform as tft
 from rich.console import Console
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
-from components.catalog import Item, read_catalog
-from components.interactions_example_gen import report
-from components.llm_scorer.config import LlmConfig
-from components.llm_scorer.exchange import Candidate, Context
-from components.llm_scorer.strategies import create_strategy
-from models import features, inputs, preprocessing
-from pipeline.baseline import auc_by_slice
-from pipeline.config import Config
-from pipeline.console import run_log
-from pipeline.datasets.fetch import fetch_missing
-from pipeline.folder_lock import folder_lock
-from pipeline.graph import build_data_pipeline
-from pipeline.summary import read_steps
+from sllmr.components.catalog import Item, read_catalog
+from sllmr.components.interactions_example_gen.data_report import read_report
+from sllmr.components.llm_scorer.config import EMBEDDING, LlmConfig
+from sllmr.components.llm_scorer.messages import Candidate, Context
+from sllmr.components.llm_scorer.needs import check_needs
+from sllmr.components.llm_scorer.strategies import create_strategy
+from sllmr.models import features, inputs, preprocessing
+from sllmr.models.item_vectors import VECTORS_FILE, ItemVectors, read_item_vectors
+from sllmr.pipeline import run_folder
+from sllmr.pipeline.baseline import auc_by_slice
+from sllmr.pipeline.config import Config
+from sllmr.pipeline.console import run_log
+from sllmr.pipeline.datasets.fetch import fetch_missing
+from sllmr.pipeline.folder_lock import folder_lock, without_wildcards
+from sllmr.pipeline.graph import build_data_pipeline
+from sllmr.pipeline.inputs import check_inputs
+from sllmr.pipeline.summary import read_steps
 
 SLICES = ("overall", "cold", "tail")
-"""Of pipeline.slices, those of the paper's tables."""
+"""Of components.evaluator.slices, those of the paper's tables."""
 
 Columns = Mapping[str, tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Domain:
-    """What all cells of a domain share.
+    """The data that all cells of a domain have in common.
 
     Attributes:
         name: of the domain.
@@ -43,10 +46,11 @@ class Domain:
         item_ids: number n has the index n + 1.
         train, valid, test: transformed rows, [rows] + shape each.
         pairs: models.inputs.load_pairs; empty where no arm needs any.
-        teacher: raw score of each row by split `valid` and `test`, float32 [rows], NaN where there is none; None where
-            the teacher cannot score evaluation rows for nothing.
-        baselines: AUC by slice of popularity, and of the teacher alone.
+        llm_scorer: raw score of each row by split `valid` and `test`, float32 [rows], NaN where there is none; None
+            where the LLM scorer cannot score evaluation rows without requests.
+        baselines: AUC by slice of popularity, and of the LLM scorer alone.
         definitions: of the slices cold and tail, in words.
+        item_vectors: of the items; None where no arm reads them.
         hashes: SHA-256 of the rows of each split and of the pairs; the evaluation negatives' from the data report.
     """
 
@@ -57,10 +61,11 @@ class Domain:
     valid: Columns
     test: Columns
     pairs: Columns
-    teacher: dict[str, np.ndarray] | None
+    llm_scorer: dict[str, np.ndarray] | None
     baselines: dict[str, dict[str, float | None] | None]
     definitions: dict[str, str]
     hashes: dict[str, str]
+    item_vectors: ItemVectors | None = None
 
 
 def prepare_domain(name: str, config: Config, output: pathlib.Path, console: Console) -> Domain:
@@ -74,64 +79,79 @@ def prepare_domain(name: str, config: Config, output: pathlib.Path, console: Con
     """
     output.mkdir(parents=True, exist_ok=True)
     fetch_missing(config, console)
+    check_inputs(config)
     if config.loss.llm_weight > 0:
-        config.llm.check_needs()
-    pipeline = build_data_pipeline(config, output)
+        check_needs(config.llm)
+    folder = without_wildcards(output)
+    pipeline = build_data_pipeline(config, folder)
     with folder_lock(output, console):
+        run_folder.prepare(output, pipeline.pipeline_info.pipeline_name, console)
         with run_log(output / "logs" / "data.log", console, steps=len(pipeline.components)):
             LocalDagRunner().run(pipeline)
-        steps = {step: made.outputs for step, made in read_steps(output).items()}
+        steps = {step: made.outputs for step, made in read_steps(folder).items()}
     console.print("        loading rows and pairs", style="dim")
 
     transform_output = tft.TFTransformOutput(steps["Transform"]["transform_graph"])
     transform = transform_output.transform_features_layer()
-    sizes = config.data.sizes
+    sizes = config.data.feature_sizes
     splits = {
         split: os.path.join(steps["InteractionsExampleGen"]["examples"], f"Split-{split}")
         for split in ("train", "valid", "test")
     }
+    # From the files that the Trainer reads, so that training sees the rows in the same order.
+    train = inputs.load_rows(
+        [os.path.join(steps["Transform"]["transformed_examples"], "Split-train", "*")],
+        preprocessing.transformed_columns(transform_output, sizes, use_user_id=config.model.use_user_id),
+    )
+    # From the raw rows: the order in which the LLM scorer reads them; test rows are never transformed ahead.
     columns = features.row_features(sizes)
-    # From the raw rows: valid and test must keep the order in which the teacher reads them.
-    rows = {split: inputs.load_rows([f"{folder}/*"], columns, transform) for split, folder in splits.items()}
+    rows = {split: inputs.load_rows([f"{splits[split]}/*"], columns, transform) for split in ("valid", "test")}
     pairs: Columns = {}
     if "PairBuilder" in steps:
         pairs = inputs.load_pairs([os.path.join(steps["PairBuilder"]["pairs"], "Split-train", "*")], sizes, transform)
     catalog = read_catalog(steps["InteractionsExampleGen"]["catalog"])
-    teacher = _teacher(config.llm.resolve(), splits, catalog) if pairs else None
-    data = json.loads((pathlib.Path(steps["InteractionsExampleGen"]["report"]) / report.FILE_NAME).read_text())
+    vectors_file = vectors = None
+    if "ItemEmbedder" in steps:
+        vectors_file = os.path.join(steps["ItemEmbedder"]["item_vectors"], VECTORS_FILE)
+        vectors = read_item_vectors(vectors_file)
+    llm_scorer = _llm_scorer(config.llm.with_item_vectors(vectors_file).resolve(), splits, catalog) if pairs else None
+    data = read_report(steps["InteractionsExampleGen"]["report"])
     return Domain(
         name=name,
-        vocabulary=preprocessing.vocabulary_sizes(transform_output, use_user_id=config.model.use_user_id),
+        vocabulary=preprocessing.vocabulary_sizes(transform_output, use_user_id=config.model.use_user_id, sizes=sizes),
         item_ids=tuple(item.decode() for item in transform_output.vocabulary_by_name(features.ITEMS)),
-        train=rows["train"],
+        train=train,
         valid=rows["valid"],
         test=rows["test"],
         pairs=pairs,
-        teacher=teacher,
+        llm_scorer=llm_scorer,
         baselines={
             "popularity": _aucs(rows["test"], rows["test"][features.ITEM_TRAIN_COUNT]),
-            "teacher": None if teacher is None else _aucs(rows["test"], teacher["test"]),
+            "llm_scorer": None if llm_scorer is None else _aucs(rows["test"], llm_scorer["test"]),
         },
-        definitions={part: data[part]["definition"] for part in ("cold", "tail")},
+        definitions={"cold": data.cold.definition, "tail": data.tail.definition},
         hashes={
             **{f"{split}_rows": _sha256(_records(folder)) for split, folder in splits.items()},
             "pairs": _sha256(np.asarray(pairs[name]).tobytes() for name in sorted(pairs)),
-            "evaluation_negatives": data["negatives"]["evaluation_hash"],
+            "evaluation_negatives": data.negatives.evaluation_hash,
         },
+        item_vectors=vectors,
     )
 
 
-def filled(teacher: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """The teacher's scores with NaN replaced by the mean of `like`: a row without a score is as likely as any."""
-    return np.where(np.isnan(teacher), np.nanmean(like), teacher)
+def filled(llm_scores: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """The LLM scorer's scores with NaN replaced by the mean of `like`: a row without a score is as likely as any."""
+    return np.where(np.isnan(llm_scores), np.nanmean(like), llm_scores)
 
 
 def _aucs(rows: Columns, scores: np.ndarray) -> dict[str, float | None]:
     return {name: values["auc"] for name, values in auc_by_slice(rows, scores, SLICES).items()}
 
 
-def _teacher(config: LlmConfig, splits: Mapping[str, str], catalog: Mapping[str, Item]) -> dict[str, np.ndarray] | None:
-    if config.embedding_file is None:
+def _llm_scorer(
+    config: LlmConfig, splits: Mapping[str, str], catalog: Mapping[str, Item]
+) -> dict[str, np.ndarray] | None:
+    if config.strategy != EMBEDDING:
         return None
     strategy = create_strategy(config)
     scores = {}

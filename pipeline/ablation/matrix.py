@@ -1,5 +1,6 @@
 """`sllmr ablate`: every cell of the matrix once, resumable, results appended as JSON lines."""
 
+import dataclasses
 import importlib.metadata
 import itertools
 import pathlib
@@ -10,47 +11,87 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.ablation import results
-from pipeline.ablation.arms import NONE, Arm
-from pipeline.ablation.cells import BaselineScores, differences, fingerprint, fuse, train_arm
-from pipeline.ablation.config import Ablation, load_ablation
-from pipeline.ablation.domain import SLICES, Domain, prepare_domain
-from pipeline.baseline import auc_by_slice
-from pipeline.code_version import code_version
-from pipeline.config import ConfigError
+from sllmr.pipeline.ablation import results
+from sllmr.pipeline.ablation.arms import NONE, Arm
+from sllmr.pipeline.ablation.cells import CellScores, Scores, differences, fingerprint, fuse, train_arm
+from sllmr.pipeline.ablation.config import Ablation, AblationConfig, load_ablation
+from sllmr.pipeline.ablation.domain import SLICES, Domain, prepare_domain
+from sllmr.pipeline.baseline import auc_by_slice
+from sllmr.pipeline.code_version import code_version
+from sllmr.pipeline.config import ConfigError
 
 _PACKAGES = ("sllmr", "tensorflow", "tf-keras", "tensorflow-recommenders", "tfx", "numpy", "scikit-learn")
 
 
-def run_matrix(
-    config_file: pathlib.Path, output: pathlib.Path, results_file: pathlib.Path, domains: Sequence[str] | None = None
-) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which cells to run: those of these domains, backbones, seeds and arms, and of `none`; None stands for all."""
+
+    domains: Sequence[str] | None = None
+    backbones: Sequence[str] | None = None
+    arms: Sequence[str] | None = None
+    seeds: Sequence[int] | None = None
+
+    def arms_of(self, config: AblationConfig, domain: str, backbone: str) -> list[str]:
+        """Names of the arms to run on a domain with a backbone, `none` first."""
+        if not (_taken(domain, self.domains) and _taken(backbone, self.backbones)):
+            return []
+        return [arm for arm in config.arms_of(domain, backbone) if arm == NONE or _taken(arm, self.arms)]
+
+    def check(self, config: AblationConfig) -> None:
+        """Raises ConfigError where a name is not of the configuration."""
+        parts: tuple[tuple[str, Sequence[str | int] | None, Sequence[str | int]], ...] = (
+            ("--domains", self.domains, list(config.domains)),
+            ("--backbones", self.backbones, config.backbones),
+            ("--arms", self.arms, config.arms),
+            ("--seeds", self.seeds, config.seeds),
+        )
+        for option, names, known in parts:
+            if unknown := [name for name in names or () if name not in known]:
+                raise ConfigError(f"{option} must be among {_join(known)}, got {_join(unknown)}")
+
+
+def _taken(name: str, names: Sequence[str] | None) -> bool:
+    return names is None or name in names
+
+
+def _join(names: Sequence[str | int]) -> str:
+    return ", ".join(map(str, names))
+
+
+_ALL = Part()
+
+
+def run_matrix(config_file: pathlib.Path, output: pathlib.Path, results_file: pathlib.Path, part: Part = _ALL) -> None:
     """Runs what the results file does not hold yet.
 
-    Stop it at any time: the same command goes on. A cell is run again where its rows, pairs or hyper-parameters are no
+    Stop it at any time: the same command resumes. A cell is rerun if its rows, pairs or hyper-parameters are no
     longer those of its line; the report takes the last line of a cell.
 
     Args:
         config_file: YAML, see pipeline.ablation.config.
         output: folder for the domains' artifacts and the scores of the arm none.
         results_file: JSON lines, appended to.
-        domains: of the configuration, those to run; None runs all.
+        part: of the configuration, what to run.
 
     Raises:
-        ConfigError: the configuration cannot be used, or does not hold a domain.
+        ConfigError: the configuration cannot be used, or does not hold what `part` names.
     """
     ablation = load_ablation(config_file)
     console = Console(highlight=False)
     matrix = ablation.config
-    unknown = [name for name in domains or () if name not in matrix.domains]
-    if unknown:
-        raise ConfigError(f"--domains must be among {', '.join(matrix.domains)}, got {', '.join(unknown)}")
-    names = [name for name in matrix.domains if domains is None or name in domains]
-    blocks = itertools.product(names, matrix.backbones)
-    cells = sum(len(matrix.arms_of(name, backbone)) for name, backbone in blocks) * len(matrix.seeds)
+    part.check(matrix)
+    arms = {
+        (name, backbone): found
+        for name, backbone in itertools.product(matrix.domains, matrix.backbones)
+        if (found := part.arms_of(matrix, name, backbone))
+    }
+    names = list(dict.fromkeys(name for name, _ in arms))
+    seeds = [seed for seed in matrix.seeds if part.seeds is None or seed in part.seeds]
+    cells = sum(map(len, arms.values())) * len(seeds)
     console.print(
-        f"{len(names)} domains, {len(matrix.backbones)} backbones, {len(matrix.arms)} arms, {len(matrix.seeds)} "
-        f"seeds: {cells} cells"
+        f"{len(names)} domains, {len({backbone for _, backbone in arms})} backbones, "
+        f"{len(set(itertools.chain(*arms.values())))} arms, {len(seeds)} seeds: {cells} cells"
     )
     done = {cell: run.hashes.cell for cell, run in results.last_runs(results_file).items()}
     versions = {**{p: importlib.metadata.version(p) for p in _PACKAGES}, "code": code_version()}
@@ -63,11 +104,13 @@ def run_matrix(
             domain = prepare_domain(name, ablation.domain(name), output / name, console)
             waits = False
             # All arms of one seed before the next seed: a run that is cut leaves whole comparisons.
-            for seed, backbone in itertools.product(matrix.seeds, matrix.backbones):
+            backbones = [backbone for domain_name, backbone in arms if domain_name == name]
+            for seed, backbone in itertools.product(seeds, backbones):
                 waits |= _run_block(
                     ablation,
                     domain,
                     backbone,
+                    arms[name, backbone],
                     seed,
                     output,
                     results_file,
@@ -85,6 +128,7 @@ def _run_block(
     ablation: Ablation,
     domain: Domain,
     backbone: str,
+    arms: Sequence[str],
     seed: int,
     output: pathlib.Path,
     results_file: pathlib.Path,
@@ -94,23 +138,23 @@ def _run_block(
     *,
     may_wait: bool,
 ) -> bool:
-    """All arms of one backbone and seed; `none` first, as the others are measured against it.
+    """All arms of one backbone and seed; `none` first, and each is compared with those before it.
 
     Returns:
         Whether some arm waits for a gate that is not in the results yet.
     """
     waits = False
-    store = BaselineScores(output / domain.name / "baselines")
-    none = None
-    for name in ablation.config.arms_of(domain.name, backbone):
+    store = CellScores(output / domain.name / "scores")
+    trained_arms: dict[str, Scores] = {}
+    for name in arms:
         arm = ablation.config.arm(name)
         config = ablation.cell(domain.name, backbone, name, seed)
         hyperparameters = ablation.hyperparameters(config)
-        mark = fingerprint(domain, hyperparameters, arm, adds_to=none if arm.late_fusion else None)
-        if name == NONE:
-            none = store.load(mark)
+        none = trained_arms.get(NONE)
+        cell_fingerprint = fingerprint(domain, hyperparameters, arm, adds_to=none if arm.late_fusion else None)
         cell = (domain.name, backbone, name, seed)
-        if done.get(cell) == mark and none is not None:
+        if done.get(cell) == cell_fingerprint and (kept := store.load(name, cell_fingerprint)):
+            trained_arms[name] = kept
             progress.skip(cell)
             continue
         try:
@@ -126,10 +170,7 @@ def _run_block(
             trained = fuse(domain, none)
         else:
             trained = train_arm(domain, config, arm, gate_weights)
-        if name == NONE:
-            none = trained.scores
-            store.save(mark, none)
-        assert none is not None
+        store.save(name, cell_fingerprint, trained.scores)
         line = {
             "domain": domain.name,
             "backbone": backbone,
@@ -137,20 +178,23 @@ def _run_block(
             "seed": seed,
             "metrics": auc_by_slice(domain.test, trained.scores.test, SLICES),
             "valid_auc": trained.valid_auc,
-            "versus_none": None if name == NONE else differences(domain, trained.scores.test, none.test),
+            "versus": {
+                other: differences(domain, trained.scores.test, scores.test) for other, scores in trained_arms.items()
+            },
             "baselines": domain.baselines,
             "hyperparameters": hyperparameters,
-            "share_of_users_scored": arm.scored_share if config.loss.llm_weight > 0 else None,
+            "fraction_of_users_scored": arm.scored_fraction if config.loss.llm_weight > 0 else None,
             "training": trained.training,
             "definitions": domain.definitions,
-            "hashes": {**domain.hashes, "cell": mark},
+            "hashes": {**domain.hashes, "cell": cell_fingerprint},
             "versions": versions,
             "started_at": started_at,
             "seconds": round(time.monotonic() - start, 2),
         }
+        trained_arms[name] = trained.scores
         results.append(results_file, line)
-        done[cell] = mark
-        progress.tell(cell, line)
+        done[cell] = cell_fingerprint
+        progress.finish(cell, line)
     return waits
 
 
@@ -185,7 +229,7 @@ class _Progress:
         """A cell that is done already."""
         self._past.add(cell)
 
-    def tell(self, cell: results.Cell, line: dict[str, Any]) -> None:
+    def finish(self, cell: results.Cell, line: dict[str, Any]) -> None:
         """A cell that was just run."""
         self._past.add(cell)
         self._seconds[line["arm"]].append(line["seconds"])

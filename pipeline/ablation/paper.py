@@ -1,4 +1,4 @@
-"""The paper's numbers, beside which the ablation's stand.
+"""The paper's numbers, for comparison with the ablation's.
 
 Source: "Selective LLM-Guided Regularization for Enhancing Recommendation Models", arXiv 2512.21526v1, Tables 2 and 3.
 It states neither seeds nor intervals; one AUC on its test rows has a standard error of about .0015 to .0023.

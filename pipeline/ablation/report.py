@@ -1,4 +1,4 @@
-"""The ablation's tables in the paper's form, the paper's numbers beside, as Markdown and as one HTML page."""
+"""Writes the ablation's tables in the paper's form, with the paper's numbers, as Markdown and as one HTML page."""
 
 import collections
 import hashlib
@@ -11,13 +11,13 @@ import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 
-from pipeline.ablation import results
-from pipeline.ablation.arms import ARMS, LATE_FUSION, NONE
-from pipeline.ablation.chosen import Choice, Kept, choose, in_order
-from pipeline.ablation.paper import BACKBONES, SLICES, TABLE_3_BACKBONE, paper_auc
-from pipeline.ablation.results import Run
-from pipeline.ablation.statistics import Interval, mean_and_standard_error, paired_interval
-from pipeline.page import ACCENT, INK, MUTED, WARM, environment, svg
+from sllmr.pipeline.ablation import results
+from sllmr.pipeline.ablation.arms import ARMS, LATE_FUSION, NONE
+from sllmr.pipeline.ablation.paper import BACKBONES, SLICES, TABLE_3_BACKBONE, paper_auc
+from sllmr.pipeline.ablation.results import Run
+from sllmr.pipeline.ablation.selection import Kept, Selection, in_order, select_arm
+from sllmr.pipeline.ablation.statistics import Interval, mean_and_standard_error, paired_interval
+from sllmr.pipeline.page import ACCENT, INK, MUTED, WARM, environment, svg
 
 SEEDS_FOR_A_CLAIM = 5
 
@@ -29,10 +29,10 @@ LEGEND = (
     "the arm none of the same seed and the same test rows, with its 95% interval; then the paper's AUC and its "
     "difference to its own backbone alone, where it prints one. A star: the interval excludes zero, as a gain or as a "
     "loss. A dagger: a single seed, so that the interval holds the test rows' part only and says nothing about another "
-    "seed. The interval joins the spread over seeds (Student's t) and DeLong's standard error over the test rows, "
-    "which all seeds share; where none was made again after an arm, that error is still of the comparison made first. "
-    "The paper states neither seeds nor intervals. The arm late_fusion needs the teacher's "
-    "score to serve: it is no product, but the bar that the others are held to."
+    "seed. The interval joins the spread over seeds (Student's t) and the standard error over the test users, paired, "
+    "which all seeds share; if none was rerun after an arm, that error is still of the first comparison. "
+    "The paper states neither seeds nor intervals. The arm late_fusion needs the LLM scorer's "
+    "score to serve: it is a reference for the other arms, not a product."
 )
 
 
@@ -47,7 +47,7 @@ class Cell(NamedTuple):
 
     @property
     def lines(self) -> list[str]:
-        """What stands in the table, one line below the other."""
+        """The lines of the table cell."""
         auc = format_auc(self.auc)
         result = [auc if self.standard_error is None else f"{auc} ({format_auc(self.standard_error)})"]
         if self.difference:
@@ -70,7 +70,7 @@ class SummaryLine(NamedTuple):
 
 
 class SliceTable(NamedTuple):
-    """One slice of a domain: Table 2's block, and what stands beside it."""
+    """One slice of a domain: Table 2's block and the columns next to it."""
 
     name: str
     caption: str
@@ -82,7 +82,7 @@ class SliceTable(NamedTuple):
 class Means(NamedTuple):
     """Test AUC by slice, the mean over all backbones of a domain and the seeds that these share.
 
-    `popularity` and the teacher alone know neither backbones nor seeds.
+    `popularity` and the LLM scorer alone know neither backbones nor seeds.
     """
 
     seeds: int | None
@@ -110,13 +110,13 @@ def render(
     """Writes the tables of `results_file` into `directory`, by its name; they need no network to be read.
 
     Args:
-        commands: as typed, what made the results and this report; shown at the foot.
+        commands: as typed, those that wrote the results and this report; shown at the foot.
 
     Returns:
         The paths of the Markdown and of the HTML file.
 
     Raises:
-        FileNotFoundError, ValueError: see pipeline.ablation.results.read.
+        ResultsError: see pipeline.ablation.results.read.
     """
     runs = results.read(results_file)
     names = list(dict.fromkeys(run.domain for run in runs))
@@ -132,7 +132,7 @@ def render(
         "versions": {package: sorted(found) for package, found in sorted(versions.items())},
         "commands": list(commands),
     }
-    choice = choose(runs)
+    selection = select_arm(runs)
     plots = {
         (domain.name, table.name): jinja2.utils.markupsafe.Markup(_forest_plot(table))
         for domain in domains
@@ -142,7 +142,7 @@ def render(
     templates.filters["auc"] = lambda auc: "–" if auc is None else format_auc(auc)
     templates.filters["interval"] = lambda interval: "–" if interval is None else _marked(interval)
     templates.filters["kept"] = lambda kept: "–" if kept is None else _format_kept(kept)
-    templates.filters["share"] = lambda share: "–" if share is None else f"{share:.0%}"
+    templates.filters["percent"] = lambda fraction: "–" if fraction is None else f"{fraction:.0%}"
     # Otherwise each block's own line would part the rows of a Markdown table.
     templates = templates.overlay(trim_blocks=True, lstrip_blocks=True)
     directory.mkdir(parents=True, exist_ok=True)
@@ -151,8 +151,8 @@ def render(
         page = templates.get_template(f"ablation{path.suffix}.j2").render(
             domains=domains,
             legend=LEGEND,
-            choice=choice,
-            choice_legend=choice and _choice_legend(choice),
+            selection=selection,
+            selection_legend=selection and _selection_legend(selection),
             summary_legend=_summary_legend(domains),
             plots=plots,
             foot=json.dumps(foot),
@@ -186,19 +186,20 @@ def _marked(interval: Interval) -> str:
 
 
 def _format_kept(kept: Kept) -> str:
-    share, least, most = (f"{value:.0%}" for value in kept)
-    return share if least == most else f"{share} ({least} to {most})"
+    fraction, least, most = (f"{value:.0%}" for value in kept)
+    return fraction if least == most else f"{fraction} ({least} to {most})"
 
 
-def _choice_legend(choice: Choice) -> str:
-    means = ", ".join(f"{arm} {format_auc(auc)}" for arm, auc in choice.valid_auc.items())
+def _selection_legend(selection: Selection) -> str:
+    means = ", ".join(f"{arm} {format_auc(auc)}" for arm, auc in selection.valid_auc.items())
     return (
-        f"{choice.arm} has the best mean validation AUC over the {choice.shared} trainings (domain, backbone, seed) "
-        f"that the arms without an LLM at serving time share: {means}. One arm for all, chosen on validation rows. "
+        f"{selection.arm} has the best mean validation AUC over the {selection.shared} trainings (domain, "
+        f"backbone, seed) that the arms without an LLM at serving time share: {means}. One arm for all, selected on "
+        "validation rows. "
         "Below, its test AUC minus that of each other arm with the same seed and the same test rows, with the 95% "
-        "interval. Of two arms' scores only the differences to none were kept; the sum of their standard errors over "
-        "the test rows stands in for that of the difference, which is never larger. The last column is its difference "
-        "to none as a share of late fusion's, over all seeds (least to most of a single seed)."
+        "interval. Where the file holds no comparison of the two, the sum of their standard errors against none takes "
+        "the place of that of the difference, which is never larger. The last column is its difference "
+        "to none as a fraction of late fusion's, over all seeds (least to most of a single seed)."
     )
 
 
@@ -207,7 +208,7 @@ def _summary_legend(domains: Sequence[DomainTables]) -> str:
     excluding_zero = sum(line.gains + line.losses for line in summaries)
     intervals = excluding_zero + sum(line.not_told_apart for line in summaries)
     return (
-        "In how many backbones an arm gains, loses, or is not told apart from the arm none; and the share of late "
+        "In how many backbones an arm gains, loses, or is not told apart from the arm none; and the fraction of late "
         "fusion's difference that it keeps (a ratio of sums over the backbones that have both). "
         f"{excluding_zero} of {intervals} intervals exclude zero; were no arm different at all, about one in twenty "
         f"would. Fewer than {SEEDS_FOR_A_CLAIM} seeds: no claim."
@@ -270,7 +271,7 @@ def _means(
 ) -> dict[str, Means]:
     """What was run on all backbones, in the order of `arms`, below the baselines that need no training."""
     result = {}
-    for name, aucs in (("popularity", runs[0].baselines.popularity), ("teacher alone", _teacher(runs))):
+    for name, aucs in (("popularity", runs[0].baselines.popularity), ("LLM scorer alone", _llm_scorer(runs))):
         if aucs is not None:
             result[name] = Means(seeds=None, auc={name: aucs.get(name) for name in SLICES})
     for arm in arms:
@@ -293,22 +294,22 @@ def _aucs(runs: Sequence[Run], slice_name: str) -> list[float]:
     return [auc for run in runs if (auc := run.auc(slice_name)) is not None]
 
 
-def _teacher(runs: Sequence[Run]) -> dict[str, float | None] | None:
-    """AUC of the teacher alone, by slice; None where no run has a teacher."""
-    return next((run.baselines.teacher for run in runs if run.baselines.teacher), None)
+def _llm_scorer(runs: Sequence[Run]) -> dict[str, float | None] | None:
+    """AUC of the LLM scorer alone, by slice; None where no run has an LLM scorer."""
+    return next((run.baselines.llm_scorer for run in runs if run.baselines.llm_scorer), None)
 
 
 def _slice_caption(runs: Sequence[Run], name: str) -> str:
     first = next(run for run in runs if name in run.metrics)
     rows = first.metrics[name]
-    teacher = (_teacher(runs) or {}).get(name)
-    popularity, teacher_alone = (
-        "not known" if auc is None else format_auc(auc) for auc in (first.baselines.popularity.get(name), teacher)
+    llm_scorer = (_llm_scorer(runs) or {}).get(name)
+    popularity, scorer_alone = (
+        "not known" if auc is None else format_auc(auc) for auc in (first.baselines.popularity.get(name), llm_scorer)
     )
     definition = first.definitions.get(name, "all test rows" if name == "overall" else "not defined by the run")
     return (
         f"{name}: {definition}; {rows.examples:,} examples, {rows.positives:,} of them positive. "
-        f"AUC of popularity {popularity}, of the teacher alone {teacher_alone}."
+        f"AUC of popularity {popularity}, of the LLM scorer alone {scorer_alone}."
     )
 
 
@@ -317,7 +318,7 @@ def _cell(runs: Sequence[Run], slice_name: str) -> Cell | None:
     if not aucs:
         return None
     mean, standard_error = mean_and_standard_error(aucs)
-    found = [run.versus_none.get(slice_name) for run in runs if run.versus_none]
+    found = [run.versus.get(NONE, {}).get(slice_name) for run in runs]
     differences = [difference for difference in found if difference]
     paper, paper_none = (paper_auc(runs[0].domain, runs[0].backbone, arm, slice_name) for arm in (runs[0].arm, NONE))
     return Cell(
@@ -338,7 +339,7 @@ def _alpha_spread(runs: Sequence[Run]) -> str | None:
     quantiles = [run.training["alpha_quantiles"] for run in runs if run.training.get("gate_weights")]
     if not quantiles:
         return None
-    low, middle, high = (float(np.mean([q[share] for q in quantiles])) for share in ("0.05", "0.5", "0.95"))
+    low, middle, high = (float(np.mean([q[fraction] for q in quantiles])) for fraction in ("0.05", "0.5", "0.95"))
     return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
@@ -385,10 +386,15 @@ def _warnings(runs: Sequence[Run], by_cell: dict[tuple[str, str], list[Run]]) ->
         "the first is shown",
     )
     result += _disagreement(
-        "the teacher's AUC",
-        [json.dumps(run.baselines.teacher, sort_keys=True) for run in runs if run.baselines.teacher],
-        "they had different teachers; the first is shown",
+        "the LLM scorer's AUC",
+        [json.dumps(run.baselines.llm_scorer, sort_keys=True) for run in runs if run.baselines.llm_scorer],
+        "they had different LLM scorers; the first is shown",
     )
+    if over_rows := sum(run.errors_over_rows for run in runs):
+        result.append(
+            f"{over_rows} of {len(runs)} runs are from before 2026-11-29: their standard errors count rows as "
+            "independent, not users."
+        )
     for package in sorted({package for run in runs for package in run.versions}):
         result += _disagreement(
             f"the version of {package}",
@@ -404,19 +410,19 @@ def _warnings(runs: Sequence[Run], by_cell: dict[tuple[str, str], list[Run]]) ->
 
 
 def _cell_warnings(arm: str, cell: Sequence[Run], none: Sequence[Run]) -> list[str]:
-    """Of one backbone with one arm, beside the runs of the same backbone with the arm none."""
+    """Of one backbone with one arm, compared with the runs of the same backbone with the arm none."""
     result = []
     seeds, none_seeds = {run.seed for run in cell}, {run.seed for run in none}
     if missing := sorted(none_seeds - seeds):
-        result.append(f"{arm} lacks seeds of the arm none, {_join(missing)}; make these runs.")
+        result.append(f"{arm} lacks seeds of the arm none, {_join(missing)}; run them.")
     if extra := sorted(seeds - none_seeds):
-        result.append(f"the arm none lacks seeds of {arm}, {_join(extra)}; make these runs.")
+        result.append(f"the arm none lacks seeds of {arm}, {_join(extra)}; run them.")
     result += _disagreement(
         f"the hyper-parameters of {arm}", [_hyperparameters(run) for run in cell], "its mean is over more than seeds"
     )
     result += _disagreement(
-        f"the share of users scored of {arm}",
-        [str(run.share_of_users_scored) for run in cell],
+        f"the fraction of users scored of {arm}",
+        [str(run.fraction_of_users_scored) for run in cell],
         "its mean is over more than seeds",
     )
     collapses = [str(run.training["alpha_collapse"]) for run in cell if run.training.get("alpha_collapse")]
@@ -486,4 +492,4 @@ def _forest_plot(table: SliceTable) -> str:
         axes.set_xlabel(f"AUC minus AUC of none, {table.name}, 95% interval")
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
 
-    return svg(draw, 7.2, 0.9 + 0.2 * len(rows))
+    return svg(draw, 7.2, 0.9 + 0.2 * len(rows), f"AUC minus AUC of none by arm and backbone, {table.name}")

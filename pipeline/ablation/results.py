@@ -1,15 +1,17 @@
-"""The ablation's results file: JSON lines, one a run, appended as the matrix goes on."""
+"""The ablation's results file: JSON lines, one a run, appended by each run of the matrix."""
 
 import json
 import logging
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.ablation.arms import NONE
+from sllmr.models.errors import UserError
+from sllmr.models.strict_config import StrictConfig
+from sllmr.pipeline.ablation.arms import NONE, RENAMED_ARMS
 
 _LOG = logging.getLogger(__name__)
 
@@ -17,7 +19,11 @@ Cell = tuple[str, str, str, int]
 """Domain, backbone, arm, seed."""
 
 
-class _Record(BaseModel):
+class ResultsError(UserError):
+    """A results file cannot be read; the message names file, line and fix."""
+
+
+class _Record(StrictConfig):
     # A line carries more than the tables show, and a later version may add to it.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -31,17 +37,23 @@ class SliceResult(_Record):
 
 
 class Difference(_Record):
-    """AUC of the run minus AUC of the arm `none` with the same seed, on the same rows."""
+    """AUC of the run minus AUC of another arm with the same seed, on the same rows."""
 
     difference: float = Field(ge=-1, le=1)
-    standard_error: float = Field(ge=0, le=1, description="over samples of rows, both models given (DeLong)")
+    standard_error: float = Field(ge=0, le=1, description="over samples of users, both models given")
+
+
+Differences = dict[str, Difference | None]
+"""By slice; None where the slice has no standard error."""
 
 
 class Baselines(_Record):
     """AUC by slice of what is no model."""
 
+    RENAMED_KEYS: ClassVar = {"teacher": "llm_scorer"}
+
     popularity: dict[str, float | None] = Field(description="train count of the item as the score")
-    teacher: dict[str, float | None] | None = Field(description="the teacher's score alone; None without a teacher")
+    llm_scorer: dict[str, float | None] | None = Field(description="the LLM's score alone; None without an LLM")
 
 
 class Hashes(_Record):
@@ -54,20 +66,34 @@ class Hashes(_Record):
 class Run(_Record):
     """One line: one arm of one backbone on one domain with one seed."""
 
+    RENAMED_KEYS: ClassVar = {"share_of_users_scored": "fraction_of_users_scored"}
+    RENAMED_VALUES: ClassVar = {"arm": RENAMED_ARMS}
+
     domain: str
     backbone: str
     arm: str
     seed: int
     metrics: dict[str, SliceResult] = Field(description="test AUC by slice")
     valid_auc: float = Field(ge=0, le=1, description="of the best epoch")
-    versus_none: dict[str, Difference | None] | None = Field(description="by slice; None for the arm none")
+    versus: dict[str, Differences] = Field(description="by the other arm: those run before this one")
+    errors_over_rows: bool = Field(
+        default=False, description="a line of before 2026-11-29: standard errors are over samples of rows, not of users"
+    )
     baselines: Baselines
     hyperparameters: dict[str, dict[str, Any]] = Field(description="by section of the configuration")
     training: dict[str, Any]
     definitions: dict[str, str] = Field(description="of the slices cold and tail, in words")
     hashes: Hashes
     versions: dict[str, str]
-    share_of_users_scored: float | None = Field(ge=0, le=1)
+    fraction_of_users_scored: float | None = Field(ge=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_lines(cls, line: Any) -> Any:
+        if isinstance(line, dict) and "versus_none" in line:
+            versus_none = line["versus_none"]
+            return {**line, "versus": {NONE: versus_none} if versus_none else {}, "errors_over_rows": True}
+        return line
 
     def auc(self, slice_name: str) -> float | None:
         """Test AUC; None for a slice that the run does not have, or of one class."""
@@ -77,32 +103,34 @@ class Run(_Record):
 def read(file: pathlib.Path) -> list[Run]:
     """The runs of `file`; of one (domain, backbone, arm, seed) the last line counts.
 
-    A run's difference to `none` is that of the two AUCs in the file, also where `none` was made again after the run: on
-    another machine a training comes out a little different. Its standard error stays that of the comparison then made.
+    A run's difference to another is that of the two AUCs in the file, also if the other was rerun after it: on another
+    machine a training comes out a little different. Its standard error stays that of the first comparison.
 
     A last line without its end is what a killed run leaves: it is skipped with a warning.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: on any other line that is not a run, or a file without runs.
+        ResultsError: there is no such file, it holds no run, or a line is not a run.
     """
     if not file.exists():
-        raise FileNotFoundError(f"there is no results file {file}; make it with `sllmr ablate --config FILE`")
+        raise ResultsError(f"there is no results file {file}; write it with `sllmr ablate --config FILE`")
     runs = last_runs(file)
     if not runs:
-        raise ValueError(f"{file} holds no runs; make some with `sllmr ablate --config FILE`")
-    return [_with_differences(run, runs.get((run.domain, run.backbone, NONE, run.seed))) for run in runs.values()]
+        raise ResultsError(f"{file} holds no runs; add some with `sllmr ablate --config FILE`")
+    return [_with_differences(run, runs) for run in runs.values()]
 
 
-def _with_differences(run: Run, none: Run | None) -> Run:
-    if run.versus_none is None or none is None:
-        return run
-    versus_none = dict(run.versus_none)
-    for name, compared in run.versus_none.items():
-        own, other = run.auc(name), none.auc(name)
-        if compared is not None and own is not None and other is not None:
-            versus_none[name] = compared.model_copy(update={"difference": own - other})
-    return run.model_copy(update={"versus_none": versus_none})
+def _with_differences(run: Run, runs: Mapping[Cell, Run]) -> Run:
+    versus = {}
+    for arm, differences in run.versus.items():
+        versus[arm] = dict(differences)
+        other = runs.get((run.domain, run.backbone, arm, run.seed))
+        if other is None:
+            continue
+        for name, compared in differences.items():
+            own, others = run.auc(name), other.auc(name)
+            if compared is not None and own is not None and others is not None:
+                versus[arm][name] = compared.model_copy(update={"difference": own - others})
+    return run.model_copy(update={"versus": versus})
 
 
 def last_runs(file: pathlib.Path) -> dict[Cell, Run]:
@@ -116,15 +144,15 @@ def last_runs(file: pathlib.Path) -> dict[Cell, Run]:
             run = Run.model_validate(json.loads(line))
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ValueError(
-                f"{file}, line {number} is not a run ({problems}); delete the line and make the run again"
+            raise ResultsError(
+                f"{file}, line {number} is not a run ({problems}); correct the line, or delete it and rerun the cell"
             ) from error
         except ValueError as error:
             if number == len(lines):
                 _LOG.warning("%s, line %d was not written to its end; the run is left out", file, number)
                 continue
-            raise ValueError(
-                f"{file}, line {number} is not JSON ({error}); delete the line and make the run again"
+            raise ResultsError(
+                f"{file}, line {number} is not JSON ({error}); delete the line and rerun the cell"
             ) from error
         # Moved to its new place, so that the order is that of the lines that count.
         key = (run.domain, run.backbone, run.arm, run.seed)
@@ -134,7 +162,7 @@ def last_runs(file: pathlib.Path) -> dict[Cell, Run]:
 
 
 def append(file: pathlib.Path, line: Mapping[str, Any]) -> None:
-    """Adds one run, on disk before it returns; what a killed run left half-written goes first."""
+    """Adds one run, on disk before it returns; a half-written last line of a killed run is removed first."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+b") as results:
         if results.tell():

@@ -27,55 +27,11 @@ class Interval(NamedTuple):
 
 
 class FusionCoefficients(NamedTuple):
-    """P(label 1) = sigmoid(a * model logit + b * teacher score + c)."""
+    """P(label 1) = sigmoid(a * model logit + b * LLM score + c)."""
 
     a: float
     b: float
     c: float
-
-
-def delong(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """AUCs of several scorers on the same rows, and how they vary together over samples of rows.
-
-    The standard error of the difference between scorers 0 and 1 is sqrt(C[0,0] + C[1,1] - 2 C[0,1]).
-
-    Rows count as independent. Where a positive and a negative row belong to one user, and a user's scores move
-    together, the variance of an AUC is overstated, never understated.
-
-    Args:
-        labels: [rows], 0 or 1, at least two of each.
-        scores: [scorers, rows], any increasing scale; ties count half.
-
-    Returns:
-        AUCs [scorers], and their covariance C [scorers, scorers].
-
-    Raises:
-        ValueError: on labels, shapes or scores that break the above.
-
-    Source: DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988; by midranks, in O(rows log rows) a scorer, as
-    Sun and Xu, IEEE Signal Processing Letters 21, 2014.
-    """
-    labels, scores = _labels(labels), np.asarray(scores, np.float64)
-    if scores.ndim != 2 or scores.shape[1] != len(labels):
-        raise ValueError(
-            f"scores must be of shape [scorers, rows] with one column a label, got {scores.shape} "
-            f"for {len(labels)} labels; stack one row of scores a scorer"
-        )
-    if not np.isfinite(scores).all():
-        raise ValueError(f"scores must be finite, got {(~np.isfinite(scores)).sum()} that are not; drop the scorer")
-    positive, negative = scores[:, labels == 1], scores[:, labels == 0]
-    positives, negatives = positive.shape[1], negative.shape[1]
-    if min(positives, negatives) < 2:
-        raise ValueError(
-            f"a variance needs at least two positives and two negatives, got {positives} and {negatives}; "
-            "take more rows or leave the slice out"
-        )
-    ranks = stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)
-    # The structural components: for a positive, the share of negatives below it; for a negative, of positives above.
-    above_negatives = (ranks[:, :positives] - stats.rankdata(positive, axis=1)) / negatives
-    below_positives = 1 - (ranks[:, positives:] - stats.rankdata(negative, axis=1)) / positives
-    covariance = np.cov(above_negatives) / positives + np.cov(below_positives) / negatives
-    return above_negatives.mean(axis=1), np.atleast_2d(covariance)
 
 
 def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -87,84 +43,82 @@ def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float | Non
     return float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
-def paired_interval(
-    differences: Sequence[float], row_standard_errors: Sequence[float], level: float = 0.95
-) -> Interval:
+def paired_interval(differences: Sequence[float], standard_errors: Sequence[float], level: float = 0.95) -> Interval:
     """The interval of an arm's mean AUC difference over seeds, each against `none` of the same seed and rows.
 
     Two things vary. Training varies from seed to seed: s / sqrt(n), Student's t with n - 1 degrees of freedom. The
-    test rows are a finite sample that all seeds share, so that more seeds do not average it away: DeLong's standard
-    error, normal. The half-width joins the two in quadrature,
+    test users are a finite sample that all seeds use, so that more seeds do not average it away: the standard error
+    over users, normal. The half-width joins the two in quadrature,
 
-        sqrt((t s / sqrt(n))^2 + (z * mean row standard error)^2).
+        sqrt((t s / sqrt(n))^2 + (z * mean standard error over users)^2).
 
-    The mean of the row standard errors is the most that the standard error of the mean difference over samples of
-    rows can be, and s holds a share of the same row noise, so that the interval errs on the wide side. With one seed
-    only the row part is left: it says nothing about another seed.
+    The mean of these standard errors is the most that the standard error of the mean difference over samples of users
+    can be, and s holds a part of the same noise, so that the interval errs on the wide side. With one seed only the
+    users' part is left: it says nothing about another seed.
 
     Args:
         differences: AUC of the arm minus AUC of `none`, one a seed.
-        row_standard_errors: DeLong's, one for each difference.
+        standard_errors: over samples of users (models.clustered_auc), one for each difference.
         level: of confidence, in (0, 1).
 
     Raises:
-        ValueError: unless there is one row standard error, not negative, for each of at least one difference.
+        ValueError: unless there is one standard error, not negative, for each of at least one difference.
 
     Source: Howe, JASA 69, 1974 (limits on the mean of X + Y); Zou and Donner, Statistics in Medicine 27, 2008.
     """
-    if len(differences) != len(row_standard_errors):
+    if len(differences) != len(standard_errors):
         raise ValueError(
-            "each difference needs its row standard error, "
-            f"got {len(differences)} differences and {len(row_standard_errors)} standard errors"
+            "each difference needs its standard error, "
+            f"got {len(differences)} differences and {len(standard_errors)} standard errors"
         )
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}; 0.95 is usual")
-    if any(error < 0 for error in row_standard_errors):
-        raise ValueError(f"row standard errors must be at least 0, got {list(row_standard_errors)}")
+    if any(error < 0 for error in standard_errors):
+        raise ValueError(f"standard errors must be at least 0, got {list(standard_errors)}")
     mean, seed_error = mean_and_standard_error(differences)
     tail = (1 + level) / 2
-    half = stats.norm.ppf(tail) * float(np.mean(row_standard_errors))
+    half = stats.norm.ppf(tail) * float(np.mean(standard_errors))
     if seed_error is not None:
         half = math.hypot(half, stats.t.ppf(tail, len(differences) - 1) * seed_error)
     return Interval(mean, mean - half, mean + half, len(differences))
 
 
 def logistic_fusion(
-    labels: npt.ArrayLike, model_logits: npt.ArrayLike, teacher_scores: npt.ArrayLike
+    labels: npt.ArrayLike, model_logits: npt.ArrayLike, llm_scores: npt.ArrayLike
 ) -> FusionCoefficients:
     """Late fusion's weights by maximum likelihood, without penalty; fit them on validation rows only.
 
     Args:
         labels: [rows], 0 or 1, both present.
         model_logits: [rows], finite.
-        teacher_scores: [rows], finite; a row that the teacher did not score has none, so leave it out.
+        llm_scores: [rows], finite; a row that the LLM scorer did not score has none, so leave it out.
 
     Raises:
         ValueError: on labels, shapes or scores that break the above, or where the maximum lies at infinity because
-            a line through (logit, teacher score) parts the labels without error.
+            a line through (logit, LLM score) parts the labels without error.
     """
     labels = _labels(labels)
-    logits, teacher = np.asarray(model_logits, np.float64), np.asarray(teacher_scores, np.float64)
-    if not labels.shape == logits.shape == teacher.shape:
+    logits, llm = np.asarray(model_logits, np.float64), np.asarray(llm_scores, np.float64)
+    if not labels.shape == logits.shape == llm.shape:
         raise ValueError(
-            "model_logits and teacher_scores must hold one value a label, "
-            f"got shapes {logits.shape} and {teacher.shape} for {labels.shape}"
+            "model_logits and llm_scores must hold one value a label, "
+            f"got shapes {logits.shape} and {llm.shape} for {labels.shape}"
         )
-    inputs = np.stack([logits, teacher], axis=-1)
+    inputs = np.stack([logits, llm], axis=-1)
     if not np.isfinite(inputs).all():
         raise ValueError(
-            f"model_logits and teacher_scores must be finite, got {(~np.isfinite(inputs)).any(axis=1).sum()} rows "
-            "that are not; leave out the rows that the teacher did not score"
+            f"model_logits and llm_scores must be finite, got {(~np.isfinite(inputs)).any(axis=1).sum()} rows "
+            "that are not; leave out the rows that the LLM scorer did not score"
         )
     if len(set(labels.tolist())) < 2:
         raise ValueError("labels must hold both 0 and 1; take more validation rows")
     ranges = np.ptp(inputs, axis=0)
     if (ranges == 0).any():
         raise ValueError(
-            f"model_logits and teacher_scores must each vary, got ranges {ranges.tolist()}; "
+            f"model_logits and llm_scores must each vary, got ranges {ranges.tolist()}; "
             "leave late fusion out: a constant score adds nothing"
         )
-    # A teacher's cosines span a tenth of a logit's range: the solver converges evenly on a common scale.
+    # An LLM scorer's cosines span a tenth of a logit's range: the solver converges evenly on a common scale.
     centre, scale = inputs.mean(axis=0), inputs.std(axis=0)
     scaled = (inputs - centre) / scale
     fit = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(scaled, labels)

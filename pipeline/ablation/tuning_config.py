@@ -4,8 +4,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class TuningConfig(BaseModel):
-    """The same number of trials for each backbone's baseline, and on top of it for every arm, judged by validation AUC
-    with the test rows untouched.
+    """The same number of trials for each backbone's baseline, and on top of it for every arm, compared by validation
+    AUC with the test rows untouched.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

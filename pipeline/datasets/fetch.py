@@ -4,8 +4,8 @@ import pathlib
 
 from rich.console import Console
 
-from pipeline.config import Config
-from pipeline.datasets import movielens
+from sllmr.pipeline.config import Config
+from sllmr.pipeline.datasets import movielens
 
 
 def fetch_missing(config: Config, console: Console) -> None:

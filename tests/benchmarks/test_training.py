@@ -6,8 +6,9 @@ import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import training, training_market
-from models import features
-from models.features import NOT_A_PROBE, OTHER, PREFERRED
+from sllmr.models import features
+from sllmr.models.features import NOT_CALIBRATION, OTHER, PREFERRED
+from sllmr.models.parsing import parsing_spec
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def test_written_rows_parse_to_the_rows_made_in_memory(market):
     made = training_market.make_rows(market, 1000, seed=5)
     columns = features.transformed_features(training_market.SIZES, use_user_id=False)
     serialized = list(training_market.serialized_rows(market, 1000, seed=5))
-    parsed = tf.io.parse_example(tf.constant(serialized), features.parsing_spec(columns))
+    parsed = tf.io.parse_example(tf.constant(serialized), parsing_spec(columns))
     assert set(parsed) == set(made)
     for name, values in made.items():
         np.testing.assert_array_equal(parsed[name], values)
@@ -45,18 +46,19 @@ def test_tastes_and_popularity_both_tell_the_chosen_item_from_the_others(market)
     assert 0.7 < by_popularity < 0.9
 
 
-def test_pairs_have_every_column_that_the_loaded_ones_have_and_probes_that_mostly_agree(market):
+def test_pairs_have_every_column_that_the_loaded_ones_have_and_calibration_pairs_that_mostly_agree(market):
     pairs = training_market.make_pairs(market, 2000, seed=5)
     raw = {f.name: f for f in features.pair_features(training_market.SIZES)}
     index_of = {name: index for group in features.INDEXED.values() for name, index in group.items()}
     expected = {prefix + index_of[name] for prefix in (PREFERRED, OTHER) for name in index_of if prefix + name in raw}
     expected |= {index_of[name] for name in raw if name in index_of and name != features.USER_ID}
     expected |= {name for name, f in raw.items() if not f.served}
+    expected.add(features.USER_HASH)  # of the user id, which pairs carry raw
     assert set(pairs) == expected
     assert (pairs[PREFERRED + features.LLM_SCORE].numpy() > pairs[OTHER + features.LLM_SCORE].numpy()).all()
-    probes = pairs[features.PROBE_LABEL].numpy()
-    assert (probes != NOT_A_PROBE).sum() == 500
-    assert 0.7 < probes[probes != NOT_A_PROBE].mean() < 0.95
+    probes = pairs[features.CALIBRATION_LABEL].numpy()
+    assert (probes != NOT_CALIBRATION).sum() == 500
+    assert 0.7 < probes[probes != NOT_CALIBRATION].mean() < 0.95
 
 
 def test_the_speed_of_an_arm_is_set_against_ours_of_the_same_round():

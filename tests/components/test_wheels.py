@@ -3,7 +3,7 @@ import zipfile
 
 import pytest
 
-from components.wheels import FetchError, fetch_wheel, read_member
+from sllmr.components.wheels import FetchError, fetch_wheel, read_member
 
 
 @pytest.fixture
@@ -27,6 +27,7 @@ def index(tmp_path, monkeypatch):
     return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_pinned_wheel_is_fetched_once_and_then_comes_from_the_cache(index, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     wheel = fetch_wheel("planted-data==1.0", index, cache)
@@ -36,12 +37,14 @@ def test_a_pinned_wheel_is_fetched_once_and_then_comes_from_the_cache(index, tmp
     assert list(cache.iterdir()) == [wheel]
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_entry_is_fetched_again(index, tmp_path):
     wheel = fetch_wheel("planted-data==1.0", index, tmp_path)
     wheel.write_bytes(b"damaged")
     assert read_member(fetch_wheel("planted-data==1.0", index, tmp_path), "planted_data/table.txt") == b"content"
 
 
+@pytest.mark.slow
 def test_a_wheel_with_another_hash_is_refused_and_not_kept(index, tmp_path):
     cache = tmp_path / "cache"
     with pytest.raises(FetchError, match=f"must have SHA-256 {'0' * 64}, got {index}"):
@@ -49,11 +52,13 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(index, tmp_path):
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_wheel_that_pip_cannot_find_gives_its_reason(index, tmp_path):
     with pytest.raises(FetchError, match=r"pip must be able to fetch planted-data==2.0.*check the network"):
         fetch_wheel("planted-data==2.0", index, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_member_that_the_wheel_lacks_is_named(index, tmp_path):
     wheel = fetch_wheel("planted-data==1.0", index, tmp_path)
     with pytest.raises(FetchError, match=r"must hold planted_data/other.txt"):

@@ -9,9 +9,12 @@ import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from tensorflow_transform.tf_metadata import dataset_metadata
 
-from models import features
-from models.features import OTHER, PREFERRED, FeatureSizes, Role
-from models.preprocessing import USE_USER_ID, preprocessing_fn
+from sllmr.models import features
+from sllmr.models.features import OTHER, PREFERRED, FeatureSizes, Role
+from sllmr.models.parsing import parsing_spec
+from sllmr.models.preprocessing import USE_USER_ID, preprocessing_fn
+from sllmr.models.schema import schema
+from sllmr.models.tf_examples import to_example
 
 SIZES = FeatureSizes(history=4, categories=2)
 ITEMS = [f"item{n}" for n in range(12)]
@@ -66,7 +69,7 @@ def rows(number: int, seed: int = 0) -> list[dict]:
 
 
 def pairs(number: int, seed: int = 0) -> list[dict]:
-    """Pairs where the LLM prefers the item of the history's parity; every other one is a probe."""
+    """Pairs where the LLM prefers the item of the history's parity; every other one is a calibration pair."""
     made = []
     for n, row in enumerate(rows(number, seed)):
         parity = int(row[features.HISTORY_ITEM_IDS][0][4:]) % 2
@@ -80,7 +83,7 @@ def pairs(number: int, seed: int = 0) -> list[dict]:
                 OTHER + features.LLM_SCORE: 0.4,
                 **{p + features.LLM_DISAGREEMENT: 0.1 for p in (PREFERRED, OTHER)},
                 **{p + features.TEXT_WORDS: 5 for p in (PREFERRED, OTHER)},
-                features.PROBE_LABEL: 1 if n % 2 else -1,
+                features.CALIBRATION_LABEL: 1 if n % 2 else -1,
             }
         )
     return made
@@ -88,12 +91,12 @@ def pairs(number: int, seed: int = 0) -> list[dict]:
 
 def serialize(values: list[dict], columns: tuple[features.Feature, ...]) -> list[bytes]:
     """As tf.Examples."""
-    return [features.to_example(v, columns).SerializeToString() for v in values]
+    return [to_example(v, columns).SerializeToString() for v in values]
 
 
 def parse(values: list[dict], columns: tuple[features.Feature, ...]) -> dict[str, tf.Tensor]:
     """As a batch of raw columns."""
-    return tf.io.parse_example(serialize(values, columns), features.parsing_spec(columns))
+    return tf.io.parse_example(serialize(values, columns), parsing_spec(columns))
 
 
 def write_records(path: Path, records: list[bytes]) -> None:
@@ -104,10 +107,12 @@ def write_records(path: Path, records: list[bytes]) -> None:
             writer.write(record)
 
 
-def write_transform(directory: Path, values: list[dict], *, use_user_id: bool) -> tft.TFTransformOutput:
+def write_transform(
+    directory: Path, values: list[dict], *, use_user_id: bool, has_weights: bool = False
+) -> tft.TFTransformOutput:
     """Analyses rows as TFX's Transform does and writes the transform graph."""
-    columns = features.row_features(SIZES)
-    metadata = dataset_metadata.DatasetMetadata(features.schema(columns))
+    columns = features.row_features(SIZES, has_weights=has_weights)
+    metadata = dataset_metadata.DatasetMetadata(schema(columns))
     raw = [{f.name: v[f.name] for f in columns} for v in values]
 
     def preprocess(inputs: dict) -> dict:

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models import features
-from models.config import ModelConfig
-from models.embeddings import EmbeddingTable, FeatureEmbedding
+from sllmr.models import features
+from sllmr.models.config import ModelConfig
+from sllmr.models.embeddings import HISTORY_VECTOR_ROWS, ITEM_VECTOR_ROW, EmbeddingTable, FeatureEmbedding
 
 VOCABULARY = features.VocabularySizes(items=9, categories=5, brands=4, users=3)
 CONFIG = ModelConfig(embedding_dim=3, embedding_l2=0.5)
@@ -154,7 +154,7 @@ def test_a_user_id_without_a_vocabulary_is_refused():
 def test_item_vectors_add_their_projection_as_a_fourth_field_of_candidate_and_history(uses_history):
     vectors = np.random.default_rng(5).normal(size=(11, 7)).astype(np.float32)
     vectors[0] = 0.0
-    config = CONFIG.model_copy(update={"item_vectors_file": "v.npz"})
+    config = CONFIG.model_copy(update={"item_vectors": True})
     embedding = FeatureEmbedding(VOCABULARY, config, uses_history=uses_history, item_vectors=vectors)
     embedded = embedding(batch())
     projection = next(v for v in embedding.trainable_variables if v.shape == (7, 3)).numpy()
@@ -171,9 +171,68 @@ def test_item_vectors_add_their_projection_as_a_fourth_field_of_candidate_and_hi
             expected = [loop_mean(vectors, index) @ projection for index in history[row][:, np.newaxis]]
             np.testing.assert_allclose(embedded.history[row, :, 3], expected, rtol=1e-4, atol=1e-6)
     assert embedded.fields.shape == (6, 8, 3)
-    assert all(v.shape != (11, 7) for v in embedding.trainable_variables)
+    assert all(v is not embedding.item_vector_table for v in embedding.trainable_variables)
 
 
 def test_item_vectors_must_go_with_their_file():
-    with pytest.raises(ValueError, match=r"item vectors must be given exactly with model.item_vectors_file, got None"):
+    with pytest.raises(ValueError, match=r"item vectors must be given exactly with model.item_vectors, got False"):
         FeatureEmbedding(VOCABULARY, CONFIG, item_vectors=np.zeros((11, 2), np.float32))
+
+
+def test_an_item_without_a_train_positive_has_the_unknown_items_id_and_its_own_vector():
+    new_items = np.arange(11) == 3
+    vectors = np.random.default_rng(4).normal(size=(11, 2)).astype(np.float32)
+    config = CONFIG.model_copy(update={"item_vectors": True})
+    embedding = FeatureEmbedding(VOCABULARY, config, uses_history=True, item_vectors=vectors, new_items=new_items)
+    inputs = batch() | {features.ITEM_INDEX: tf.constant([3, 10, 1, 2, 3, 3])}
+
+    item, vector = embedding(inputs).candidate.numpy()[:, 0], embedding(inputs).candidate.numpy()[:, 3]
+
+    np.testing.assert_array_equal(item[[0, 4, 5]], item[[1, 1, 1]])
+    assert not np.allclose(vector[0], vector[1])
+    replaced = {
+        name: tf.where(inputs[name] == 3, 10, inputs[name])
+        for name in (features.ITEM_INDEX, features.HISTORY_ITEM_INDICES)
+    }
+    np.testing.assert_array_equal(embedding(inputs).history[:, :, 0], embedding(inputs | replaced).history[:, :, 0])
+
+
+def test_rows_of_vectors_that_are_given_stand_for_the_indices_in_vectors_and_text_match_alone():
+    vectors = np.random.default_rng(4).normal(size=(11, 7)).astype(np.float32)
+    config = CONFIG.model_copy(update={"item_vectors": True, "text_match": True})
+    embedding = FeatureEmbedding(VOCABULARY, config, uses_history=True, item_vectors=vectors)
+    inputs = batch()
+    others = {
+        index: tf.where(inputs[index] == 0, 0, 11 - inputs[index])
+        for index in features.INDEXED[features.ITEMS].values()
+    }
+    rows = dict(zip((ITEM_VECTOR_ROW, HISTORY_VECTOR_ROWS), others.values(), strict=True))
+
+    given, of_others, plain = embedding(inputs | rows), embedding(inputs | others), embedding(inputs)
+
+    of_vectors = [3, 7, 8]  # the candidate's, the history's, and their match
+    rest = [0, 1, 2, 4, 5, 6]
+    np.testing.assert_array_equal(given.fields.numpy()[:, of_vectors], of_others.fields.numpy()[:, of_vectors])
+    np.testing.assert_array_equal(given.fields.numpy()[:, rest], plain.fields.numpy()[:, rest])
+    assert (
+        not np.isclose(given.fields.numpy()[:, of_vectors], plain.fields.numpy()[:, of_vectors]).all(axis=(0, 2)).any()
+    )
+    np.testing.assert_array_equal(given.history[:, :, 3], of_others.history[:, :, 3])
+    np.testing.assert_array_equal(given.history[:, :, :3], plain.history[:, :, :3])
+
+
+def test_training_alone_replaces_a_fraction_of_the_ids():
+    embedding = FeatureEmbedding(VOCABULARY, CONFIG, uses_history=True, item_dropout=0.25)
+    inputs = batch(2000)
+    served, trained = embedding(inputs), embedding(inputs, training=True)
+    unknown = tables(embedding)[features.ITEMS][10]
+    ids = np.concatenate([inputs[features.ITEM_INDEX].numpy(), inputs[features.HISTORY_ITEM_INDICES].numpy().ravel()])
+    known = (ids != 0) & (ids != 10)
+
+    def replaced(embedded) -> np.ndarray:
+        parts = [embedded.candidate[:, 0].numpy(), embedded.history[:, :, 0].numpy().reshape(-1, 3)]
+        return np.all(np.isclose(np.concatenate(parts), unknown), axis=1)[known]
+
+    assert not replaced(served).any()
+    assert 0.23 < replaced(trained).mean() < 0.27
+    assert not np.any(trained.history[:, :, 0].numpy()[inputs[features.HISTORY_ITEM_INDICES].numpy() == 0])

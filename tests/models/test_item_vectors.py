@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from models.item_vectors import read_item_vectors
+from sllmr.models.errors import UserError
+from sllmr.models.item_vectors import read_item_vectors
 
 
 def write(path, item_ids, vectors) -> str:
@@ -34,10 +35,10 @@ def test_a_vector_without_direction_counts_as_none(tmp_path):
     ],
 )
 def test_a_file_of_another_form_is_refused(tmp_path, item_ids, vectors, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         read_item_vectors(write(tmp_path / "v.npz", item_ids, vectors))
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(ValueError, match=r"must be an .npz with `item_id` .* got /nowhere.npz"):
+    with pytest.raises(UserError, match=r"must be an .npz with `item_id` .* got /nowhere.npz"):
         read_item_vectors("/nowhere.npz")

@@ -5,7 +5,13 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from models.losses import GatedPairwiseLoss, distillation, gated_pairwise_hinge, pointwise_mse, recommendation_loss
+from sllmr.models.losses import (
+    GatedPairwiseLoss,
+    distillation,
+    gated_pairwise_hinge,
+    pointwise_mse,
+    recommendation_loss,
+)
 
 
 def test_recommendation_loss_is_the_mean_cross_entropy_of_a_plain_loop():
@@ -18,6 +24,19 @@ def test_recommendation_loss_is_the_mean_cross_entropy_of_a_plain_loop():
     loss = recommendation_loss(tf.constant(labels), tf.constant(logits))
 
     assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_weighted_recommendation_loss_is_the_weighted_mean_of_a_plain_loop_at_any_scale():
+    labels, logits, weights = [1, 0, 1, 0], [2.0, -1.0, -0.5, 3.0], [0.2, 1.0, 0.0, 0.5]
+    expected = 0.0
+    for label, logit, weight in zip(labels, logits, weights, strict=True):
+        p = 1 / (1 + math.exp(-logit))
+        expected -= weight * (math.log(p) if label else math.log(1 - p)) / sum(weights)
+
+    for scale in (1.0, 0.01):
+        loss = recommendation_loss(tf.constant(labels), tf.constant(logits), scale * tf.constant(weights))
+        assert float(loss) == pytest.approx(expected, rel=1e-6)
+    assert float(recommendation_loss(tf.constant(labels), tf.constant(logits), tf.zeros(4))) == 0.0
 
 
 def test_gated_hinge_is_the_mean_of_a_plain_loop():

@@ -2,7 +2,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from models.optimizers import LazyAdam
+from sllmr.models.optimizers import LazyAdam
 
 
 def steps(optimizer: keras.optimizers.Optimizer, gradients: list, start: np.ndarray) -> np.ndarray:

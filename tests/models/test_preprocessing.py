@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models import features
-from models.preprocessing import vocabulary_sizes
+from sllmr.models import features
+from sllmr.models.parsing import parsing_spec
+from sllmr.models.preprocessing import vocabularies, vocabulary_sizes
+from sllmr.models.serving.index_lookup import IndexLookup
 from tests.models import market
 
 COLUMNS = features.row_features(market.SIZES)
@@ -19,7 +21,7 @@ def layer(transform_output):
 
 
 def test_the_outputs_are_those_of_the_feature_table(transform_output):
-    expected = features.parsing_spec(features.transformed_features(market.SIZES, use_user_id=False))
+    expected = parsing_spec(features.transformed_features(market.SIZES, use_user_id=False))
 
     actual = transform_output.transformed_feature_spec()
 
@@ -84,6 +86,7 @@ def test_values_outside_the_analysed_rows_are_unknown(layer):
     assert transform(layer, [source | history])[features.HISTORY_ITEM_INDICES].tolist() == [[13, 0, 0, 0]]
 
 
+@pytest.mark.slow
 def test_users_have_a_vocabulary_and_brands_may_all_be_empty_where_configured(tmp_path):
     rows = [
         values | {features.ITEM_BRAND: "", features.HISTORY_BRANDS: [""] * market.SIZES.history}
@@ -96,3 +99,19 @@ def test_users_have_a_vocabulary_and_brands_may_all_be_empty_where_configured(tm
     assert set(indices[features.USER_INDEX].tolist()) == {1, 2, 3, 4, 5}
     assert not np.any(indices[features.ITEM_BRAND_INDEX])
     assert indices[features.USER_INDEX].dtype == tf.int64.as_numpy_dtype
+
+
+@pytest.mark.slow
+def test_the_served_model_looks_up_the_indices_that_transform_writes(tmp_path):
+    output = market.write_transform(tmp_path, market.rows(20), use_user_id=True)
+    strange = {features.ITEM_ID: "never seen", features.ITEM_BRAND: "\u00e9", features.USER_ID: "new"}
+    rows = [*market.rows(40, seed=3), market.row_values("u", [], "item0", 1) | strange]
+    raw = market.parse(rows, COLUMNS)
+    transformed = output.transform_features_layer()(raw)
+
+    looked_up = IndexLookup(vocabularies(output, use_user_id=True), str(tmp_path))(raw)
+
+    served = features.served_features(features.transformed_features(market.SIZES, use_user_id=True), use_user_id=True)
+    assert set(looked_up) == {f.name for f in served}
+    for name, indices in looked_up.items():
+        np.testing.assert_array_equal(indices, transformed[name])

@@ -3,13 +3,13 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from models import features
-from models.config import GateConfig, LossConfig, ModelConfig
-from models.features import NOT_A_PROBE, OTHER, PREFERRED
-from models.gate import FITTED_GATES, FittedGate
-from models.losses import recommendation_loss
-from models.optimizers import LazyAdam
-from models.ranking import PAIRS, ROWS, RankingModel, pair_input, pair_side
+from sllmr.models import features
+from sllmr.models.config import GateConfig, LossConfig, ModelConfig
+from sllmr.models.features import NOT_CALIBRATION, OTHER, PREFERRED
+from sllmr.models.gate import FITTED_GATES, FittedGate
+from sllmr.models.losses import recommendation_loss
+from sllmr.models.optimizers import LazyAdam
+from sllmr.models.ranking import PAIRS, ROWS, RankingModel, pair_input, pair_side
 from tests.models.test_embeddings import VOCABULARY, batch
 
 MODEL = ModelConfig(embedding_dim=4, embedding_l2=0.3, mlp=(6,), dropout=0.0)
@@ -21,7 +21,7 @@ def rows() -> dict[str, tf.Tensor]:
 
 
 def pairs() -> dict[str, tf.Tensor]:
-    """Six pairs; the third is no probe."""
+    """Six pairs; the third is no calibration pair."""
     first = batch(6)
     made = {name: values for name, values in first.items() if name not in ITEM}
     for prefix, order in ((PREFERRED, [0, 1, 2, 3, 4, 5]), (OTHER, [3, 5, 1, 2, 0, 4])):
@@ -33,11 +33,11 @@ def pairs() -> dict[str, tf.Tensor]:
     made[features.HISTORY_LENGTH] = tf.constant([1, 2, 3, 4, 5, 6])
     made[PREFERRED + features.LLM_SCORE] = tf.constant([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     made[OTHER + features.LLM_SCORE] = tf.constant([0.1, 0.2, 0.3, 0.4, 0.2, 0.0])
-    made[PREFERRED + features.FIRST_STAGE_LOGIT] = tf.constant([0.5, -0.5, 1.0, 0.0, 2.0, -1.0])
-    made[OTHER + features.FIRST_STAGE_LOGIT] = tf.constant([0.1, 0.3, -1.0, 0.2, 0.0, -2.0])
+    made[PREFERRED + features.BASE_LOGIT] = tf.constant([0.5, -0.5, 1.0, 0.0, 2.0, -1.0])
+    made[OTHER + features.BASE_LOGIT] = tf.constant([0.1, 0.3, -1.0, 0.2, 0.0, -2.0])
     made[PREFERRED + features.SOFT_LABEL] = tf.constant([0.7, 0.6, 0.9, 0.2, 0.3, 0.8])
     made[OTHER + features.SOFT_LABEL] = tf.constant([0.2, 0.1, 0.4, 0.1, 0.2, 0.6])
-    made[features.PROBE_LABEL] = tf.constant([1, 0, NOT_A_PROBE, 1, 1, 0])
+    made[features.CALIBRATION_LABEL] = tf.constant([1, 0, NOT_CALIBRATION, 1, 1, 0])
     return made
 
 
@@ -61,14 +61,26 @@ def fitted_gate(config: GateConfig) -> FittedGate | None:
 
 def hinge_weights(mode: str) -> list[float]:
     """Of the six pairs, as the modes' formulas have it."""
-    if mode == "fused":
+    if mode == "stacked":
         soft = zip(*(pairs()[prefix + features.SOFT_LABEL].numpy() for prefix in (PREFERRED, OTHER)), strict=True)
         odds_ratios = [p / (1 - p) / (o / (1 - o)) for p, o in soft]
         return [2 * ratio / (1 + ratio) - 1 for ratio in odds_ratios]
     return [{"frozen": 0.4, "paper": 0.5, "supervised": 0.5, "advantage": 4 * (0.6 - 0.5)}[mode]] * 6
 
 
-@pytest.mark.parametrize("mode", ["frozen", "paper", "supervised", "advantage", "fused"])
+def test_rows_are_weighted_in_the_loss_and_a_row_of_weight_0_teaches_nothing():
+    model = model_of(llm_weight=0.0)
+    weights = np.array([0.2, 1.0, 0.0, 0.5] * 4, np.float32)
+    expected = 0.0
+    for label, logit, weight in zip(rows()[features.LABEL].numpy(), model(rows()).numpy(), weights, strict=True):
+        expected += weight * np.log1p(np.exp(-logit if label else logit)) / weights.sum()
+    weighted = rows() | {features.EXAMPLE_WEIGHT: tf.constant(weights)}
+    assert float(model.compute_loss({ROWS: weighted})) == pytest.approx(expected, rel=1e-5)
+    flipped = weighted | {features.LABEL: tf.where(weights == 0, 1 - rows()[features.LABEL], rows()[features.LABEL])}
+    assert float(model.compute_loss({ROWS: flipped})) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "paper", "supervised", "advantage", "stacked"])
 def test_the_loss_is_the_sum_of_its_parts_computed_apart(mode):
     model = model_of(mode)
     logits = model(rows()).numpy()
@@ -116,7 +128,7 @@ def test_rows_and_pairs_share_one_forward_pass():
     assert sizes == [16 + 6 + 6]
 
 
-@pytest.mark.parametrize("mode", ["frozen", "paper", "supervised", "advantage", "fused"])
+@pytest.mark.parametrize("mode", ["frozen", "paper", "supervised", "advantage", "stacked"])
 def test_the_hinge_reaches_the_ranking_model_with_the_modes_weight(mode):
     model, without = model_of(mode), model_of("frozen", llm_weight=0.0)
     batch = {ROWS: rows(), PAIRS: pairs()}
@@ -141,20 +153,20 @@ def test_the_hinge_reaches_the_ranking_model_with_the_modes_weight(mode):
     assert (ends[0] - ends[1]) / 2e-3 == pytest.approx(gradient[element], abs=4e-4)
 
 
-def test_the_first_stages_logits_and_not_the_models_own_are_what_a_fitted_gate_sees():
-    model = model_of("fused")
+def test_the_base_models_logits_and_not_the_models_own_are_what_a_fitted_gate_sees():
+    model = model_of("stacked")
     model.gate.model_weights.assign([0.7] + [0.0] * (model.gate.model_weights.shape[0] - 1))
     seen = pairs()
     before = float(model.compute_loss({ROWS: rows(), PAIRS: seen}))
-    other = {**seen, PREFERRED + features.FIRST_STAGE_LOGIT: tf.constant([9.0] * 6)}
+    other = {**seen, PREFERRED + features.BASE_LOGIT: tf.constant([9.0] * 6)}
 
     sides = pair_input(other, [tf.zeros(6), tf.zeros(6)])
-    np.testing.assert_array_equal(sides[0].logit, [9.0] * 6)
+    np.testing.assert_array_equal(sides[0][features.LOGIT], [9.0] * 6)
     assert float(model.compute_loss({ROWS: rows(), PAIRS: other})) == before  # its targets are there already
 
 
 @pytest.mark.parametrize(
-    ("mode", "reached"), [("frozen", 0), ("paper", 2), ("supervised", 2), ("advantage", 0), ("fused", 0)]
+    ("mode", "reached"), [("frozen", 0), ("paper", 2), ("supervised", 2), ("advantage", 0), ("stacked", 0)]
 )
 def test_a_training_step_moves_the_gate_only_where_the_mode_says(mode, reached):
     model = model_of(mode)

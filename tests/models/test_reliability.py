@@ -2,35 +2,35 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models import features
-from models.features import NOT_A_PROBE, OTHER, PREFERRED
-from models.reliability import (
+from sllmr.models import features
+from sllmr.models.features import NOT_CALIBRATION, OTHER, PREFERRED
+from sllmr.models.fractions import wilson
+from sllmr.models.reliability import (
     HISTORY_FROM,
     POPULARITY_FROM,
     ReliabilityCell,
     calibration_error,
     collapse,
-    labelled,
+    labeled,
     model_is_right,
     reliability_cells,
 )
-from models.shares import wilson
 
 
-def made_pairs(number: int = 500, *, first_stage: bool = True) -> dict[str, tf.Tensor]:
+def made_pairs(number: int = 500, *, base_model: bool = True) -> dict[str, tf.Tensor]:
     source = np.random.default_rng(2)
     made = {
         features.HISTORY_LENGTH: source.integers(0, 15, number),
         PREFERRED + features.ITEM_TRAIN_COUNT: source.integers(0, 40, number),
         OTHER + features.ITEM_TRAIN_COUNT: source.integers(0, 40, number),
-        features.PROBE_LABEL: source.integers(-1, 2, number),
+        features.CALIBRATION_LABEL: source.integers(-1, 2, number),
     }
-    if first_stage:
-        made |= {p + features.FIRST_STAGE_LOGIT: source.normal(size=number) for p in (PREFERRED, OTHER)}
+    if base_model:
+        made |= {p + features.BASE_LOGIT: source.normal(size=number) for p in (PREFERRED, OTHER)}
     return {name: tf.constant(values) for name, values in made.items()}
 
 
-def plain_cell(alpha, pairs, probes, history_from, history_to, popularity_from, popularity_to) -> dict:
+def plain_cell(alpha, pairs, calibration_pairs, history_from, history_to, popularity_from, popularity_to) -> dict:
     """One cell, pair by pair."""
     number, alphas, llm, model = 0, [], [], []
     for n in range(len(alpha)):
@@ -41,19 +41,20 @@ def plain_cell(alpha, pairs, probes, history_from, history_to, popularity_from, 
             continue
         number += 1
         alphas.append(alpha[n])
-        if probes[n]:
-            chose_preferred = int(pairs[features.PROBE_LABEL][n]) == 1
-            logits = [float(pairs[prefix + features.FIRST_STAGE_LOGIT][n]) for prefix in (PREFERRED, OTHER)]
+        if calibration_pairs[n]:
+            chose_preferred = int(pairs[features.CALIBRATION_LABEL][n]) == 1
+            logits = [float(pairs[prefix + features.BASE_LOGIT][n]) for prefix in (PREFERRED, OTHER)]
             llm.append(chose_preferred)
             model.append((logits[0] > logits[1]) if chose_preferred else (logits[0] <= logits[1]))
     return {"pairs": number, "alpha": np.mean(alphas), "llm": llm, "model": model}
 
 
+@pytest.mark.slow
 def test_cells_are_those_of_a_plain_loop():
     pairs = made_pairs()
     alpha = np.random.default_rng(3).uniform(size=500)
-    probes = labelled(pairs) & (np.arange(500) % 2 == 0)  # held out: some of the labelled
-    cells = reliability_cells(alpha, pairs, probes)
+    calibration_pairs = labeled(pairs) & (np.arange(500) % 2 == 0)  # held out: some of the labeled
+    cells = reliability_cells(alpha, pairs, calibration_pairs)
 
     ends = [(*edges[1:], 10**9) for edges in (HISTORY_FROM, POPULARITY_FROM)]
     assert len(cells) == len(HISTORY_FROM) * len(POPULARITY_FROM)
@@ -61,28 +62,28 @@ def test_cells_are_those_of_a_plain_loop():
         row, column = divmod(n, len(POPULARITY_FROM))
         assert (cell.history_from, cell.popularity_from) == (HISTORY_FROM[row], POPULARITY_FROM[column])
         plain = plain_cell(
-            alpha, pairs, probes, HISTORY_FROM[row], ends[0][row], POPULARITY_FROM[column], ends[1][column]
+            alpha, pairs, calibration_pairs, HISTORY_FROM[row], ends[0][row], POPULARITY_FROM[column], ends[1][column]
         )
-        assert (cell.pairs, cell.probes) == (plain["pairs"], len(plain["llm"]))
+        assert (cell.pairs, cell.calibration_pairs) == (plain["pairs"], len(plain["llm"]))
         assert cell.mean_alpha == pytest.approx(plain["alpha"])
-        assert cell.llm_right.share == pytest.approx(np.mean(plain["llm"]))
-        assert cell.model_right.share == pytest.approx(np.mean(plain["model"]))
+        assert cell.llm_right.fraction == pytest.approx(np.mean(plain["llm"]))
+        assert cell.model_right.fraction == pytest.approx(np.mean(plain["model"]))
         assert cell.llm_right == wilson(sum(plain["llm"]), len(plain["llm"]))
 
 
 def test_cells_say_nothing_of_what_was_not_measured():
-    pairs = made_pairs(first_stage=False) | {features.HISTORY_LENGTH: tf.ones(500, tf.int32)}
-    cells = reliability_cells(np.full(500, 0.5), pairs, labelled(pairs))
+    pairs = made_pairs(base_model=False) | {features.HISTORY_LENGTH: tf.ones(500, tf.int32)}
+    cells = reliability_cells(np.full(500, 0.5), pairs, labeled(pairs))
 
     assert model_is_right(pairs) is None
     assert all(cell.model_right is None for cell in cells)
     empty = [cell for cell in cells if cell.history_from > 0]
-    assert {(c.pairs, c.probes, c.mean_alpha, c.llm_right) for c in empty} == {(0, 0, None, None)}
+    assert {(c.pairs, c.calibration_pairs, c.mean_alpha, c.llm_right) for c in empty} == {(0, 0, None, None)}
 
 
-def test_pairs_without_a_known_choice_are_not_labelled():
-    pairs = {features.PROBE_LABEL: tf.constant([1, NOT_A_PROBE, 0])}
-    np.testing.assert_array_equal(labelled(pairs), [True, False, True])
+def test_pairs_without_a_known_choice_are_not_labeled():
+    pairs = {features.CALIBRATION_LABEL: tf.constant([1, NOT_CALIBRATION, 0])}
+    np.testing.assert_array_equal(labeled(pairs), [True, False, True])
 
 
 def test_calibration_error_is_that_of_a_plain_loop_over_bins():
@@ -102,21 +103,25 @@ def test_a_probability_that_comes_true_has_no_calibration_error():
     assert calibration_error(np.repeat([0.25, 0.75], 4), np.array([1, 0, 0, 0, 1, 1, 1, 0])) == 0.0
 
 
-def cell(alpha: float, probes: int, llm: float, model: float | None = None) -> ReliabilityCell:
-    """A cell with these shares of right answers."""
+def cell(alpha: float, calibration_pairs: int, llm: float, model: float | None = None) -> ReliabilityCell:
+    """A cell with these fractions of right orders."""
     return ReliabilityCell(
         history_from=0,
         popularity_from=0,
         pairs=100,
         mean_alpha=alpha,
-        probes=probes,
-        llm_right=wilson(round(llm * probes), probes) if probes else None,
-        model_right=wilson(round(model * probes), probes) if probes and model is not None else None,
+        calibration_pairs=calibration_pairs,
+        llm_right=wilson(round(llm * calibration_pairs), calibration_pairs) if calibration_pairs else None,
+        model_right=wilson(round(model * calibration_pairs), calibration_pairs)
+        if calibration_pairs and model is not None
+        else None,
     )
 
 
 CLOSED = np.array([0.01] * 99 + [0.9])
 OPEN = np.array([0.99] * 99 + [0.1])
+OPEN_IN_SEVEN_OF_A_HUNDRED = np.array([0.01] * 93 + [0.9] * 7)
+CLOSED_IN_SEVEN_OF_A_HUNDRED = 1.0 - OPEN_IN_SEVEN_OF_A_HUNDRED
 MIXED = np.array([0.01] * 50 + [0.99] * 50)
 
 
@@ -129,6 +134,8 @@ MIXED = np.array([0.01] * 50 + [0.99] * 50)
         (CLOSED, [cell(0.01, 400, 0.8, model=0.85)], None),
         (CLOSED, [cell(0.01, 10, 0.5)], "closed"),
         (CLOSED, [cell(0.01, 0, 0.5)], "closed"),
+        (OPEN_IN_SEVEN_OF_A_HUNDRED, [cell(0.01, 400, 0.7)], None),  # below .05 on 93% of the pairs, not on 95%
+        (CLOSED_IN_SEVEN_OF_A_HUNDRED, [cell(0.9, 400, 0.7)], None),
         (OPEN, [cell(0.99, 400, 0.7), cell(0.98, 0, 0.0)], "open"),
         (OPEN, [cell(0.99, 400, 0.97)], None),
         (OPEN, [cell(0.99, 400, 1.0)], None),
@@ -146,5 +153,5 @@ MIXED = np.array([0.01] * 50 + [0.99] * 50)
         (MIXED, [cell(0.08, 400, 0.5, model=0.9), cell(0.04, 400, 0.5, model=0.6)], None),  # a useless LLM
     ],
 )
-def test_the_alarm_fires_on_a_gate_that_the_probes_speak_against_and_on_no_other(alpha, cells, expected):
+def test_the_alarm_fires_on_a_gate_that_the_calibration_pairs_speak_against_and_on_no_other(alpha, cells, expected):
     assert collapse(alpha, cells) == expected

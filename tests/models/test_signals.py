@@ -1,11 +1,12 @@
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.config import GateConfig
-from models.signals import (
+from sllmr.models.config import GateConfig, SignalName
+from sllmr.models.signals import (
     SIGNALS,
     PairSide,
     confidence,
@@ -22,20 +23,20 @@ from models.signals import (
 
 
 def side(logit=(0.0, 1.0, -4.0), history_length=(3, 4, 40), is_tail=(1, 0, 1)) -> PairSide:
-    return PairSide(
-        history_length=tf.constant(history_length),
-        is_tail=tf.constant(is_tail),
-        item_train_count=tf.constant([1, 20, 300]),
-        text_words=tf.constant([0, 8, 400]),
-        llm_score=tf.constant([0.1, 0.5, 1.0]),
-        llm_gap=tf.constant([0.0, 0.3, 1.0]),
-        llm_disagreement=tf.constant([0.0, 0.25, 1.0]),
-        logit=tf.constant(logit),
-    )
+    return {
+        "history_length": tf.constant(history_length),
+        "is_tail": tf.constant(is_tail),
+        "item_train_count": tf.constant([1, 20, 300]),
+        "text_words": tf.constant([0, 8, 400]),
+        "llm_score": tf.constant([0.1, 0.5, 1.0]),
+        "llm_gap": tf.constant([0.0, 0.3, 1.0]),
+        "llm_disagreement": tf.constant([0.0, 0.25, 1.0]),
+        "logit": tf.constant(logit),
+    }
 
 
 def test_short_history_counts_up_to_and_with_the_threshold():
-    np.testing.assert_array_equal(short_history(side(), GateConfig(cold_max_history=3)), [1.0, 0.0, 0.0])
+    np.testing.assert_array_equal(short_history(side(), GateConfig(short_history_max=3)), [1.0, 0.0, 0.0])
 
 
 def test_long_tail_is_the_data_flag():
@@ -70,13 +71,13 @@ def test_llm_consistency_is_one_where_both_answers_agree():
 
 
 def test_dropout_variance_is_four_times_the_variance_of_the_probability():
-    varied = side()._replace(dropout_variance=tf.constant([0.0, 0.01, 0.25]))
+    varied = dict(side(), dropout_variance=tf.constant([0.0, 0.01, 0.25]))
 
     np.testing.assert_allclose(dropout_variance(varied, GateConfig()), [0.0, 0.04, 1.0], rtol=1e-6)
 
 
-def test_dropout_variance_without_a_first_stage_is_refused():
-    with pytest.raises(ValueError, match=r"fitted on a first stage, got gate.mode supervised; set"):
+def test_dropout_variance_without_a_base_model_is_refused():
+    with pytest.raises(ValueError, match=r"fitted on a base model, got gate.mode supervised; set"):
         dropout_variance(side(), GateConfig(signals=("dropout_variance",)))
 
 
@@ -100,7 +101,7 @@ def test_entropy_is_the_binary_entropy_in_bits():
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_is_float32_within_0_and_1_at_any_logit(name):
-    extreme = side(logit=(-500.0, 0.0, 500.0))._replace(dropout_variance=tf.constant([0.0, 0.1, 0.25]))
+    extreme = dict(side(logit=(-500.0, 0.0, 500.0)), dropout_variance=tf.constant([0.0, 0.1, 0.25]))
     values = SIGNALS[name](extreme, GateConfig()).numpy()
 
     assert values.dtype == np.float32
@@ -112,7 +113,11 @@ def test_a_signal_is_float32_within_0_and_1_at_any_logit(name):
 def test_no_gradient_reaches_the_logit_through_a_signal(name):
     logit = tf.Variable([0.0, 1.0, -4.0])
     with tf.GradientTape() as tape:
-        seen = side()._replace(logit=logit * 1.0, dropout_variance=tf.constant([0.0, 0.1, 0.25]))
+        seen = dict(side(), logit=logit * 1.0, dropout_variance=tf.constant([0.0, 0.1, 0.25]))
         total = tf.reduce_sum(SIGNALS[name](seen, GateConfig()))
 
     assert tape.gradient(total, logit) is None
+
+
+def test_the_configuration_names_exactly_the_registered_ones():
+    assert set(get_args(SignalName)) == SIGNALS.keys()

@@ -6,13 +6,21 @@ import pytest
 import scipy.optimize
 import tensorflow as tf
 
-from models import features, ranking, training
-from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
-from models.features import NOT_A_PROBE, OTHER, PREFERRED
-from models.first_stage import held_out, turned_round
-from models.inputs import training_batches
-from models.reliability import GateCollapse
+from sllmr.models import features, ranking
+from sllmr.models.base_model import held_out, turned_round
+from sllmr.models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
+from sllmr.models.errors import UserError
+from sllmr.models.features import NOT_CALIBRATION, OTHER, PREFERRED
+from sllmr.models.inputs import training_batches
+from sllmr.models.reliability import GateCollapse
+from sllmr.models.training import recipe
+from sllmr.models.training.calibration import with_soft_labels
+from sllmr.models.training.gate_report import gate_cells, judge, pair_alpha
+from sllmr.models.training.loop import predict
+from sllmr.models.training.report import TrainingReport
 from tests.models.test_embeddings import VOCABULARY
+
+pytestmark = pytest.mark.slow
 
 MODEL = ModelConfig(embedding_dim=4, embedding_l2=0.0, mlp=(8,), dropout=0.0)
 TRAIN = TrainConfig(batch_size=64, pairs_per_batch=32, epochs=3, patience=1, learning_rate=0.01, seed=3)
@@ -30,6 +38,7 @@ def market(number: int, seed: int) -> dict[str, np.ndarray]:
         features.HISTORY_ITEM_INDICES: source.integers(0, 10, (number, 4)),
         features.HISTORY_CATEGORY_INDICES: source.integers(0, 6, (number, 4, 2)),
         features.HISTORY_BRAND_INDICES: source.integers(0, 5, (number, 4)),
+        features.USER_HASH: np.arange(number) + 100_000 * seed,
         features.LABEL: (item % 2 == 0) ^ noise,
     }
     return {name: values.astype(np.int32) for name, values in made.items()}
@@ -52,7 +61,7 @@ def pairs(number: int = 200, agreement: float = 0.5) -> dict[str, tf.Tensor]:
     made[features.HISTORY_LENGTH] = source.integers(1, 8, number).astype(np.int32)
     made[PREFERRED + features.LLM_SCORE] = source.uniform(0.6, 1.0, number).astype(np.float32)
     made[OTHER + features.LLM_SCORE] = source.uniform(0.0, 0.6, number).astype(np.float32)
-    made[features.PROBE_LABEL] = (source.uniform(size=number) < agreement).astype(np.int32)
+    made[features.CALIBRATION_LABEL] = (source.uniform(size=number) < agreement).astype(np.int32)
     return {name: tf.constant(values) for name, values in made.items()}
 
 
@@ -67,7 +76,7 @@ def train(**changes):
         "valid": dataset(320, 2),
         "pairs": None,
     }
-    return training.train(**(arguments | changes))
+    return recipe.train(**(arguments | changes))
 
 
 def auc_by_counting(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -88,7 +97,7 @@ def trained(tmp_path_factory):
 
 def test_training_learns_reports_and_returns_the_weights_of_the_best_epoch(trained):
     model, report, _ = trained
-    labels, logits = training.predict(ranking.scorer(model), dataset(320, 2))
+    labels, logits = predict(ranking.scorer(model), dataset(320, 2))
 
     aucs = [epoch.valid_auc for epoch in report.epochs]
     assert report.best_valid_auc == max(aucs) > 0.85
@@ -109,7 +118,7 @@ def test_training_stops_after_patience_epochs_without_a_better_auc():
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(trained):
     again, _ = train()
     other, _ = train(train_config=TRAIN.model_copy(update={"seed": 4, "epochs": 1}))
-    logits = [training.predict(ranking.scorer(model), dataset(64, 5))[1] for model in (trained[0], again, other)]
+    logits = [predict(ranking.scorer(model), dataset(64, 5))[1] for model in (trained[0], again, other)]
 
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
     assert not np.allclose(logits[0], logits[2], atol=1e-2)
@@ -121,7 +130,7 @@ def test_the_gate_learns_how_often_the_llm_is_right_and_the_report_says_so():
     _, report = train(gate_config=gate, loss_config=LossConfig(llm_weight=0.1), pairs=pairs(agreement=0.8))
 
     everywhere = report.gate[0]
-    assert everywhere.pairs == everywhere.probes == 200
+    assert everywhere.pairs == everywhere.calibration_pairs == 200
     assert everywhere.llm_accuracy == pytest.approx(0.8, abs=0.08)
     assert everywhere.mean_alpha == pytest.approx(everywhere.llm_accuracy, abs=0.1)
     assert report.alpha_collapse is None
@@ -171,20 +180,20 @@ def test_pair_alpha_is_the_gates_on_the_models_own_logits():
         bits = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
         expected.append(1 / (1 + np.exp(-3.0 * bits)))
 
-    alpha, _ = training.pair_alpha(training.judge(model, model.gate), made)
+    alpha, _ = pair_alpha(judge(model, model.gate), made)
     np.testing.assert_allclose(alpha, np.mean(expected, axis=0), rtol=1e-4)
 
 
-def test_cells_count_pairs_probes_and_agreement_as_a_plain_loop_does():
+def test_cells_count_pairs_calibration_pairs_and_agreement_as_a_plain_loop_does():
     made = {
         features.HISTORY_LENGTH: tf.constant([1, 3, 4, 9, 2]),
         PREFERRED + features.IS_TAIL: tf.constant([1, 0, 0, 0, 0]),
         OTHER + features.IS_TAIL: tf.constant([0, 0, 1, 0, 1]),
-        features.PROBE_LABEL: tf.constant([1, NOT_A_PROBE, 0, 1, 0]),
+        features.CALIBRATION_LABEL: tf.constant([1, NOT_CALIBRATION, 0, 1, 0]),
     }
-    cells = training.gate_cells(np.array([0.2, 0.4, 0.6, 0.8, 1.0]), made, cold_max_history=3)
+    cells = gate_cells(np.array([0.2, 0.4, 0.6, 0.8, 1.0]), made, short_history_max=3)
 
-    summary = [(c.cold, c.tail, c.pairs, c.mean_alpha, c.probes, c.llm_accuracy) for c in cells]
+    summary = [(c.short_history, c.tail, c.pairs, c.mean_alpha, c.calibration_pairs, c.llm_accuracy) for c in cells]
     assert summary == [
         (None, None, 5, pytest.approx(0.6), 4, 0.5),
         (True, True, 2, pytest.approx(0.6), 2, 0.5),
@@ -197,20 +206,25 @@ def test_cells_count_pairs_probes_and_agreement_as_a_plain_loop_does():
 def test_the_report_survives_json_and_tensorboard_gets_the_auc(trained):
     _, report, log_dir = trained
 
-    assert training.TrainingReport.model_validate(json.loads(report.model_dump_json())) == report
+    assert TrainingReport.model_validate(json.loads(report.model_dump_json())) == report
     logged = b"".join(file.read_bytes() for file in log_dir.rglob("events.*"))
     assert b"valid_auc" in logged
 
 
-def test_soft_labels_are_the_most_likely_logistic_curve_through_the_probes():
+def test_soft_labels_are_the_most_likely_logistic_curve_through_the_calibration_pairs():
     made = pairs(agreement=0.7)
-    made[features.PROBE_LABEL] = tf.where(tf.range(200) % 4 == 0, NOT_A_PROBE, made[features.PROBE_LABEL])
+    made[features.CALIBRATION_LABEL] = tf.where(
+        tf.range(200) % 4 == 0, NOT_CALIBRATION, made[features.CALIBRATION_LABEL]
+    )
     scores, chosen = [], []
     for preferred, other, label in zip(
-        *(made[n].numpy() for n in (PREFERRED + features.LLM_SCORE, OTHER + features.LLM_SCORE, features.PROBE_LABEL)),
+        *(
+            made[n].numpy()
+            for n in (PREFERRED + features.LLM_SCORE, OTHER + features.LLM_SCORE, features.CALIBRATION_LABEL)
+        ),
         strict=True,
     ):
-        if label != NOT_A_PROBE:
+        if label != NOT_CALIBRATION:
             scores += [preferred, other]
             chosen += [label, 1 - label]
     x, y = np.array(scores, float), np.array(chosen, float)
@@ -220,24 +234,26 @@ def test_soft_labels_are_the_most_likely_logistic_curve_through_the_probes():
 
     a, b = scipy.optimize.minimize(negative_log_likelihood, [0.0, 0.0]).x
 
-    soft = training.with_soft_labels(made)
+    soft = with_soft_labels(made)
 
     for prefix in (PREFERRED, OTHER):
         raw = made[prefix + features.LLM_SCORE].numpy().astype(float)
         np.testing.assert_allclose(soft[prefix + features.SOFT_LABEL], 1 / (1 + np.exp(-(a * raw + b))), atol=1e-3)
 
 
-def test_soft_labels_need_probes():
-    made = pairs() | {features.PROBE_LABEL: tf.fill([200], NOT_A_PROBE)}
-    with pytest.raises(ValueError, match=r"distillation needs labelled probes .* raise llm.candidates.probe_fraction"):
-        training.with_soft_labels(made)
+def test_soft_labels_need_calibration_pairs():
+    made = pairs() | {features.CALIBRATION_LABEL: tf.fill([200], NOT_CALIBRATION)}
+    with pytest.raises(
+        UserError, match=r"distillation needs calibration pairs .* raise llm.candidates.calibration_fraction"
+    ):
+        with_soft_labels(made)
 
 
 def test_distillation_moves_the_model_towards_the_teacher():
     made = pairs(agreement=0.9)
     alone, _ = train()
     taught, report = train(loss_config=LossConfig(llm_weight=10.0, form="distillation"), pairs=made)
-    soft = training.with_soft_labels(made)
+    soft = with_soft_labels(made)
 
     def distance(model) -> float:
         sides = [ranking.pair_side(soft, prefix) for prefix in (PREFERRED, OTHER)]
@@ -262,7 +278,7 @@ def test_pairs_must_go_with_the_weight(llm_weight, given):
 
 def test_validation_rows_of_one_label_are_refused():
     one = dataset(64, 1).map(lambda r: r | {features.LABEL: tf.ones_like(r[features.LABEL])})
-    with pytest.raises(ValueError, match=r"validation AUC needs rows of both labels"):
+    with pytest.raises(UserError, match=r"validation AUC needs rows of both labels"):
         train(valid=one)
 
 
@@ -277,32 +293,32 @@ def rows_and_pairs(number: int = 400) -> tuple[Callable[[], tf.data.Dataset], di
     rows = []
     for side, prefix in enumerate((PREFERRED, OTHER)):
         columns = ranking.pair_side(made, prefix)
-        chosen = made[features.PROBE_LABEL] == 1 - side
+        chosen = made[features.CALIBRATION_LABEL] == 1 - side
         rows.append({name: columns[name] for name in market(1, 0) if name != features.LABEL})
         rows[-1][features.LABEL] = tf.cast(chosen, tf.int32)
     joint = {name: tf.concat([part[name] for part in rows], axis=0) for name in rows[0]}
     return lambda: tf.data.Dataset.from_tensor_slices(joint).shuffle(2 * number, seed=1).batch(32), made
 
 
-def histories(batches: tf.data.Dataset) -> set[bytes]:
-    return {row.tobytes() for batch in batches for row in batch[features.HISTORY_ITEM_INDICES].numpy()}
+def users(batches: tf.data.Dataset) -> set[int]:
+    return {user for batch in batches for user in batch[features.USER_HASH].numpy().tolist()}
 
 
-FORMS = [("advantage", "pairwise"), ("fused", "pairwise"), ("fused", "distillation")]
+FORMS = [("advantage", "pairwise"), ("stacked", "pairwise"), ("stacked", "distillation")]
 
 
 def pairs_of_a_teacher(parity: int) -> dict[str, tf.Tensor]:
-    """Pairs whose LLM likes items of this parity, and probes that say so too; the market's users like the even ones."""
+    """Pairs and calibration pairs of an LLM that likes items of this parity; the market's users like the even ones."""
     made = pairs(2000)
     first, second = (made[prefix + features.ITEM_INDEX].numpy() % 2 == parity for prefix in (PREFERRED, OTHER))
     for prefix, liked in ((PREFERRED, first), (OTHER, second)):
         made[prefix + features.LLM_SCORE] = tf.constant(np.where(liked, 0.9, 0.1), tf.float32)
-    made[features.PROBE_LABEL] = tf.constant(np.where(first != second, first, NOT_A_PROBE).astype(np.int32))
+    made[features.CALIBRATION_LABEL] = tf.constant(np.where(first != second, first, NOT_CALIBRATION).astype(np.int32))
     return turned_round(made, tf.constant(second & ~first))
 
 
 TAUGHT = {
-    "gate_config": GateConfig(mode="fused", signals=("short_history",), held_out_share=1.0),
+    "gate_config": GateConfig(mode="stacked", signals=("short_history",), held_out_fraction=1.0),
     "loss_config": LossConfig(llm_weight=10.0, form="distillation"),
 }
 
@@ -327,10 +343,19 @@ def test_pairs_that_help_are_kept(caplog):
     assert "do not help" not in caplog.text
 
 
-def test_the_order_of_the_rows_does_not_depend_on_a_first_stage():
+@pytest.mark.parametrize(("number", "weight"), [(400, 10.0), (40, 10.0), (10, 2.5)])
+def test_pairs_that_an_epoch_would_repeat_weigh_less(number, weight):
+    config = TRAIN.model_copy(update={"batch_size": 100, "pairs_per_batch": 20})  # 1,000 rows: 10 steps, 200 pairs
+
+    lowered = recipe.with_weight_for(LossConfig(llm_weight=10.0), pairs(number), 1000, config)
+
+    assert lowered == LossConfig(llm_weight=weight)
+
+
+def test_the_order_of_the_rows_does_not_depend_on_a_base_model():
     source = {name: tf.concat([batch[name] for batch in dataset(640, 1)], 0) for name in market(1, 0)}
     shuffled = lambda: tf.data.Dataset.from_tensor_slices(source).shuffle(640, seed=5).batch(64)  # noqa: E731
-    gate = GateConfig(mode="fused", signals=("short_history",), held_out_share=0.5)
+    gate = GateConfig(mode="stacked", signals=("short_history",), held_out_fraction=0.5)
     _, alone = train(rows=shuffled)
     _, beside = train(
         rows=shuffled, pairs=pairs(), gate_config=gate, loss_config=LossConfig(llm_weight=1.0, form="distillation")
@@ -340,16 +365,16 @@ def test_the_order_of_the_rows_does_not_depend_on_a_first_stage():
 
 
 @pytest.mark.parametrize(("mode", "form"), FORMS)
-def test_the_first_stage_does_not_see_the_held_out_contexts_and_the_second_sees_all(mode, form, monkeypatch):
+def test_the_base_model_does_not_see_the_held_out_users_and_the_second_sees_all(mode, form, monkeypatch):
     rows, made = rows_and_pairs()
     seen = []
 
     def spy(of_rows, of_pairs):
-        seen.append(histories(of_rows))
+        seen.append(users(of_rows))
         return training_batches(of_rows, of_pairs)
 
-    monkeypatch.setattr(training, "training_batches", spy)
-    gate = GateConfig(mode=mode, signals=("short_history", "long_tail"), held_out_share=0.4)
+    monkeypatch.setattr(recipe, "training_batches", spy)
+    gate = GateConfig(mode=mode, signals=("short_history", "long_tail"), held_out_fraction=0.4)
     _, report = train(
         gate_config=gate,
         loss_config=LossConfig(llm_weight=0.1, form=form),
@@ -359,13 +384,20 @@ def test_the_first_stage_does_not_see_the_held_out_contexts_and_the_second_sees_
     )
 
     chosen = held_out(made, 0.4)
-    held = {row.tobytes() for row in made[features.HISTORY_ITEM_INDICES].numpy()[chosen]}
+    held = set(made[features.USER_HASH].numpy()[chosen].tolist())
     assert 100 < len(held) < 220
-    assert seen == [histories(rows()) - held, histories(rows()), histories(rows())]
-    assert len(report.first_stage) == 1
-    assert report.first_stage_valid_auc == report.first_stage[0].valid_auc
-    assert sum(cell.probes for cell in report.reliability) == chosen.sum()
+    assert seen == [users(rows()) - held, users(rows()), users(rows())]
+    assert len(report.base_model) == 1
+    assert report.base_model_valid_auc == report.base_model[0].valid_auc
+    assert sum(cell.calibration_pairs for cell in report.reliability) == chosen.sum()
     assert sum(cell.pairs for cell in report.reliability) == 400
+
+
+def a_row_later(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """The rows of the same users after the next one: other histories, and a choice that tells the earlier one."""
+    history = row[features.HISTORY_ITEM_INDICES]
+    newest = tf.ones_like(history[:, :1])
+    return row | {features.HISTORY_ITEM_INDICES: tf.concat([newest, history[:, :-1]], axis=1)}
 
 
 def right_on_held_out(gate: GateConfig, rows, made) -> float:
@@ -378,17 +410,18 @@ def right_on_held_out(gate: GateConfig, rows, made) -> float:
         valid=rows().take(5),  # keeps the epoch that fits the rows best
         pairs=made,
     )
-    return sum(cell.model_right.share * cell.probes for cell in report.reliability if cell.model_right) / sum(
-        cell.probes for cell in report.reliability
-    )
+    return sum(
+        cell.model_right.fraction * cell.calibration_pairs for cell in report.reliability if cell.model_right
+    ) / sum(cell.calibration_pairs for cell in report.reliability)
 
 
-def test_a_first_stage_that_saw_the_held_out_rows_would_look_better_than_it_is(monkeypatch):
+def test_a_base_model_that_saw_a_later_row_of_a_held_out_user_would_look_better_than_it_is(monkeypatch):
     rows, made = rows_and_pairs(150)
-    gate = GateConfig(mode="fused", signals=("short_history",), held_out_share=0.5)
-    honest = right_on_held_out(gate, rows, made)
-    monkeypatch.setattr(training, "without_contexts", lambda of, _: of)
-    leaky = right_on_held_out(gate, rows, made)
+    gate = GateConfig(mode="stacked", signals=("short_history",), held_out_fraction=0.5)
+    later = lambda: rows().map(a_row_later)  # noqa: E731
+    honest = right_on_held_out(gate, later, made)
+    monkeypatch.setattr(recipe, "without_users", lambda of, _: of)
+    leaky = right_on_held_out(gate, later, made)
 
     assert honest < 0.68  # the choices are random
     assert leaky > honest + 0.15
@@ -398,30 +431,30 @@ def test_a_gate_that_is_fitted_beforehand_and_an_llm_that_knows_make_a_sound_rep
     made = pairs(1200)
     right = made[PREFERRED + features.ITEM_INDEX].numpy() % 2 == 0  # the market's rule
     wrong = made[OTHER + features.ITEM_INDEX].numpy() % 2 == 0
-    made[features.PROBE_LABEL] = tf.constant(np.where(right != wrong, right, NOT_A_PROBE).astype(np.int32))
-    gate = GateConfig(mode="fused", signals=("short_history",), held_out_share=1.0)
+    made[features.CALIBRATION_LABEL] = tf.constant(np.where(right != wrong, right, NOT_CALIBRATION).astype(np.int32))
+    gate = GateConfig(mode="stacked", signals=("short_history",), held_out_fraction=1.0)
     _, report = train(gate_config=gate, loss_config=LossConfig(llm_weight=0.1, form="distillation"), pairs=made)
 
     assert report.alpha_collapse is None
     assert report.alpha_by_epoch == []
     assert report.gate[0].llm_accuracy == pytest.approx(0.5, abs=0.07)
-    model_right = [cell.model_right.share for cell in report.reliability if cell.probes > 50]
+    model_right = [cell.model_right.fraction for cell in report.reliability if cell.calibration_pairs > 50]
     assert min(model_right) > 0.8
     assert report.gate[0].mean_alpha < 0.1  # the model knows, the LLM does not
     assert report.calibration_error < 0.1
-    assert training.TrainingReport.model_validate_json(report.model_dump_json()) == report
+    assert TrainingReport.model_validate_json(report.model_dump_json()) == report
 
 
 @pytest.mark.parametrize(("mode", "form"), FORMS)
-def test_gates_that_are_fitted_beforehand_need_probes(mode, form):
-    made = pairs() | {features.PROBE_LABEL: tf.fill([200], NOT_A_PROBE)}
+def test_gates_that_are_fitted_beforehand_need_calibration_pairs(mode, form):
+    made = pairs() | {features.CALIBRATION_LABEL: tf.fill([200], NOT_CALIBRATION)}
     gate = GateConfig(mode=mode, signals=("long_tail",))
-    with pytest.raises(ValueError, match=r"gate.mode advantage and fused need labelled probes, got none among 30%"):
+    with pytest.raises(UserError, match=r"need calibration pairs, got none among 200 pairs"):
         train(gate_config=gate, loss_config=LossConfig(llm_weight=0.1, form=form), pairs=made)
 
 
-def test_dropout_variance_is_a_signal_of_the_first_stage():
-    gate = GateConfig(mode="fused", signals=("dropout_variance",), dropout_passes=3)
+def test_dropout_variance_is_a_signal_of_the_base_model():
+    gate = GateConfig(mode="stacked", signals=("dropout_variance",), dropout_samples=3)
     _, report = train(
         model_config=MODEL.model_copy(update={"dropout": 0.4}),
         gate_config=gate,
@@ -430,7 +463,7 @@ def test_dropout_variance_is_a_signal_of_the_first_stage():
         pairs=pairs(),
     )
 
-    assert report.gate_weights["llm:dropout_variance"] != 0.0
+    assert report.gate_weights["base:dropout_variance"] != 0.0
 
 
 def test_alpha_by_epoch_shows_the_paper_gate_closing():
@@ -441,3 +474,63 @@ def test_alpha_by_epoch_shows_the_paper_gate_closing():
     medians = [quantiles["0.5"] for quantiles in report.alpha_by_epoch]
     assert len(medians) == len(report.epochs) == 3
     assert np.all(np.diff(medians) < 0)
+
+
+def rows_by_category(number: int, seed: int) -> dict[str, np.ndarray]:
+    """Items 1 to 4 have category 1 and are liked by 80%, items 5 to 8 category 2 and by 20%; item 9 has category 1, and
+    its rows are negatives."""
+    source = np.random.default_rng(seed)
+    made = market(number, seed)
+    item = source.integers(1, 10, number)
+    category = np.where((item < 5) | (item == 9), 1, 2)
+    liked = source.uniform(size=number) < np.where(category == 1, 0.8, 0.2)
+    changes = {
+        features.ITEM_INDEX: item,
+        features.ITEM_CATEGORY_INDICES: np.stack([category, np.zeros(number)], axis=1),
+        features.LABEL: liked & (item != 9),
+    }
+    return made | {name: values.astype(np.int32) for name, values in changes.items()}
+
+
+def test_a_new_item_ranks_by_its_category_and_one_with_negatives_alone_counts_as_new():
+    def batches(number: int, seed: int) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(rows_by_category(number, seed)).batch(64)
+
+    new_items = np.arange(VOCABULARY.items + 2) == 9
+    config = TRAIN.model_copy(update={"item_dropout": 0.3, "epochs": 8, "patience": 8})
+    model, _ = train(rows=lambda: batches(1280, 1), valid=batches(640, 2), train_config=config, new_items=new_items)
+
+    rows = market(64, 5)
+
+    def score(item: int, category: int) -> float:
+        candidate = {
+            features.ITEM_INDEX: np.full(64, item, np.int32),
+            features.ITEM_CATEGORY_INDICES: np.full((64, 2), [category, 0], np.int32),
+        }
+        return float(tf.reduce_mean(model(rows | candidate)))
+
+    known = {
+        category: [score(item, category) for item in items] for category, items in ((1, range(1, 5)), (2, range(5, 9)))
+    }
+    new = {category: score(VOCABULARY.items + 1, category) for category in (1, 2)}
+    assert max(known[2]) < new[1] < max(known[1])
+    assert new[2] < min(known[1])
+    assert score(9, 1) == pytest.approx(new[1], abs=1e-6)
+
+
+def test_a_new_item_that_a_pair_prefers_keeps_its_id():
+    made = pairs(8)
+    made[PREFERRED + features.ITEM_INDEX] = tf.fill([8], 9)
+    new_items = np.isin(np.arange(VOCABULARY.items + 2), (7, 9))
+    few = dataset(64, 1)
+
+    model, _ = train(
+        rows=lambda: few,
+        pairs=made,
+        new_items=new_items,
+        loss_config=LossConfig(),
+        train_config=TRAIN.model_copy(update={"epochs": 1}),
+    )
+
+    (mask,) = [variable for variable in model.embedding.variables if "new_items" in variable.name]
+    assert np.flatnonzero(mask.numpy()).tolist() == [7]

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from pipeline.config import Config, ConfigError, load_config
+from sllmr.pipeline.config import Config, ConfigError, load_config, read_yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -21,8 +21,55 @@ def test_a_file_that_names_the_two_tables_is_enough(tmp_path):
     assert config.data.items == str(tmp_path / "sub" / "b.csv")
     assert config.name == "shop"
     assert config.model.backbone == "dcnv2"
-    assert config.gate.mode == "supervised"
+    assert config.gate.mode == "stacked"
+    assert (config.item_vectors.source, config.model.item_vectors, config.model.text_match) == ("bundled", True, True)
     assert config.llm.uses_local_server
+
+
+def test_a_section_that_the_file_names_keeps_the_other_defaults(tmp_path):
+    text = "data: {interactions: a, items: b}\ngate: {held_out_fraction: 0.5}\nllm: {candidates: {per_context: 6}}"
+    config = load_config(write(tmp_path, text))
+
+    assert (config.gate.mode, config.gate.held_out_fraction) == ("stacked", 0.5)
+    assert (config.loss.form, config.loss.llm_weight) == ("distillation", 3.0)
+    assert config.pairs.selection == "cover"
+    assert config.llm.candidates.contexts == "latest"
+    assert config.llm.candidates.similar_per_context == 2  # what fits beside the target item, its negatives, a rare one
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("item_vectors: {source: none}", (False, False)),
+        ("model: {item_vectors: false}", (False, False)),
+        ("model: {text_match: false}", (True, False)),
+    ],
+)
+def test_the_text_match_goes_with_the_vectors(tmp_path, text, expected):
+    model = load_config(write(tmp_path, f"data: {{interactions: a, items: b}}\n{text}")).model
+
+    assert (model.item_vectors, model.text_match) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "weight"),
+    [
+        ("gate: {mode: paper}", "pairwise", 0.1),
+        ("gate: {mode: supervised, signals: [entropy]}", "pairwise", 0.1),
+        ("loss: {form: pointwise}", "pointwise", 0.1),
+        ("loss: {form: pairwise}", "pairwise", 0.1),
+        ("loss: {llm_weight: 5}", "distillation", 5.0),
+        ("item_vectors: {source: none}", "distillation", 10.0),
+    ],
+)
+def test_the_loss_follows_the_gate_and_what_the_file_sets_stands(tmp_path, text, form, weight):
+    config = load_config(write(tmp_path, f"data: {{interactions: a, items: b}}\n{text}"))
+
+    assert (config.loss.form, config.loss.llm_weight) == (form, weight)
+    is_stacked = form != "pointwise" and "mode" not in text
+    assert config.gate.mode == ("stacked" if is_stacked else "paper" if "paper" in text else "supervised")
+    assert config.pairs.selection == ("cover" if form == "distillation" else "widest")
+    assert config.llm.candidates.tail_target_fraction == (0.0 if is_stacked else 0.1)
 
 
 def test_a_model_name_is_all_that_another_llm_needs(tmp_path):
@@ -35,16 +82,14 @@ def test_a_model_name_is_all_that_another_llm_needs(tmp_path):
 def test_every_path_is_relative_to_the_file(tmp_path):
     text = """
 data: {interactions: a.csv, items: b.csv}
-llm: {strategy: embedding, embedding_file: sub/e.npz}
-model: {item_vectors_file: v.npz}
-gate: {mode: fused, weights_from: ../t.json}
+item_vectors: {source: file, file: sub/v.npz}
+gate: {mode: stacked, weights_from: ../t.json}
 loss: {form: distillation}
 """
     config = load_config(write(tmp_path, text))
     assert config.llm.prompt_file is None
-    assert config.llm.embedding_file == str(tmp_path / "sub" / "e.npz")
     assert config.llm.replay_table is None
-    assert config.model.item_vectors_file == str(tmp_path / "v.npz")
+    assert config.item_vectors.file == str(tmp_path / "sub" / "v.npz")
     assert config.gate.weights_from == str(tmp_path.parent / "t.json")
 
 
@@ -73,11 +118,11 @@ def test_the_configuration_survives_json(tmp_path):
         ),
         (
             "data: {interactions: a, items: b}\npairs: {drop_inconsistent: true}",
-            r"  pairs\.drop_inconsistent needs contexts that are asked in two orders, got llm\.audit\.share 0",
+            r"  pairs\.drop_inconsistent needs contexts that are queried in two orders, got llm\.audit\.fraction 0",
         ),
         (
-            "data: {interactions: a, items: b}\ngate: {mode: fused}\nloss: {form: pointwise}",
-            "loss.form pointwise does not ask a gate of mode fused; set loss.form to pairwise or distillation",
+            "data: {interactions: a, items: b}\ngate: {mode: stacked}\nloss: {form: pointwise}",
+            "loss.form pointwise does not ask a gate of mode stacked; set loss.form to pairwise or distillation",
         ),
         (
             "data: {interactions: a, items: b}\ngate: {mode: advantage}\nloss: {form: distillation}",
@@ -104,18 +149,23 @@ def test_a_missing_file_is_named(tmp_path):
         load_config(tmp_path / "none.yaml")
 
 
+PLUGINS = "--beam_plugins=sllmr.components"
+
+
 def test_beam_runs_locally_in_python_unless_another_runner_is_named(tmp_path):
     text = "data: {interactions: a, items: b}\n"
     modes = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
-    assert load_config(write(tmp_path, text)).beam.pipeline_args == ("--runner=FnApiRunner", *modes)
+    assert load_config(write(tmp_path, text)).beam.pipeline_args == ("--runner=FnApiRunner", *modes, PLUGINS)
     flink = load_config(write(tmp_path, text + "beam: {args: ['--runner=FlinkRunner']}"))
-    assert flink.beam.pipeline_args == ("--runner=FlinkRunner",)
+    assert flink.beam.pipeline_args == ("--runner=FlinkRunner", PLUGINS)
 
 
 @pytest.mark.parametrize("args", ["['--runner=DaskRunner']", "['--runner', 'DaskRunner']"])
 def test_the_dask_runner_is_this_projects_own(tmp_path, args):
     config = load_config(write(tmp_path, f"data: {{interactions: a, items: b}}\nbeam: {{args: {args}}}"))
-    assert "=".join(config.beam.pipeline_args) == "--runner=pipeline.dask_runner.DaskRunner"
+    *runner, plugins = config.beam.pipeline_args
+    assert "=".join(runner) == "--runner=sllmr.pipeline.dask_runner.DaskRunner"
+    assert plugins == PLUGINS
 
 
 def test_beams_dask_runner_is_refused(tmp_path):
@@ -144,3 +194,58 @@ def test_a_key_put_into_the_file_is_refused_and_not_repeated(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, "data: {interactions: a, items: b}\nllm: {api_key: sk-secret}"))
     assert "sk-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("data: {interactions: a, items: b}\ntrain: {epochs: 1}\nloss: {llm_weight: 0}\ntrain: {}", "train", (4, 2)),
+        ("data: {interactions: a, items: b, items: c}", "items", (1, 1)),
+        ("data:\n  interactions: a\n  items: b\n  'items': c", "items", (4, 3)),
+        ("data: {interactions: a, items: b}\nllm:\n  budget:\n    pairs: 1\n    pairs: 2", "pairs", (5, 4)),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path, text, key, lines):
+    again, first = lines
+    with pytest.raises(ConfigError, match=rf"shop.yaml:{again}: .*got '{key}' again after line {first}"):
+        load_config(write(tmp_path, text))
+
+
+def test_a_merged_mapping_may_be_overridden(tmp_path):
+    text = "data: &d {interactions: a, items: b}\nllm: {budget: {pairs: 3}}\n"
+    assert load_config(write(tmp_path, text)).llm.budget.pairs == 3
+    read = read_yaml(write(tmp_path, "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n"))
+    assert read["b"] == {"x": 3, "y": 2}
+
+
+@pytest.mark.parametrize("name", ["my shop", "shop.v2", "läden"])
+def test_the_name_of_the_file_obeys_the_rule_of_name(tmp_path, name):
+    file = tmp_path / f"{name}.yaml"
+    file.write_text("data: {interactions: a, items: b}")
+    with pytest.raises(ConfigError, match=rf"got '{name}' from the file's name; rename the file or set name: "):
+        load_config(file)
+    file.write_text("name: shop\ndata: {interactions: a, items: b}")
+    assert load_config(file).name == "shop"
+
+
+def test_environment_variables_in_paths_are_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOP", str(tmp_path / "elsewhere"))
+    config = load_config(write(tmp_path, "data: {interactions: $SHOP/a.csv, items: '${SHOP}/b.csv'}"))
+    assert config.data.interactions == str(tmp_path / "elsewhere" / "a.csv")
+    assert config.data.items == str(tmp_path / "elsewhere" / "b.csv")
+
+
+def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_SHOP", raising=False)
+    text = "data: {interactions: a.csv, items: b.csv}\nitem_vectors: {source: file, file: $NO_SUCH_SHOP/v.npz}"
+    with pytest.raises(ConfigError, match=r"item_vectors.file names the environment variable \$NO_SUCH_SHOP"):
+        load_config(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "key", ["data: {interactions: 's3://b/a', items: b}", "item_vectors: {source: file, file: gs://b/v.npz}"]
+)
+def test_an_address_in_place_of_a_path_is_refused(tmp_path, key):
+    text = key if key.startswith("data") else f"data: {{interactions: a, items: b}}\n{key}"
+    with pytest.raises(ConfigError, match="must be a path on this machine"):
+        load_config(write(tmp_path, text))

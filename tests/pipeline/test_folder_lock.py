@@ -1,4 +1,6 @@
 import contextlib
+import errno
+import fcntl
 import io
 import pathlib
 import subprocess
@@ -10,16 +12,16 @@ import pytest
 from rich.console import Console
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
-from pipeline import runner
-from pipeline.ablation import domain
-from pipeline.config import load_config
-from pipeline.folder_lock import folder_lock
+from sllmr.pipeline import runner
+from sllmr.pipeline.ablation import domain
+from sllmr.pipeline.config import load_config
+from sllmr.pipeline.folder_lock import FolderError, folder_lock, without_wildcards
 
 # Leaves a child behind, as worker processes may be left, when it is killed.
 HOLDER = """
 import os, pathlib, sys, time
 from rich.console import Console
-from pipeline.folder_lock import folder_lock
+from sllmr.pipeline.folder_lock import folder_lock
 with folder_lock(pathlib.Path(sys.argv[1]), Console()):
     child = os.fork()
     if child:
@@ -60,7 +62,8 @@ def test_nobody_is_told_to_wait_for_nothing(tmp_path):
 def test_a_pipeline_runs_while_its_folder_is_held_and_not_before(tmp_path, monkeypatch, start):
     (tmp_path / "i.csv").write_text("user_id,item_id,timestamp\n")
     (tmp_path / "t.csv").write_text("item_id,title\n")
-    (tmp_path / "c.yaml").write_text("data: {interactions: i.csv, items: t.csv}\nloss: {llm_weight: 0}\n")
+    text = "data: {interactions: i.csv, items: t.csv}\nloss: {llm_weight: 0}\nitem_vectors: {source: none}\n"
+    (tmp_path / "c.yaml").write_text(text)
     seen = []
 
     @contextlib.contextmanager
@@ -83,3 +86,47 @@ def test_a_pipeline_runs_while_its_folder_is_held_and_not_before(tmp_path, monke
         starts[start]()
 
     assert seen == ["out held", "running"]
+
+
+@pytest.mark.parametrize("name", ["out[1]", "out*", "what?", "{a}", "[x]/out"])
+def test_a_folder_whose_path_is_a_pattern_has_another_path_that_is_none(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    link = without_wildcards(folder)
+    assert not set("*?[]{}") & set(str(link))
+    (link / "file").write_text("written")
+    assert (folder / "file").read_text() == "written"
+    assert without_wildcards(folder) == link
+    other = tmp_path / f"{name}2"
+    other.mkdir()
+    assert without_wildcards(other) != link
+    link.unlink()
+    link.symlink_to(other)
+    assert (without_wildcards(folder) / "file").read_text() == "written"
+
+
+def test_a_plain_path_is_its_own(tmp_path):
+    assert without_wildcards(tmp_path / "out 1" / "läden-(2)") == tmp_path / "out 1" / "läden-(2)"
+
+
+def test_links_that_cannot_be_made_are_said_in_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(FolderError, match=r"must be a folder that can be written.*or name an --output without them"):
+        without_wildcards(tmp_path / "out[1]")
+    monkeypatch.setenv("HOME", str(tmp_path / "[home]"))
+    with pytest.raises(FolderError, match="name an --output without them"):
+        without_wildcards(tmp_path / "out[1]")
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with (
+        pytest.raises(FolderError, match=r"\.lock cannot be locked \(No locks available\)"),
+        folder_lock(tmp_path, Console()),
+    ):
+        pass

@@ -1,11 +1,17 @@
-"""The graph itself: order, and that nothing of the LLM reaches evaluation or serving."""
+"""The graph itself: order, what changes a step's inputs, and that nothing of the LLM reaches evaluation or serving."""
 
+import functools
 import itertools
+import json
+import shutil
 
 import pytest
 
-from pipeline.config import Config
-from pipeline.graph import build_pipeline
+from sllmr.components.interactions_example_gen.tables import DataError
+from sllmr.pipeline import graph as graph_module
+from sllmr.pipeline.code_version import PACKAGES, code_version
+from sllmr.pipeline.config import Config
+from sllmr.pipeline.graph import build_pipeline, pipeline_name
 
 
 @pytest.fixture
@@ -24,11 +30,26 @@ def producers(component) -> set[str]:
     return {channel.producer_component_id for channel in component.inputs.values()}
 
 
+@pytest.mark.slow
 def test_evaluation_and_serving_never_read_the_scorers_output(tables, tmp_path):
     steps = graph(tables, tmp_path)
     for name in ("Evaluator", "Pusher", "Transform", "StatisticsGen"):
         assert not producers(steps[name]) & {"LlmScorer", "PairBuilder"}, name
     assert "PairBuilder" in producers(steps["Trainer"])
+
+
+def test_leakage_is_looked_for_before_the_first_query_and_before_training(tables, tmp_path):
+    steps = graph(tables, tmp_path)
+    order = list(steps)
+    assert order.index("LeakageGuard") < order.index("LlmScorer")
+    assert order.index("PairBuilder") < order.index("LeakageGuardOfPairs") < order.index("TrainerWithoutPairs")
+    assert producers(steps["LeakageGuard"]) == {"InteractionsExampleGen", "Transform"}
+    assert producers(steps["LeakageGuardOfPairs"]) == {
+        "InteractionsExampleGen",
+        "Transform",
+        "LlmScorer",
+        "PairBuilder",
+    }
 
 
 def test_each_step_waits_for_the_one_before(tables, tmp_path):
@@ -41,12 +62,106 @@ def test_without_a_weight_for_the_llm_nothing_is_asked(tables, tmp_path):
     assert not {"LlmScorer", "PairBuilder"} & set(graph(tables, tmp_path, loss={"llm_weight": 0}))
 
 
-def test_another_shape_of_the_rows_is_another_schema_file(tables, tmp_path):
-    graph(tables, tmp_path)
-    graph(tables | {"sizes": {"history": 5}}, tmp_path)
-    assert len(list((tmp_path / "out" / "schema").iterdir())) == 2
+@pytest.mark.slow
+def test_the_model_without_pairs_depends_on_nothing_of_the_llm(tables, tmp_path):
+    plain = graph(tables, tmp_path)["TrainerWithoutPairs"]
+    other = graph(tables, tmp_path, gate={"mode": "frozen"}, loss={"llm_weight": 0.7}, llm={"seed": 3})
+    assert producers(plain) == {"Transform", "InteractionsExampleGen", "ItemEmbedder"}
+    assert plain.exec_properties == other["TrainerWithoutPairs"].exec_properties
+    assert plain.exec_properties != other["Trainer"].exec_properties
+
+
+def test_the_evaluator_and_the_pusher_take_the_model_that_the_comparison_chose(tables, tmp_path):
+    steps = graph(tables, tmp_path)
+    assert producers(steps["LlmComparison"]) == {"Trainer", "TrainerWithoutPairs", "InteractionsExampleGen"}
+    for name in ("Evaluator", "Pusher"):
+        assert "LlmComparison" in producers(steps[name])
+        assert "Trainer" not in producers(steps[name])
+
+
+def test_a_model_is_loaded_into_the_servers_image_before_it_is_pushed_if_a_tag_names_one(tables, tmp_path):
+    assert "InfraValidator" not in graph(tables, tmp_path)
+    steps = graph(tables, tmp_path, serving={"infra_validation_tag": "2.19.1"})
+    assert list(steps)[-2:] == ["InfraValidator", "Pusher"]
+    assert steps["Pusher"].inputs["infra_blessing"] is steps["InfraValidator"].outputs["blessing"]
+    assert json.loads(steps["InfraValidator"].exec_properties["serving_spec"]) == {
+        "tensorflow_serving": {"tags": ["2.19.1"]},
+        "local_docker": {},
+    }
+
+
+@pytest.mark.slow
+def test_item_vectors_are_made_where_the_model_reads_them_and_both_trainers_get_them(tables, tmp_path):
+    assert "ItemEmbedder" not in graph(tables, tmp_path, item_vectors={"source": "none"})
+    steps = graph(tables, tmp_path)
+    for name in ("Trainer", "TrainerWithoutPairs"):
+        assert steps[name].inputs["item_vectors"] is steps["ItemEmbedder"].outputs["item_vectors"]
+    assert producers(steps["ItemEmbedder"]) == {"InteractionsExampleGen"}
+
+
+@pytest.mark.slow
+def test_a_file_of_vectors_that_is_written_anew_changes_the_cache_key(tables, tmp_path):
+    file = tmp_path / "v.npz"
+
+    def properties() -> dict:
+        source = {"source": "file", "file": str(file)}
+        steps = graph(tables, tmp_path, model={"item_vectors": True}, item_vectors=source)
+        return steps["ItemEmbedder"].exec_properties
+
+    file.write_bytes(b"one")
+    before, again = properties(), properties()
+    file.write_bytes(b"another")
+    assert before == again != properties()
+
+
+@pytest.mark.slow
+def test_without_a_comparison_the_model_with_pairs_goes_on(tables, tmp_path):
+    steps = graph(tables, tmp_path, train={"compare": False})
+    assert not {"TrainerWithoutPairs", "LlmComparison"} & set(steps)
+    assert "Trainer" in producers(steps["Evaluator"])
+    assert steps["Trainer"].exec_properties == graph(tables, tmp_path)["Trainer"].exec_properties
+
+
+@pytest.mark.slow
+def test_another_shape_of_the_rows_is_another_schema(tables, tmp_path):
+    texts = [
+        graph(tables | {"sizes": {"history": length}}, tmp_path, loss={"llm_weight": 0})[
+            "CuratedSchema"
+        ].exec_properties["text"]
+        for length in (5, 6, 5)
+    ]
+    assert texts[0] == texts[2] != texts[1]
 
 
 def test_a_missing_table_is_named_before_anything_runs(tables, tmp_path):
-    with pytest.raises(ValueError, match=r"none\.csv"):
+    with pytest.raises(DataError, match=r"none\.csv"):
         graph(tables | {"items": str(tmp_path / "none.csv")}, tmp_path)
+
+
+def test_rows_of_another_shape_are_another_pipeline(tables, tmp_path):
+    def name(**sizes):
+        return pipeline_name(Config.model_validate({"name": "t", "data": tables | {"sizes": sizes}}))
+
+    assert name() == name(history=20, categories=4) == "sllmr-t"
+    assert len({name(), name(history=5), name(categories=5), name(history=5, categories=5)}) == 4
+
+
+@pytest.mark.slow
+def test_a_comment_changes_no_step_and_changed_code_only_the_steps_that_run_it(tables, tmp_path, monkeypatch):
+    copies = {name: tmp_path / name for name in PACKAGES}
+    for name, folder in PACKAGES.items():
+        shutil.copytree(folder, copies[name], ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(graph_module, "code_version", functools.partial(code_version, packages=copies))
+
+    def changed(package: str, file: str, text: str) -> set[str]:
+        before = graph(tables, tmp_path)
+        with open(copies[f"sllmr.{package}"] / file, "a") as source:
+            source.write(text)
+        after = graph(tables, tmp_path)
+        return {name for name in before if before[name].exec_properties != after[name].exec_properties}
+
+    assert changed("models", "losses.py", "\n# a comment\n") == set()
+    # ItemEmbedder sends with the scorer's client.
+    assert changed("components", "llm_scorer/requests/handler.py", "\nFACTOR = 2\n") == {"LlmScorer", "ItemEmbedder"}
+    assert {"Trainer", "TrainerWithoutPairs"} <= changed("models", "losses.py", "\nFACTOR = 2\n")
+    assert changed("models", "metrics.py", "\nFACTOR = 2\n") == {"Evaluator"}

@@ -14,13 +14,16 @@ from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 from apache_beam.transforms.window import FixedWindows, GlobalWindows
 
-from components.catalog import write_catalog
-from components.llm_scorer.config import LlmConfig
-from components.llm_scorer.job import ScoringJob
-from components.scores import ScoreRecord, read_scores
-from pipeline.config import BeamConfig
+from sllmr.components.catalog import write_catalog
+from sllmr.components.llm_scorer.config import LlmConfig
+from sllmr.components.llm_scorer.jobs.scoring import score
+from sllmr.components.llm_scorer.jobs.workspace import Workspace
+from sllmr.components.scores import ScoreRecord, read_scores
+from sllmr.pipeline.config import BeamConfig
 from tests.components.llm_scorer.market import market_items, market_rows
 from tests.components.llm_scorer.stub_server import StubServer, running_stub
+
+pytestmark = pytest.mark.slow
 
 WORKERS = 2
 
@@ -136,9 +139,9 @@ def scored(root: pathlib.Path, rows: str, stub: StubServer, args: tuple[str, ...
         "api_key_env": "NO_SUCH_KEY",
         "concurrency": 2,
         "budget": {"pairs": 60},
-        "candidates": {"per_context": 6, "negatives_per_probe": 2, "popularity_pool": 20},
+        "candidates": {"per_context": 6, "negatives_per_target": 2, "popularity_pool": 20},
     }
-    job = ScoringJob(
+    job = Workspace(
         config=LlmConfig.model_validate(settings),
         catalog_directory=str(root / "catalog"),
         cache_directory=str(root / "cache"),
@@ -146,8 +149,8 @@ def scored(root: pathlib.Path, rows: str, stub: StubServer, args: tuple[str, ...
         output_directory=str(root / "scores"),
         make_pipeline=functools.partial(beam.Pipeline, argv=list(args)),
     )
-    book = job.run(beam.io.ReadFromTFRecord(rows))
-    assert (book["scored"], book["calls"]["sent"]) == (60, 10)
+    book = score(job, beam.io.ReadFromTFRecord(rows))
+    assert (book.scored, book.requests.sent) == (60, 10)
     return {dataclasses.replace(record, scored_at=0) for record in read_scores(str(root / "scores"))}
 
 

@@ -1,4 +1,4 @@
-"""How an LLM is asked about a context's candidates, and how its answer is read. One module a strategy.
+"""How an LLM is queried about a context's candidates, and how its response is read. One module a strategy.
 
 A strategy turns a context into requests and answers into one result for each candidate, in the context's
 order. It sends nothing itself, so it can be planned, tested and replayed without an LLM; one that scores by a file has
@@ -8,10 +8,10 @@ no requests.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from components.catalog import Item
-from components.llm_scorer.config import (
+from sllmr.components.catalog import Item
+from sllmr.components.llm_scorer.config import (
     EMBEDDING,
     LISTWISE,
     REPLAY,
@@ -20,12 +20,12 @@ from components.llm_scorer.config import (
     AuditConfig,
     LlmConfig,
 )
-from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
-from components.llm_scorer.strategies.embedding import create_embedding
-from components.llm_scorer.strategies.listwise import Listwise
-from components.llm_scorer.strategies.replay import Replay
-from components.llm_scorer.strategies.title_likelihood import TitleLikelihood
-from components.llm_scorer.strategies.yes_no import YesNo
+from sllmr.components.llm_scorer.messages import Answer, CandidateResult, Context, Failure, LlmRequest
+from sllmr.components.llm_scorer.strategies.embedding import Embedding
+from sllmr.components.llm_scorer.strategies.listwise import Listwise
+from sllmr.components.llm_scorer.strategies.replay import Replay
+from sllmr.components.llm_scorer.strategies.title_likelihood import TitleLikelihood
+from sllmr.components.llm_scorer.strategies.yes_no import YesNo
 
 
 class Strategy(Protocol):
@@ -41,12 +41,18 @@ class Strategy(Protocol):
         answers that was not asked about; `answers` belong to `requests`, one by one.
         """
 
+    def failure(self, request: LlmRequest, response: dict[str, Any]) -> Failure | None:
+        """Why a response to one of `requests` gives no candidate a score; None where it does.
+
+        Only a response that does is a hit of the cache. Any other is a receipt for the bill.
+        """
+
 
 STRATEGIES: dict[str, Callable[[LlmConfig], Strategy]] = {
     LISTWISE: Listwise,
     TITLE_LIKELIHOOD: TitleLikelihood,
     YES_NO: YesNo,
-    EMBEDDING: create_embedding,
+    EMBEDDING: Embedding,
     REPLAY: Replay,
 }
 
@@ -54,7 +60,7 @@ STRATEGIES: dict[str, Callable[[LlmConfig], Strategy]] = {
 class ContentDigest:
     """Hash of what asking about a context sends: equal where model, prompt, history and candidates are.
 
-    The history counts as far as it is told, and whether a context is audited makes no difference.
+    The history counts as far as a prompt names it, and whether a context is audited makes no difference.
     """
 
     def __init__(self, config: LlmConfig):
@@ -81,7 +87,7 @@ class ContentDigest:
             # Scores by a file have no requests: what they rest on stands here.
             context.history_item_ids[self._config.history_lag :][: self._config.history_items],
             [candidate.item_id for candidate in context.candidates],
-            [request.key for request in requests],
+            [request.content_key for request in requests],
         ]
         return hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()[:24]
 

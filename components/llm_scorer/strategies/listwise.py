@@ -1,24 +1,41 @@
 """The paper's way of asking: one call tells the history and asks for a score in [0, 1] of each candidate."""
 
 import hashlib
-import json
+import itertools
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from components.catalog import Item
-from components.llm_scorer import exchange
-from components.llm_scorer.audit import is_audited
-from components.llm_scorer.config import BUNDLED_MODEL, LlmConfig
-from components.llm_scorer.exchange import Answer, Candidate, CandidateResult, Context, LlmRequest
-from components.llm_scorer.item_text import describe, told_history
-from components.llm_scorer.prompt import load_prompt
+from sllmr.components.catalog import Item
+from sllmr.components.llm_scorer import messages
+from sllmr.components.llm_scorer.capabilities import REASONING_TOKENS
+from sllmr.components.llm_scorer.config import LlmConfig
+from sllmr.components.llm_scorer.local_models import BUNDLED_MODEL
+from sllmr.components.llm_scorer.messages import (
+    Answer,
+    Candidate,
+    CandidateResult,
+    Context,
+    Failure,
+    LlmRequest,
+    failure_of,
+)
+from sllmr.components.llm_scorer.quality.audit import is_audited
+from sllmr.components.llm_scorer.quality.canary import PLANTED, counts_of, has_canary
+from sllmr.components.llm_scorer.strategies.item_text import describe, history_lines
+from sllmr.components.llm_scorer.strategies.prompt import load_prompt
+from sllmr.components.llm_scorer.strategies.response_json import read_scores, refusal_detail
 
 _PLACEHOLDERS: dict[str, tuple[str, ...]] = {"system": (), "user": ("history", "count", "candidates")}
 _TOKENS_PER_CANDIDATE = 24
 _TOKENS_AROUND = 32
 _EXPECTED_PER_CANDIDATE = 11
 _EXPECTED_AROUND = 8
+
+MAX_UNKNOWN_ITEMS = 100
+"""Entries of one response that name no candidate and are reported; a response of 32 MB has room for a million."""
 
 # The strictest common subset of what endpoints enforce: every field required, nothing further, no ranges or
 # lengths.
@@ -52,14 +69,18 @@ class Listwise:
 
     Candidates carry short numbers instead of ids and stand in an order permuted by a hash of seed and
     context, so that neither the order of the sources nor the ids' looks can sway the model. raw_score =
-    llm_score = the model's number. An answer that is refused, truncated or no JSON scores nothing; within a
-    valid one, a candidate that is missing, repeated, not a number or out of [0, 1] fails alone, and what
-    was not asked about is reported and scores nothing.
+    llm_score = the model's number. A response that is refused, truncated or without JSON (response_json.py) scores
+    nothing, and neither does one with any score above 1: it is on another scale. Within a valid response, a candidate
+    that is missing, repeated, not a number or below 0 fails alone, and an entry for none of the candidates is
+    reported and scores nothing.
 
-    A context that audit.py picks is asked a second time in the reverse order, in which every two candidates change
+    A context that audit.py picks is queried a second time in the reverse order, in which every two candidates change
     sides. llm_score = raw_score = the mean of both numbers, from which a bias linear in the position cancels out.
     Where either answer fails a candidate there is no audit, and the answer that scores more of them counts alone,
     the first of equals: a mean here and a single number there would not compare.
+
+    A context that canary.py picks gets one more request, with a planted item behind the candidates. Its response
+    changes no score.
 
     Source: arXiv 2512.21526, the prompt of section 3 (history of ten, structured answer); wording and schema
     are ours.
@@ -67,18 +88,35 @@ class Listwise:
 
     def __init__(self, config: LlmConfig):
         self._config = config
-        self._prompt = load_prompt("listwise.v1.txt", config.prompt_file, _PLACEHOLDERS)
+        self._prompt = load_prompt("listwise.v2.txt", config.prompt_file, _PLACEHOLDERS)
         self.prompt_version = self._prompt.version
 
     def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
-        lines = "\n".join(f"- {describe(item)}" for item in told_history(context, catalog, self._config))
-        return tuple(self._request(lines, candidates, catalog) for candidates in self._orders(context))
+        lines = history_lines(context, catalog, self._config)
+        orders = [[catalog[candidate.item_id] for candidate in order] for order in self._orders(context)]
+        if has_canary(context.context_id, self._config):
+            orders.append([*orders[0], PLANTED])
+        return tuple(self._request(lines, items, context.timestamp) for items in orders)
+
+    def canary(self, context: Context, answers: Sequence[Answer]) -> Counter[str]:
+        """What the planted item's response adds to the counters of canary.py; nothing without one."""
+        if not has_canary(context.context_id, self._config):
+            return Counter()
+        candidates = self._orders(context)[0]
+        planted = Candidate(item_id=PLANTED.item_id, role="")
+        found = self._read([*candidates, planted], answers[-1])
+        return counts_of(found[planted.item_id].llm_score, [found[c.item_id].llm_score for c in candidates])
 
     def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
         orders = self._orders(context)
+        answers = answers[: len(orders)]
         read = [self._read(order, answer) for order, answer in zip(orders, answers, strict=True)]
         unknown = [result for answer in answers for result in _unknown_items(len(orders[0]), answer)]
         return self._in_order_of(context, read) + unknown
+
+    def failure(self, request: LlmRequest, response: dict[str, Any]) -> Failure | None:
+        numbered = [Candidate(item_id=str(n), role="") for n in range(1, request.candidates + 1)]
+        return failure_of(self._read(numbered, Answer(response=response)).values())
 
     def _in_order_of(self, context: Context, read: Sequence[Mapping[str, CandidateResult]]) -> list[CandidateResult]:
         if len(read) == 1:
@@ -91,12 +129,13 @@ class Listwise:
         best = max(first, second, key=lambda results: sum(not r.reason for r in results.values()))
         return [best[c.item_id] for c in context.candidates]
 
-    def _request(self, history: str, candidates: Sequence[Candidate], catalog: Mapping[str, Item]) -> LlmRequest:
+    def _request(self, history: str, candidates: Sequence[Item], at: int) -> LlmRequest:
+        names = self._config.prompt_features.item
         user = self._prompt.fill(
             "user",
             history=history,
             count=str(len(candidates)),
-            candidates="\n".join(f"{n}. {describe(catalog[c.item_id])}" for n, c in enumerate(candidates, start=1)),
+            candidates="\n".join(f"{n}. {describe(item, names, at)}" for n, item in enumerate(candidates, start=1)),
         )
         body: dict = {
             "messages": [
@@ -108,16 +147,21 @@ class Listwise:
         }
         if self._config.temperature is not None:
             body["temperature"] = self._config.temperature
+        body.update(self._config.extra_body)
         limit = self._config.max_output_tokens or _TOKENS_AROUND + _TOKENS_PER_CANDIDATE * len(candidates)
+        if self._config.max_output_tokens is None and self._config.endpoint_capabilities.reasoning:
+            limit += REASONING_TOKENS
         expected = min(limit, _EXPECTED_AROUND + _EXPECTED_PER_CANDIDATE * len(candidates))
         return LlmRequest(
-            kind=exchange.CHAT,
+            kind=messages.CHAT,
             model=self._config.model,
+            endpoint=self._config.endpoint_identity,
             prompt_version=self.prompt_version,
             body=body,
             max_tokens=limit,
             # The bundled model goes on listing until it is cut.
             expected_tokens=limit if self._config.model == BUNDLED_MODEL else expected,
+            candidates=len(candidates),
         )
 
     def _orders(self, context: Context) -> list[list[Candidate]]:
@@ -136,12 +180,21 @@ class Listwise:
         choice = answer.response["choices"][0]
         message = choice["message"]
         if message.get("refusal") or choice.get("finish_reason") == "content_filter":
-            return all_failed(exchange.REFUSED, "the model refused to answer")
+            return all_failed(messages.REFUSED, refusal_detail(message))
         if choice.get("finish_reason") == "length":
-            return all_failed(exchange.TRUNCATED, "cut at the limit of tokens; raise llm.max_output_tokens")
+            return all_failed(messages.TRUNCATED, "cut at the limit of tokens; raise llm.max_output_tokens")
+        if choice.get("finish_reason") == "error":
+            return all_failed(messages.INVALID_RESPONSE, "the endpoint ended the answer with an error")
         entries = _entries(answer)
         if entries is None:
-            return all_failed(exchange.INVALID_JSON, "the answer is not the JSON that was asked for")
+            return all_failed(messages.INVALID_JSON, "the response is not the JSON that the prompt asks for")
+        above = [score for score in map(_number_of_score, entries) if score is not None and score > 1]
+        if above:
+            # On a scale to 100 the scores 0 and 1 would look valid.
+            return all_failed(
+                messages.OUT_OF_RANGE,
+                f"a score of the response is {above[0]!r:.20}, above 1; no score of it counts, as its scale is unknown",
+            )
         found: dict[int, list] = {}
         for entry in entries:
             number = _number(entry)
@@ -154,11 +207,13 @@ def _entries(answer: Answer) -> list | None:
     """What the answer lists; None where it is no such list."""
     if answer.response is None:
         return None
-    try:
-        entries = json.loads(answer.response["choices"][0]["message"].get("content") or "")["scores"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return entries if isinstance(entries, list) else None
+    scores = read_scores(answer.response["choices"][0]["message"])
+    return None if scores is None else scores.entries
+
+
+def _number_of_score(entry: object) -> float | None:
+    score = entry.get("score") if isinstance(entry, dict) else None
+    return score if type(score) in (int, float) else None
 
 
 def _number(entry: object) -> int | None:
@@ -168,12 +223,13 @@ def _number(entry: object) -> int | None:
 
 
 def _unknown_items(count: int, answer: Answer) -> list[CandidateResult]:
-    """One result for each entry that names none of the candidates 1 .. `count`."""
-    return [
-        CandidateResult(item_id="", reason=exchange.UNKNOWN_ITEM, detail=f"the answer lists {entry!r:.80}")
+    """One result for each entry that names none of the candidates 1 .. `count`, at most MAX_UNKNOWN_ITEMS."""
+    found = (
+        CandidateResult(item_id="", reason=messages.UNKNOWN_ITEM, detail=f"the answer lists {entry!r:.80}")
         for entry in _entries(answer) or ()
         if not 1 <= (_number(entry) or 0) <= count
-    ]
+    )
+    return list(itertools.islice(found, MAX_UNKNOWN_ITEMS))
 
 
 def _mean(item_id: str, first: float, second: float) -> CandidateResult:
@@ -186,12 +242,12 @@ def _result(item_id: str, scores: list) -> CandidateResult:
         return CandidateResult(item_id=item_id, reason=reason, detail=detail)
 
     if not scores:
-        return failed(exchange.MISSING_ITEM, "the answer leaves the candidate out")
+        return failed(messages.MISSING_ITEM, "the answer leaves the candidate out")
     if len(scores) > 1:
-        return failed(exchange.REPEATED_ITEM, f"the answer names the candidate {len(scores)} times")
+        return failed(messages.REPEATED_ITEM, f"the answer names the candidate {len(scores)} times")
     (score,) = scores
     if type(score) not in (int, float) or (type(score) is float and math.isnan(score)):
-        return failed(exchange.NOT_A_NUMBER, "the candidate's score is no number")
+        return failed(messages.NOT_A_NUMBER, "the candidate's score is no number")
     if not 0 <= score <= 1:
-        return failed(exchange.OUT_OF_RANGE, f"the candidate's score is {score!r:.20}, not in [0, 1]")
+        return failed(messages.OUT_OF_RANGE, f"the candidate's score is {score!r:.20}, not in [0, 1]")
     return CandidateResult(item_id=item_id, llm_score=float(score), raw_score=float(score))

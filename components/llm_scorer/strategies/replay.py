@@ -1,45 +1,60 @@
 """Scores of an earlier table, or of somebody else's model, in place of an LLM's."""
 
-import csv
 import dataclasses
 import functools
 import glob
-import gzip
 import hashlib
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from components import scores
-from components.catalog import Item
-from components.llm_scorer import exchange
-from components.llm_scorer.config import LlmConfig, LlmError
-from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
-from components.scores import ScoreRecord
+from sllmr.components import scores
+from sllmr.components.catalog import Item
+from sllmr.components.llm_scorer import messages
+from sllmr.components.llm_scorer.config import LlmConfig
+from sllmr.components.llm_scorer.errors import LlmError
+from sllmr.components.llm_scorer.messages import Answer, CandidateResult, Context, Failure, LlmRequest
+from sllmr.components.llm_scorer.strategies.user_scores import (
+    SUFFIXES,
+    USER_COLUMNS,
+    UserScores,
+    header_of,
+    read_user_scores,
+    text_rows,
+)
+from sllmr.components.scores import ScoreRecord
 
 COLUMNS = ("context_id", "item_id", "score")
+_BOTH_FORMS = (
+    "a table of scores has the columns user_id, item_id and score, or context_id, item_id and score (`sllmr plan "
+    "--contexts FILE` writes each context_id)"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """What a table holds.
+    """What a table holds: one of three forms.
 
     Attributes:
-        records: of an LlmScores folder, by context; None of a CSV file.
-        results: of a CSV file, by context and item.
+        records: of an LlmScores folder, by context; None of other forms.
+        results: of a table with context_id, by context and item.
+        user_scores: of a table with user_id; None of other forms.
         digest: hash of the files.
     """
 
-    records: dict[str, ScoreRecord] | None
-    results: dict[str, dict[str, CandidateResult]]
+    records: dict[str, ScoreRecord] | None = None
+    results: dict[str, dict[str, CandidateResult]] = dataclasses.field(default_factory=dict)
+    user_scores: UserScores | None = None
     digest: str
 
-    def of(self, context_id: str) -> Mapping[str, CandidateResult]:
-        """The scores of one context by item; none where the table does not hold it."""
+    def of(self, context: Context, seed: int) -> Mapping[str, CandidateResult]:
+        """The scores of one context by item; none if the table does not hold it."""
+        if self.user_scores is not None:
+            return self.user_scores.results_of(context.user_key, seed)
         if self.records is None:
-            return self.results.get(context_id, {})
-        record = self.records.get(context_id)
+            return self.results.get(context.context_id, {})
+        record = self.records.get(context.context_id)
         return {} if record is None else _results(record)
 
 
@@ -49,11 +64,14 @@ class Replay:
     The table is one of
         an LlmScores folder (components/scores.py), as a run, `sllmr score` or `sllmr rescore` left it. Contexts and
         candidates are then those of the table, as far as the train rows still hold them and the budget allows;
-        a CSV file, plain or .gz, with the columns context_id, item_id and score, the score in [0, 1]. `sllmr plan
-        --contexts FILE` writes the contexts to be scored, so no user id is needed.
+        a CSV or Parquet file, plain or .gz, or a folder of such parts, with user_id, item_id, score and optionally
+        scored_at. Contexts are then built around train rows of its users: see contexts/scored_users.py. Scores outside
+        [0, 1] are scaled: see user_scores.py;
+        such a file with context_id, item_id and score in [0, 1]. `sllmr plan --contexts FILE` writes the contexts to be
+        scored, so no user id is needed.
 
-    Contexts are named by a hash of user, position and llm.seed: a table fits as long as those and the rows stay.
-    llm_score is the table's; raw_score too, in a CSV the score.
+    Contexts are named by a hash of user, position and llm.seed: a table that names them fits as long as those and the
+    rows stay. llm_score is the table's; raw_score too, in a file the score as it stands there.
     """
 
     def __init__(self, config: LlmConfig):
@@ -62,19 +80,34 @@ class Replay:
             LlmError: the table is missing or not as described.
         """
         self._table = read_table(str(config.replay_table))
+        self._seed = config.seed
         self.prompt_version = f"replay-{self._table.digest}"
 
     def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
         return ()
 
+    def failure(self, request: LlmRequest, response: dict[str, Any]) -> Failure | None:
+        return None
+
     def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
-        known = self._table.of(context.context_id)
+        known = self._table.of(context, self._seed)
         return [known.get(c.item_id) or _missing(c.item_id) for c in context.candidates]
 
 
 def records_to_replay(config: LlmConfig) -> dict[str, ScoreRecord] | None:
     """The records of a folder that is replayed, by context; None where contexts are chosen afresh."""
     return read_table(config.replay_table).records if config.replay_table is not None else None
+
+
+def contexts_to_replay(config: LlmConfig) -> int:
+    """How many contexts the table that is replayed names."""
+    table = read_table(str(config.replay_table))
+    return len(table.results if table.records is None else table.records)
+
+
+def user_scores_to_replay(config: LlmConfig) -> UserScores | None:
+    """The table that is replayed if it names users; None otherwise."""
+    return read_table(config.replay_table).user_scores if config.replay_table is not None else None
 
 
 def read_table(path: str) -> Table:
@@ -105,16 +138,21 @@ def _results(record: ScoreRecord) -> dict[str, CandidateResult]:
 
 def _missing(item_id: str) -> CandidateResult:
     detail = "llm.replay_table has no score for this context and item"
-    return CandidateResult(item_id=item_id, reason=exchange.NOT_IN_TABLE, detail=detail)
+    return CandidateResult(item_id=item_id, reason=messages.NOT_IN_TABLE, detail=detail)
 
 
 def _files(path: str) -> list[str]:
     if os.path.isfile(path):
         return [path]
     files = sorted(glob.glob(scores.scores_pattern(path)))
+    if not files and os.path.isdir(path):
+        # Programs that write in parts put files beside them whose names start so.
+        names = (name for name in sorted(os.listdir(path)) if not name.startswith(("_", ".")))
+        files = [os.path.join(path, name) for name in names if name.lower().endswith(SUFFIXES)]
     if not files:
         raise LlmError(
-            f"llm.replay_table must be a CSV file or a folder with {scores.SCORES_PREFIX}-*.tfrecord.gz, got {path}"
+            f"llm.replay_table must be a CSV or Parquet file, a folder of them, or a folder with "
+            f"{scores.SCORES_PREFIX}-*.tfrecord.gz, got {path}; {_BOTH_FORMS}"
         )
     return files
 
@@ -123,45 +161,43 @@ def _files(path: str) -> list[str]:
 def _read_table(path: str, status: tuple[tuple[str, int, int], ...]) -> Table:
     digest = hashlib.sha256()
     for name, _, _ in status:
-        with open(name, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        with open(name, "rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
     short = digest.hexdigest()[:8]
-    if os.path.isdir(path):
-        records = {record.context_id: record for record in scores.read_scores(path)}
-        return Table(records=records, results={}, digest=short)
-    return Table(records=None, results=_read_csv(path, status[0][1] // 1_000_000_000), digest=short)
+    files = [file for file, _, _ in status]
+    if files[0].endswith(".tfrecord.gz"):
+        return Table(records={record.context_id: record for record in scores.read_scores(path)}, digest=short)
+    headers = {file: header_of(file) for file in files}
+    for columns in (COLUMNS, USER_COLUMNS):
+        if columns[0] not in headers[files[0]]:
+            continue
+        for file, header in headers.items():
+            if missing := [name for name in columns if name not in header]:
+                raise LlmError(f"{file} must have the columns {', '.join(columns)}; missing: {', '.join(missing)}")
+        if columns is COLUMNS:
+            return Table(results=_read_by_context(files), digest=short)
+        return Table(user_scores=read_user_scores(files), digest=short)
+    found = ", ".join(headers[files[0]][:20])
+    raise LlmError(f"{files[0]} must have a column user_id or context_id, got {found}; {_BOTH_FORMS}")
 
 
-def _read_csv(path: str, written_at: int) -> dict[str, dict[str, CandidateResult]]:
+def _read_by_context(files: Sequence[str]) -> dict[str, dict[str, CandidateResult]]:
     table: dict[str, dict[str, CandidateResult]] = {}
-    with open(path, "rb") as binary:
-        is_gzip = binary.read(2) == b"\x1f\x8b"
-        binary.seek(0)
-        source = gzip.GzipFile(fileobj=binary) if is_gzip else binary
-        reader = csv.DictReader(io.TextIOWrapper(source, encoding="utf-8-sig", newline=""))
-        try:
-            if missing := set(COLUMNS) - set(reader.fieldnames or ()):
+    for file in files:
+        written_at = int(os.stat(file).st_mtime)
+        for number, row in text_rows(file, COLUMNS):
+            score = _score(row[2])
+            if score is None or not row[0] or not row[1]:
                 raise LlmError(
-                    f"{path} must have the columns {', '.join(COLUMNS)}; missing: {', '.join(sorted(missing))}"
+                    f"{file}:{number}: context_id and item_id must be there and score a number in [0, 1], got "
+                    f"{list(row)}; correct the row or remove it"
                 )
-            for row in reader:
-                score = _score(row["score"])
-                if score is None or not row["context_id"] or not row["item_id"]:
-                    raise LlmError(
-                        f"{path}:{reader.line_num}: context_id and item_id must be there and score a number in "
-                        f"[0, 1], got {[row[c] for c in COLUMNS]}; mend the row or leave it out"
-                    )
-                entries = table.setdefault(row["context_id"], {})
-                if row["item_id"] in entries:
-                    raise LlmError(
-                        f"{path}:{reader.line_num}: a context and item must not repeat, got {row['context_id']} "
-                        f"{row['item_id']} again; remove one"
-                    )
-                entries[row["item_id"]] = CandidateResult(
-                    item_id=row["item_id"], llm_score=score, raw_score=score, scored_at=written_at
+            entries = table.setdefault(row[0], {})
+            if row[1] in entries:
+                raise LlmError(
+                    f"{file}:{number}: a context and item must not repeat, got {row[0]} {row[1]} again; remove one"
                 )
-        except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
-            raise LlmError(f"{path} must be a CSV file in UTF-8, plain or .gz, and is not: {error}") from None
+            entries[row[1]] = CandidateResult(item_id=row[1], llm_score=score, raw_score=score, scored_at=written_at)
     return table
 
 

@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from components.catalog import Item
-from components.llm_scorer import exchange
-from components.llm_scorer.config import LlmConfig
-from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
-from components.llm_scorer.item_text import describe, told_history
-from components.llm_scorer.prompt import load_prompt
-from components.llm_scorer.tokens import count_tokens
+from sllmr.components.catalog import Item
+from sllmr.components.llm_scorer import messages
+from sllmr.components.llm_scorer.config import LlmConfig
+from sllmr.components.llm_scorer.endpoint.tokens import count_tokens
+from sllmr.components.llm_scorer.messages import Answer, CandidateResult, Context, Failure, LlmRequest
+from sllmr.components.llm_scorer.strategies.item_text import describe, told_history
+from sllmr.components.llm_scorer.strategies.prompt import load_prompt
 
 _PLACEHOLDERS: dict[str, tuple[str, ...]] = {"with_history": ("history",), "without_history": ()}
+
+_NOT_FINITE = "a token's log-probability is not finite"
 
 SCALE_NATS = 5.0
 """Width of the map from nats to [0, 1]: about the spread of raw scores within a context."""
@@ -58,10 +61,16 @@ class TitleLikelihood:
             for candidate, gain in zip(context.candidates, gains, strict=True)
         ]
 
+    def failure(self, request: LlmRequest, response: dict[str, Any]) -> Failure | None:
+        if math.isfinite(_sum(response["token_logprobs"])):
+            return None
+        return Failure(reason=messages.NOT_A_NUMBER, detail=_NOT_FINITE)
+
     def _request(self, prompt: str, text: str) -> LlmRequest:
         return LlmRequest(
-            kind=exchange.FORCED,
+            kind=messages.FORCED,
             model=self._config.model,
+            endpoint=self._config.endpoint_identity,
             prompt_version=self.prompt_version,
             body={"prompt": prompt, "text": text},
             # A token is at least one byte.
@@ -74,10 +83,18 @@ def _gain(after: Answer, alone: Answer) -> float | Answer:
     """Nats that the history adds; or the answer that failed."""
     if after.response is None or alone.response is None:
         return after if after.response is None else alone
-    nats = math.fsum(after.response["token_logprobs"]) - math.fsum(alone.response["token_logprobs"])
+    nats = _sum(after.response["token_logprobs"]) - _sum(alone.response["token_logprobs"])
     if not math.isfinite(nats):
-        return Answer(reason=exchange.NOT_A_NUMBER, detail="a token's log-probability is not finite")
+        return Answer(reason=messages.NOT_A_NUMBER, detail=_NOT_FINITE)
     return nats
+
+
+def _sum(logprobs: Sequence[float]) -> float:
+    """NaN where the sum is not finite, as fsum raises for infinities of both signs and beyond a float's range."""
+    try:
+        return math.fsum(logprobs)
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def _squash(nats: float) -> float:

@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.catalog import Item
-from components.llm_scorer import exchange
-from components.llm_scorer.config import LlmConfig
-from components.llm_scorer.exchange import Answer, CandidateResult, Context, LlmRequest
-from components.llm_scorer.item_text import describe, told_history
-from components.llm_scorer.prompt import load_prompt
+from sllmr.components.catalog import Item
+from sllmr.components.llm_scorer import messages
+from sllmr.components.llm_scorer.config import LlmConfig
+from sllmr.components.llm_scorer.messages import Answer, CandidateResult, Context, Failure, LlmRequest, failure_of
+from sllmr.components.llm_scorer.strategies.item_text import describe, history_lines
+from sllmr.components.llm_scorer.strategies.prompt import load_prompt
+from sllmr.components.llm_scorer.strategies.response_json import refusal_detail
 
 _PLACEHOLDERS: dict[str, tuple[str, ...]] = {"system": (), "user": ("history", "candidate")}
 _TOP_LOGPROBS = 20  # the most that OpenAI gives; vLLM's and llama.cpp's defaults give as many
@@ -24,21 +25,25 @@ class YesNo:
     Where only one of the two is among the likeliest tokens, the other counts as likely as the least likely of them,
     its upper bound: a score is never surer than the answer shows. Where neither is, the candidate fails.
 
-    Needs an endpoint that tells log-probabilities, and a model that can judge: the bundled one hardly can
+    Needs an endpoint that returns log-probabilities, and a model that can decide: the bundled one hardly can
     (benchmarks/results/local_server.jsonl).
     """
 
     def __init__(self, config: LlmConfig):
         self._config = config
-        self._prompt = load_prompt("yes_no.v1.txt", config.prompt_file, _PLACEHOLDERS)
+        self._prompt = load_prompt("yes_no.v2.txt", config.prompt_file, _PLACEHOLDERS)
         self.prompt_version = self._prompt.version
 
     def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
-        history = "\n".join(f"- {describe(item)}" for item in told_history(context, catalog, self._config))
-        return tuple(self._request(history, describe(catalog[c.item_id])) for c in context.candidates)
+        history, names = history_lines(context, catalog, self._config), self._config.prompt_features.item
+        texts = (describe(catalog[c.item_id], names, context.timestamp) for c in context.candidates)
+        return tuple(self._request(history, text) for text in texts)
 
     def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
         return [_result(c.item_id, answer) for c, answer in zip(context.candidates, answers, strict=True)]
+
+    def failure(self, request: LlmRequest, response: dict[str, Any]) -> Failure | None:
+        return failure_of([_result("", Answer(response=response))])
 
     def _request(self, history: str, candidate: str) -> LlmRequest:
         body: dict[str, Any] = {
@@ -52,9 +57,11 @@ class YesNo:
         }
         if self._config.temperature is not None:
             body["temperature"] = self._config.temperature
+        body.update(self._config.extra_body)
         return LlmRequest(
-            kind=exchange.CHAT,
+            kind=messages.CHAT,
             model=self._config.model,
+            endpoint=self._config.endpoint_identity,
             prompt_version=self.prompt_version,
             body=body,
             max_tokens=self._config.max_output_tokens or 1,
@@ -70,17 +77,29 @@ def _result(item_id: str, answer: Answer) -> CandidateResult:
         return failed(answer.reason, answer.detail)
     choice = answer.response["choices"][0]
     if choice["message"].get("refusal") or choice.get("finish_reason") == "content_filter":
-        return failed(exchange.REFUSED, "the model refused to answer")
+        return failed(messages.REFUSED, refusal_detail(choice["message"]))
+    if choice.get("finish_reason") == "error":
+        return failed(messages.INVALID_RESPONSE, "the endpoint ended the answer with an error")
     try:
         shown = choice["logprobs"]["content"][0]["top_logprobs"]
         tokens = [(str(token["token"]), float(token["logprob"])) for token in shown]
-    except (KeyError, IndexError, TypeError, ValueError):
-        return failed(exchange.INVALID_RESPONSE, "the answer holds no top_logprobs; does the endpoint tell them?")
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
+        return failed(
+            messages.INVALID_RESPONSE, "the response holds no top_logprobs; use an endpoint that returns them"
+        )
+    if len(tokens) < 2:
+        # The missing word would count as likely as the only one that is shown: a score of .5 that says nothing.
+        return failed(
+            messages.INVALID_RESPONSE,
+            f"the response shows {len(tokens)} of the likeliest tokens, not the {_TOP_LOGPROBS} requested",
+        )
     # Endpoints write tokens that were cut by their sampler as -inf or -9999: those say nothing.
     tokens = [(text.strip().lower(), logprob) for text, logprob in tokens if -1000 < logprob <= 1e-6]
     found = {word: [logprob for text, logprob in tokens if text == word] for word in ("yes", "no")}
     if not found["yes"] and not found["no"]:
-        return failed(exchange.NO_VERDICT, f"neither yes nor no is among the {_TOP_LOGPROBS} likeliest tokens")
+        return failed(messages.NO_VERDICT, f"neither yes nor no is among the {_TOP_LOGPROBS} likeliest tokens")
+    if len(tokens) < 2:
+        return failed(messages.NO_VERDICT, "all but one of the likeliest tokens were cut by the endpoint's sampler")
     least = min(logprob for _, logprob in tokens)
     raw_score = _log_sum(found["yes"] or [least]) - _log_sum(found["no"] or [least])
     # The logistic function, written so that it cannot overflow.

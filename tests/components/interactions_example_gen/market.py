@@ -24,7 +24,7 @@ def with_other_future(chosen):
 def write_tables(directory, chosen, extra_rows=()):
     """Writes both tables and returns the settings that name them."""
     rows = [
-        f"{user},{item},{1_000_000 + 86_400 * position}"
+        f"{user},{item},{1_000_000_000 + 86_400 * position}"
         for user, items in chosen.items()
         for position, item in enumerate(items)
     ]

@@ -6,13 +6,13 @@ import tensorflow as tf
 from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import artifact_utils, standard_artifacts
 
-from components.artifacts import DataReport, ItemCatalog
-from components.catalog import read_catalog
-from components.interactions_example_gen import executor
-from components.interactions_example_gen.component import InteractionsExampleGen, input_fingerprint
-from components.interactions_example_gen.config import DataConfig
-from components.interactions_example_gen.report import FILE_NAME
-from components.interactions_example_gen.tables import DataError
+from sllmr.components.artifacts import DataReport, ItemCatalog
+from sllmr.components.catalog import read_catalog
+from sllmr.components.interactions_example_gen import executor
+from sllmr.components.interactions_example_gen.component import InteractionsExampleGen, input_fingerprint
+from sllmr.components.interactions_example_gen.config import DataConfig
+from sllmr.components.interactions_example_gen.data_report import FILE_NAME
+from sllmr.components.interactions_example_gen.tables import DataError
 from tests.components.interactions_example_gen import market
 
 

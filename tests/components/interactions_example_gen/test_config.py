@@ -1,7 +1,8 @@
 import pydantic
 import pytest
+import yaml
 
-from components.interactions_example_gen.config import DataConfig, SplitConfig
+from sllmr.components.interactions_example_gen.config import DataConfig, SplitConfig
 
 
 def test_only_the_two_tables_have_no_default():
@@ -60,3 +61,9 @@ def test_cold_start_follows_the_split_unless_set():
     assert DataConfig(**tables).cold_by == "user_train_positives"
     assert DataConfig(**tables, split={"strategy": "global_date"}).cold_by == "history_length"
     assert DataConfig(**tables, cold={"by": "history_length"}).cold_by == "history_length"
+
+
+def test_unquoted_dates_of_yaml_are_read_as_they_are_written():
+    text = "{strategy: global_date, valid_from: 2024-03-03, test_from: 2024-03-05 12:00:00}"
+    split = SplitConfig.model_validate(yaml.safe_load(text))
+    assert (split.valid_from, split.test_from) == ("2024-03-03", "2024-03-05T12:00:00")

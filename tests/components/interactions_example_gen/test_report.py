@@ -1,27 +1,30 @@
-import copy
+import re
 
 import pytest
 
-from components.interactions_example_gen.config import DataConfig
-from components.interactions_example_gen.report import EXAMPLES_PER_REASON, Tally, check_report
-from components.interactions_example_gen.rows import Row
-from components.interactions_example_gen.tables import BadRow, DataError
+from sllmr.components.interactions_example_gen.config import DataConfig
+from sllmr.components.interactions_example_gen.data_report import FILE_NAME, DataReport, read_report
+from sllmr.components.interactions_example_gen.report import (
+    EXAMPLES_PER_REASON,
+    Tally,
+    build_report,
+    check_report,
+    tally_user,
+)
+from sllmr.components.interactions_example_gen.rows import Event, Row, SplitPlan, make_timeline
+from sllmr.components.interactions_example_gen.tables import POSITIVE, BadRow, DataError, UnreadColumns
 
-TABLE = {"read": 100, "dropped": {}, "examples": {}}
-SPLIT = {"rows": 10, "positives": 5}
-REPORT = {
-    "interactions_table": TABLE,
-    "items_table": TABLE,
-    "splits": {"train": SPLIT, "valid": SPLIT, "test": SPLIT},
-}
 
-
-def report_with(table=None, **values):
-    result = copy.deepcopy(REPORT)
-    if table:
-        result["interactions_table"].update(table)
-    result["splits"].update(values)
-    return result
+def report_with(table=None, items=None, **values):
+    """A report of 100 rows in both tables and of splits with both labels, with these changes."""
+    report = built(Tally()).model_dump()
+    for name, changes in (("interactions", table), ("items", items)):
+        report[f"{name}_table"] |= {"read": 100, **(changes or {})}
+    for split in report["splits"].values():
+        split |= {"rows": 10, "positives": 5}
+    for name, changes in values.items():
+        (report if name in report else report["splits"])[name] |= changes
+    return DataReport.model_validate(report)
 
 
 def dropped(reason, count):
@@ -35,7 +38,7 @@ def configure(**settings):
 def tally_of(rows):
     tally = Tally()
     for row in rows:
-        tally.add_row(row, is_tail=False)
+        tally.add_row(row, is_tail=False, in_train=True)
         tally.see(row.split, row.history_length)
     return tally
 
@@ -97,3 +100,132 @@ def test_the_first_dropped_rows_are_kept_as_examples():
         tally.drop("items", BadRow("a.csv", number, "empty_id", "rule"))
     assert tally.dropped_counts("items") == {"empty_id": 7}
     assert [bad.row for bad in tally.dropped["items.empty_id"]] == sorted([9, 3, 7, 1, 8, 2, 6])[:EXAMPLES_PER_REASON]
+
+
+def test_the_items_are_judged_before_the_interactions():
+    with pytest.raises(DataError, match=r"data.items must hold rows, got none in b.csv"):
+        check_report(report_with(dropped("unknown_item", 100), items={"read": 0}), configure())
+
+
+def test_a_problem_of_a_whole_table_ends_the_run():
+    with pytest.raises(DataError, match="the items are odd"):
+        check_report(report_with(problems={"items": "the items are odd"}), configure())
+
+
+def test_user_ids_of_two_forms_are_refused():
+    with pytest.raises(DataError, match=r"got 3 rows with \.0 behind an integer and 40 without"):
+        check_report(report_with(user_ids={"as_floats": 3, "as_integers": 40}), configure())
+    check_report(report_with(user_ids={"as_floats": 43, "as_integers": 0}), configure())
+
+
+def test_the_report_survives_its_file(tmp_path):
+    report = built(rated(unsold=94))
+    (tmp_path / FILE_NAME).write_text(report.model_dump_json())
+    assert read_report(tmp_path) == report
+
+
+def timeline(*item_ids):
+    events = [Event(item_id, n, 0.0, POSITIVE, "a.csv", n) for n, item_id in enumerate(item_ids)]
+    return make_timeline(events, configure(), SplitPlan())
+
+
+def built(tally, plan=None, **settings):
+    return build_report(tally, [], configure(**settings), plan or SplitPlan())
+
+
+def test_items_that_a_user_had_before_are_counted_among_the_test_positives():
+    tally = Tally()
+    for items in (("a", "b", "c", "a"), ("a", "b", "c", "d"), ("a", "a", "b", "b"), ("a", "b", "b", "c")):
+        tally.merge(tally_user(timeline(*items), [], SplitPlan()))
+    assert built(tally).splits["test"].repeated_positives == 2
+    assert built(tally).splits["valid"].repeated_positives == 1
+
+
+def rated(repeated=0, unseen=0, unsold=0):
+    """100 test positives and 100 test negatives, so many of them as named."""
+    tally = Tally()
+    for n in range(100):
+        tally.add_row(row("test", f"u{n}", "a", 1), is_tail=False, in_train=n >= unseen)
+        tally.add_row(row("test", f"u{n}", "b", 0), is_tail=False, in_train=n >= unsold)
+    tally.counts["test.repeated_positives"] = repeated
+    return tally
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ({"unsold": 94}, "94% of the test negatives are items without a train positive"),
+        ({"repeated": 62}, "62% of the test positives are items that the user had before.*alone has an AUC of 0.81"),
+        ({"unseen": 30}, "30% of the test positives are items without a train positive"),
+    ],
+)
+def test_what_changes_results_is_said(counts, sentence):
+    (notice,) = built(rated(**counts)).notices
+    assert re.search(sentence, notice)
+
+
+def users_of(*interactions):
+    tally = rated()
+    for count in interactions:
+        user = Tally()
+        user.see_user(count)
+        tally.merge(user)
+    return tally
+
+
+def test_a_user_who_may_stand_for_many_is_named_without_the_id():
+    (notice,) = built(users_of(20, *[5] * 20)).notices
+    assert "one user_id has 17% of all interactions" in notice
+    assert built(users_of(10, *[5] * 30)).notices == []
+    assert built(users_of(5, 5, 5)).notices == []
+
+
+def test_interactions_in_the_future_are_counted():
+    tally = rated()
+    tally.counts["interactions.in_the_future"] = 2
+    tally.see("future", 4_039_372_800_000)
+    (notice,) = built(tally).notices
+    assert "2 interactions lie in the future, the last on 2098-01-01" in notice
+
+
+def test_the_fraction_of_repeats_among_the_test_positives_is_always_said():
+    lines = built(rated(repeated=3)).lines()
+    assert "repeats: 3 of 100 test positives (3.0%) are items that the user had before" in lines
+    tally = rated()
+    tally.counts["left_out.repeats"] = 7
+    lines = built(tally, repeats="first_only").lines()
+    assert "repeats: 7 positives of items that the user had before left out (data.repeats: first_only)" in lines
+
+
+def test_what_changes_little_is_only_counted():
+    report = built(rated(unsold=10, repeated=5, unseen=10))
+    assert report.notices == []
+    assert report.splits["test"].negatives_not_in_train == 10
+    assert report.splits["test"].positives_not_in_train == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "all interactions"),
+        ({"min_rating": 4}, "interactions rated 4 or more"),
+        ({"columns": {"event_type": "event"}, "positive_event_types": ["buy"]}, "interactions of type buy"),
+        (
+            {"columns": {"event_type": "event", "weight": "w"}, "events": {"view": 0, "cart": 0.5, "buy": 1}},
+            "interactions of type cart (0.5), buy (1), weighted by the number in training and with w above 0, which"
+            " weighs them in training",
+        ),
+        ({"columns": {"label": "click"}}, "interactions labeled 1"),
+    ],
+)
+def test_the_report_says_what_a_positive_is_and_when_the_splits_were(settings, words):
+    tally = rated()
+    tally.see("test", 1_709_280_000_000)
+    unread = [UnreadColumns("interactions", ("price", "shop"), ())]
+    report = build_report(tally, [], configure(**settings), SplitPlan(), unread)
+    assert report.lines() == [
+        f"positives: {words}",
+        "test 2024-03-01 to 2024-03-01",
+        "repeats: 0 of 100 test positives (0.0%) are items that the user had before",
+        "not read of data.interactions: price, shop",
+    ]

@@ -2,13 +2,14 @@ import collections
 
 import pytest
 
-from components.catalog import Item, ItemFeatures
-from components.interactions_example_gen import rows
-from components.interactions_example_gen.config import DataConfig
-from components.interactions_example_gen.rows import Event, SplitPlan
-from components.interactions_example_gen.tables import LOW_RATED, OBSERVED_NEGATIVE, POSITIVE
-from models import features
-from models.features import FeatureSizes, row_features, to_example
+from sllmr.components.catalog import Item, ItemFeatures
+from sllmr.components.interactions_example_gen import rows
+from sllmr.components.interactions_example_gen.config import DataConfig
+from sllmr.components.interactions_example_gen.rows import Event, SplitPlan
+from sllmr.components.interactions_example_gen.tables import LOW_RATED, OBSERVED_NEGATIVE, POSITIVE
+from sllmr.models import features
+from sllmr.models.features import FeatureSizes, row_features
+from sllmr.models.tf_examples import to_example
 from tests.components.interactions_example_gen import market
 
 CATALOG = tuple(f"i{n}" for n in range(40))
@@ -100,9 +101,13 @@ def test_a_repeated_interaction_stays_once_and_the_positive_one_stays():
     assert sorted(e.row for e in surplus) == [1, 3]
 
 
-def test_train_negatives_avoid_only_what_the_user_touched_before_the_cut():
+@pytest.mark.parametrize(
+    ("strategy", "plan"),
+    [("leave_last_two", SplitPlan()), ("global_date", SplitPlan(valid_from=6, test_from=7))],
+)
+def test_train_negatives_avoid_only_what_the_user_touched_before_the_cut(strategy, plan):
     # Ten items, of which the user takes eight: i0-i5 train, i6 validates, i7 tests.
-    catalog, config, plan = CATALOG[:10], configure(), SplitPlan()
+    catalog, config = CATALOG[:10], configure(split={"strategy": strategy})
     timeline = rows.make_timeline(chain(8), config, plan)
     seen = collections.defaultdict(set)
     for user in range(300):
@@ -267,3 +272,11 @@ def test_a_planted_leak_is_caught_by_that_comparison(monkeypatch, function, leak
     monkeypatch.setattr(rows, function, leaky)
     chosen = market.interactions()
     assert train_side_of(chosen) != train_side_of(market.with_other_future(chosen))
+
+
+def test_events_within_a_millisecond_keep_their_order_and_are_no_repetitions():
+    events = [event("b", 7)._replace(nanoseconds=2), event("a", 7)._replace(nanoseconds=1)]
+    events.append(event("a", 7)._replace(nanoseconds=3))
+    ordered, surplus = rows.without_duplicates(events)
+    assert [(e.item_id, e.nanoseconds) for e in ordered] == [("a", 1), ("b", 2), ("a", 3)]
+    assert surplus == []

@@ -8,13 +8,16 @@ import tensorflow as tf
 from apache_beam.testing.test_pipeline import TestPipeline as BeamPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-from components.catalog import read_catalog
-from components.interactions_example_gen import rows, transforms
-from components.interactions_example_gen.config import DataConfig
-from components.interactions_example_gen.report import FILE_NAME
-from components.interactions_example_gen.transforms import PrepareInteractions, WriteCatalog, WriteReport
-from models import features
+from sllmr.components.catalog import read_catalog
+from sllmr.components.interactions_example_gen import rows, transforms
+from sllmr.components.interactions_example_gen.config import DataConfig
+from sllmr.components.interactions_example_gen.data_report import FILE_NAME
+from sllmr.components.interactions_example_gen.transforms import PrepareInteractions, WriteCatalog, WriteReport
+from sllmr.models import features
+from sllmr.models.parsing import parsing_spec
 from tests.components.interactions_example_gen import market
+
+pytestmark = pytest.mark.slow
 
 Prepared = collections.namedtuple("Prepared", ["splits", "catalog", "report"])
 
@@ -42,7 +45,7 @@ def prepare_market(directory, chosen, **settings):
 
 
 def parsed(serialized):
-    spec = features.parsing_spec(features.row_features(features.FeatureSizes()))
+    spec = parsing_spec(features.row_features(features.FeatureSizes()))
     return tf.io.parse_example(tf.constant(serialized), spec)
 
 
@@ -130,8 +133,8 @@ def test_bad_rows_are_counted_and_the_rest_is_used(prepared, tmp_path):
     chosen = market.interactions()
     user, items = next(iter(chosen.items()))
     bad = [
-        f"{user},ghost,1000000",
-        f"{user},{items[0]},1000000",
+        f"{user},ghost,1000000000",
+        f"{user},{items[0]},1000000000",
         f"{user},{items[0]},never",
         f"{user},{items[0]}",
     ]
@@ -146,7 +149,8 @@ def test_bad_rows_are_counted_and_the_rest_is_used(prepared, tmp_path):
     }
     path = tmp_path / "run" / "interactions.csv"
     assert table["examples"]["unknown_item"] == [
-        f"{path}:{first}: item_id must be in the items table, got 'ghost'; add it or remove the row"
+        f"{path}:{first}: item_id must be in the items table, got 'ghost'; add it or remove the row (the ids"
+        " there look like 'i00')"
     ]
     assert table["examples"]["duplicate_interaction"][0].startswith(f"{path}:{first + 1}: ")
     assert table["examples"]["bad_timestamp"][0].startswith(f"{path}:{first + 2}: ")
@@ -157,7 +161,7 @@ def test_bad_rows_are_counted_and_the_rest_is_used(prepared, tmp_path):
 def test_labels_of_zero_become_the_negatives(tmp_path):
     table = ["user_id,item_id,timestamp,label"]
     for user in ("a", "b"):
-        table += [f"{user},i0{n},{n},1" for n in range(5)] + [f"{user},i1{n},{n},0" for n in range(5)]
+        table += [f"{user},i0{n},{10**9 + n},1" for n in range(5)] + [f"{user},i1{n},{10**9 + n},0" for n in range(5)]
     settings = market.write_tables(tmp_path, {})
     (tmp_path / "interactions.csv").write_text("\n".join(table) + "\n")
     prepared = prepare(DataConfig(**settings), tmp_path)
@@ -178,6 +182,6 @@ def test_read_interactions_yields_known_items_with_their_place(tmp_path):
             )
         )
         dropped = output[transforms.TALLY] | beam.Map(lambda tally: tally.dropped_counts("interactions"))
-        event = ("u", ("i01", 1_000_000_000, 0.0, 1, config.interactions, 2))
+        event = ("u", ("i01", 1_000_000_000_000, 0.0, 1, config.interactions, 2, 0, 1.0, ()))
         assert_that(output["events"], equal_to([event]), label="events")
         assert_that(dropped, equal_to([{"unknown_item": 1}]), label="dropped")

@@ -1,20 +1,18 @@
 """The real local LLM, once for all tests of this folder."""
 
-import pathlib
 from collections.abc import Iterator
 
 import pytest
 
-from components.llm_scorer.local_model import fetch_local_model
-from components.llm_scorer.local_server import local_server
+from sllmr.components.llm_scorer.endpoint.local_model import fetch_local_model
+from sllmr.components.llm_scorer.endpoint.local_server import local_server
 from tests.components.llm_scorer.stub_server import StubServer, running_stub
-
-CACHE = pathlib.Path(__file__).parents[3] / "data" / "cache"
+from tests.downloads import DOWNLOADS
 
 
 @pytest.fixture(scope="session")
 def model_path() -> str:
-    return fetch_local_model(str(CACHE / "models"))
+    return fetch_local_model(str(DOWNLOADS / "models"))
 
 
 @pytest.fixture(scope="session")

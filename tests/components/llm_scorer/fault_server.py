@@ -8,7 +8,7 @@ import re
 import threading
 from typing import Any
 
-from components.llm_scorer import exchange
+from sllmr.components.llm_scorer import messages
 from tests.components.llm_scorer.stub_server import (
     StubHandler,
     chat_response,
@@ -126,23 +126,23 @@ class Faults:
         first = numbers[0]
         match self.kind(content):
             case "missing":
-                truth[first] = exchange.MISSING_ITEM
+                truth[first] = messages.MISSING_ITEM
             case "repeated":
-                truth[first] = exchange.REPEATED_ITEM
+                truth[first] = messages.REPEATED_ITEM
             case "out of range":
-                truth[first] = exchange.OUT_OF_RANGE
+                truth = dict.fromkeys(numbers, messages.OUT_OF_RANGE)
             case "not a number" | "text":
-                truth[first] = exchange.NOT_A_NUMBER
+                truth[first] = messages.NOT_A_NUMBER
             case "other items":
-                truth = dict.fromkeys(numbers, exchange.MISSING_ITEM)
+                truth = dict.fromkeys(numbers, messages.MISSING_ITEM)
             case "refused":
-                truth = dict.fromkeys(numbers, exchange.REFUSED)
+                truth = dict.fromkeys(numbers, messages.REFUSED)
             case "truncated":
-                truth = dict.fromkeys(numbers, exchange.TRUNCATED)
+                truth = dict.fromkeys(numbers, messages.TRUNCATED)
             case "no JSON":
-                truth = dict.fromkeys(numbers, exchange.INVALID_JSON)
+                truth = dict.fromkeys(numbers, messages.INVALID_JSON)
             case "hopeless":
-                truth = dict.fromkeys(numbers, exchange.SERVER_ERROR)
+                truth = dict.fromkeys(numbers, messages.SERVER_ERROR)
         return truth
 
     def unknown_items(self, body: dict[str, Any]) -> int:
@@ -173,7 +173,7 @@ class Faults:
             case "truncated":
                 return chat_response(entries, finish_reason="length")
             case "no JSON":
-                return chat_response(entries, message={"content": f"Sure! {json.dumps(entries)}", "refusal": None})
+                return chat_response(entries, message={"content": "Sure! The first one.", "refusal": None})
             case "key in the answer":
                 return {**chat_response(entries), "system_fingerprint": authorization}
         return chat_response(entries)

@@ -3,4 +3,4 @@
 import multiprocessing
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["components.llm_scorer.job"])
+FORKS.set_forkserver_preload(["sllmr.components.llm_scorer.jobs.scoring"])

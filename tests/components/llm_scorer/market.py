@@ -2,12 +2,17 @@
 
 from collections.abc import Iterable
 
-from components.catalog import Item
-from components.llm_scorer.exchange import Candidate, Context
-from components.scores import POPULAR
-from models import features
+from sllmr.components.catalog import Item
+from sllmr.components.llm_scorer.messages import Candidate, Context
+from sllmr.components.pair_yield import PairYield
+from sllmr.components.scores import POPULAR
+from sllmr.models import features
+from sllmr.models.tf_examples import to_example
 
 SIZES = features.FeatureSizes(history=5, categories=2)
+PAIR_YIELD = PairYield(
+    per_context=6, calibration_fraction=0.5, negatives_per_target=2, max_per_context=8, selection="widest"
+)
 GENRES = ("Crime", "Comedy", "Western", "Drama", "Musical", "Horror")
 NAMES = (
     "Heat",
@@ -75,7 +80,7 @@ def row(
         features.IS_COLD: 0,
         features.LABEL: label,
     }
-    return features.to_example(values, features.row_features(sizes)).SerializeToString()
+    return to_example(values, features.row_features(sizes)).SerializeToString()
 
 
 def market_rows(users: int = 12, length: int = 6, count: int = 60) -> list[bytes]:

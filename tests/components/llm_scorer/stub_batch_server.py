@@ -72,6 +72,12 @@ class StubBatchServer(http.server.ThreadingHTTPServer):
         spoil: changes the content of an output or error file.
         looks: of the client that pass until a batch ends.
         page: entries of a page of the list of batches.
+        file_status: of an uploaded file, by how often the client has asked for it; None: the endpoint does not know the
+            file yet.
+        creation_error: HTTP status and error of the creation of a batch, by how many attempts came before; None: it is
+            created.
+        hides_output: whether a batch that ends tells no output file, by how many were created before it.
+        gone: files that the endpoint does not know any more.
         missing: requests whose name begins so are unknown to the endpoint; empty: none.
         received: names of requests, as `GET /v1/batches/ID`.
         live: bodies that were asked live.
@@ -86,6 +92,11 @@ class StubBatchServer(http.server.ThreadingHTTPServer):
         self.end_status: Callable[[int], str] = lambda number: "completed"
         self.spoil: Callable[[bytes], bytes] = lambda content: content
         self.failed_errors: list[dict[str, Any]] = []
+        self.file_status: Callable[[int], str | None] = lambda asked: "processed"
+        self.creation_error: Callable[[int], tuple[int, dict[str, Any]] | None] = lambda attempt: None
+        self.hides_output: Callable[[int], bool] = lambda number: False
+        self.gone: set[str] = set()
+        self.asked_for_file: Counter[str] = Counter()
         self.looks = 1
         self.page = 2
         self.missing = ""
@@ -137,6 +148,8 @@ class StubBatchServer(http.server.ThreadingHTTPServer):
             # In another order than asked, and with the separators that only \n is not.
             text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in reversed(entries))
             batch.files[name] = self.store(self.spoil(text.encode())) if entries else None
+        if self.hides_output(number):
+            batch.files["output_file_id"] = None
 
     def describe(self, batch: StubBatch) -> dict[str, Any]:
         done = len(batch.lines) if batch.files else 0
@@ -188,10 +201,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             server.live.append(asked)
             return _json(chat_response(scores_of(asked)))
         if name == "POST /v1/files":
-            return _json({"id": server.store(self._uploaded(body)), "object": "file"})
+            return _json({"id": server.store(self._uploaded(body)), "object": "file", "status": "uploaded"})
+        if name == "GET /v1/files/ID":
+            file_status = server.file_status(server.asked_for_file[path[1]])
+            server.asked_for_file[path[1]] += 1
+            if file_status is None:
+                return 404, json.dumps({"error": {"message": f"No such File object: {path[1]}"}}).encode()
+            return _json({"id": path[1], "object": "file", "status": file_status, "status_details": "line 1: no JSON"})
         if name == "GET /v1/files/ID/content":
+            if path[1] in server.gone:
+                return 404, json.dumps({"error": {"message": f"No such File object: {path[1]}"}}).encode()
             return 200, server.files[path[1]]
         if name == "POST /v1/batches":
+            error = server.creation_error(server.received.count(name) - 1)
+            if error is not None:
+                return error[0], json.dumps({"error": error[1]}).encode()
             return _json(server.describe(server.create(json.loads(body))))
         if name == "GET /v1/batches":
             return _json(self._list(urllib.parse.parse_qs(url.query)))

@@ -42,9 +42,9 @@ class StubServer(http.server.ThreadingHTTPServer):
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
+    def wait_until(self, condition: Callable[[], bool], timeout: float = 300) -> None:
         with self.changed:
-            assert self.changed.wait_for(condition, timeout=60)
+            assert self.changed.wait_for(condition, timeout)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that were killed leave broken pipes; they are part of the test."""

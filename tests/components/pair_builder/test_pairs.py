@@ -2,31 +2,41 @@
 
 import collections
 import dataclasses
-import json
 import random
 
 import apache_beam as beam
 import pytest
 import tensorflow as tf
-from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing.test_pipeline import TestPipeline as BeamPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-from components.catalog import Item, ItemFeatures, write_catalog
-from components.pair_builder.config import PairConfig
-from components.pair_builder.pairs import (
+from sllmr.components.catalog import Item, ItemFeatures, write_catalog
+from sllmr.components.pair_builder.config import PairConfig
+from sllmr.components.pair_builder.counts import PairCounts, read_counts
+from sllmr.components.pair_builder.pairs import (
+    CALIBRATION_PAIRS,
     CANDIDATE_PAIRS,
     DROPPED,
     INCONSISTENT,
-    LABELLED,
     PAIRS,
     Pair,
     pair_values,
     select_pairs,
 )
-from components.pair_builder.transforms import COUNTS, COUNTS_FILE, BuildPairs, WriteCounts
-from components.scores import CHOSEN, NEGATIVE, POPULAR, SIMILAR, TAIL, ScoreRecord
-from models import features
-from models.features import FeatureSizes, pair_features, parsing_spec
+from sllmr.components.pair_builder.transforms import (
+    COUNTS,
+    ROWS,
+    SCORES,
+    BuildPairs,
+    JoinUsers,
+    WriteCounts,
+    _with_user,
+)
+from sllmr.components.scores import NEGATIVE, POPULAR, SIMILAR, TAIL, TARGET, ScoreRecord, context_id
+from sllmr.models import features
+from sllmr.models.errors import UserError
+from sllmr.models.features import FeatureSizes, pair_features
+from sllmr.models.parsing import parsing_spec
 
 SIZES = FeatureSizes(history=3, categories=2)
 
@@ -39,8 +49,8 @@ def record(scores: dict[str, float], chosen: str = "", history: tuple[str, ...] 
         item_ids=tuple(scores),
         llm_scores=tuple(scores.values()),
         raw_scores=tuple(scores.values()),
-        roles=tuple((CHOSEN if i == chosen else NEGATIVE) if chosen else POPULAR for i in scores),
-        chosen_item_id=chosen,
+        roles=tuple((TARGET if i == chosen else NEGATIVE) if chosen else POPULAR for i in scores),
+        target_item_id=chosen,
         model="m",
         strategy="s",
         prompt_version="p",
@@ -58,6 +68,11 @@ def test_equal_scores_never_make_a_pair():
     assert select_pairs(record({"a": 0.4, "b": 0.4}), PairConfig()).pairs == []
 
 
+def test_a_gap_as_wide_as_the_least_margin_makes_a_pair():
+    pairs = select_pairs(record({"a": 0.75, "b": 0.5, "c": 0.375}), PairConfig(min_margin=0.25)).pairs
+    assert [(p.preferred_item_id, p.other_item_id) for p in pairs] == [("a", "c"), ("a", "b")]
+
+
 def test_one_pair_survives_where_every_gap_is_below_the_threshold():
     pairs = select_pairs(record({"a": 0.5, "b": 0.52, "c": 0.55}), PairConfig(min_margin=0.2)).pairs
     assert [(p.preferred_item_id, p.other_item_id) for p in pairs] == [("c", "a")]
@@ -65,23 +80,23 @@ def test_one_pair_survives_where_every_gap_is_below_the_threshold():
 
 def test_a_probe_pair_says_whether_the_llm_agrees_with_the_user():
     pairs = select_pairs(record({"chosen": 0.5, "worse": 0.2, "better": 0.8}, chosen="chosen"), PairConfig()).pairs
-    labels = {(p.preferred_item_id, p.other_item_id): p.probe_label for p in pairs}
+    labels = {(p.preferred_item_id, p.other_item_id): p.calibration_label for p in pairs}
     assert labels == {
         ("chosen", "worse"): 1,
         ("better", "chosen"): 0,
-        ("better", "worse"): features.NOT_A_PROBE,
+        ("better", "worse"): features.NOT_CALIBRATION,
     }
 
 
-def test_every_probe_pair_is_kept_beyond_the_cap():
+def test_every_calibration_pair_is_kept_beyond_the_cap():
     scores = {"chosen": 0.5, **{f"n{i}": 0.5 + (i + 1) * 0.01 for i in range(20)}}
     pairs = select_pairs(record(scores, chosen="chosen"), PairConfig(max_per_context=1)).pairs
-    assert sum(p.probe_label != features.NOT_A_PROBE for p in pairs) == 20
-    assert sum(p.probe_label == features.NOT_A_PROBE for p in pairs) == 1
+    assert sum(p.calibration_label != features.NOT_CALIBRATION for p in pairs) == 20
+    assert sum(p.calibration_label == features.NOT_CALIBRATION for p in pairs) == 1
 
 
 def roles_of(scores: dict[str, float], chosen: str, roles: dict[str, str]) -> ScoreRecord:
-    """A probe whose candidates have these roles, the others NEGATIVE."""
+    """A calibration context whose candidates have these roles, the others NEGATIVE."""
     made = record(scores, chosen)
     return dataclasses.replace(
         made, roles=tuple(roles.get(i, role) for i, role in zip(scores, made.roles, strict=True))
@@ -92,9 +107,9 @@ def test_only_a_sampled_negative_beside_the_choice_makes_a_label():
     scores = {"chosen": 0.5, "worse": 0.2, "better": 0.8, "tail": 0.1, "popular": 0.9, "similar": 0.6}
     roles = {"tail": TAIL, "popular": POPULAR, "similar": SIMILAR}
     pairs = select_pairs(roles_of(scores, "chosen", roles), PairConfig(max_per_context=99)).pairs
-    labels = {(p.preferred_item_id, p.other_item_id): p.probe_label for p in pairs}
+    labels = {(p.preferred_item_id, p.other_item_id): p.calibration_label for p in pairs}
     assert len(labels) == 6 * 5 // 2
-    assert {pair: label for pair, label in labels.items() if label != features.NOT_A_PROBE} == {
+    assert {pair: label for pair, label in labels.items() if label != features.NOT_CALIBRATION} == {
         ("chosen", "worse"): 1,
         ("better", "chosen"): 0,
     }
@@ -118,17 +133,17 @@ def test_cover_takes_every_candidate_once_the_upper_half_beside_the_lower(number
     assert sorted(items_of(pairs)) == sorted(set(scores) - ({f"i{half - 1}"} if number % 2 else set()))
 
 
-def test_cover_takes_each_candidate_outside_the_labelled_pairs_once():
+def test_cover_takes_each_candidate_outside_the_labeled_pairs_once():
     rng = random.Random(3)
     for _ in range(30):
         scores = {f"i{n}": rng.random() for n in range(10)}
         roles = {f"i{n}": TAIL for n in range(3, 10)}
         pairs = select_pairs(roles_of(scores, "i0", roles), COVER).pairs
-        labelled = [p for p in pairs if p.probe_label != features.NOT_A_PROBE]
-        assert sorted(set(items_of(labelled))) == ["i0", "i1", "i2"]
-        unlabelled = items_of([p for p in pairs if p.probe_label == features.NOT_A_PROBE])
-        assert len(unlabelled) == len(set(unlabelled)) == 6
-        assert set(unlabelled) <= {f"i{n}" for n in range(3, 10)}
+        labeled = [p for p in pairs if p.calibration_label != features.NOT_CALIBRATION]
+        assert sorted(set(items_of(labeled))) == ["i0", "i1", "i2"]
+        unlabeled = items_of([p for p in pairs if p.calibration_label == features.NOT_CALIBRATION])
+        assert len(unlabeled) == len(set(unlabeled)) == 6
+        assert set(unlabeled) <= {f"i{n}" for n in range(3, 10)}
         assert all(p.llm_margin > 0 for p in pairs)
 
 
@@ -196,7 +211,9 @@ def test_every_two_candidates_make_a_pair_or_are_counted_as_dropped_for_one_reas
         assert counts[CANDIDATE_PAIRS] == 7 * 6 // 2
         assert counts[CANDIDATE_PAIRS] == counts[PAIRS] + sum(counts[reason] for reason in DROPPED)
         assert counts[PAIRS] == len(selection.pairs)
-        assert counts[LABELLED] == sum(p.probe_label != features.NOT_A_PROBE for p in selection.pairs)
+        assert counts[CALIBRATION_PAIRS] == sum(
+            p.calibration_label != features.NOT_CALIBRATION for p in selection.pairs
+        )
         seen.update(counts)
     assert all(seen[reason] for reason in DROPPED)
 
@@ -214,7 +231,7 @@ def test_pair_values_hold_both_items_and_the_shared_context():
         other_item_id="b",
         preferred_llm_score=0.9,
         other_llm_score=0.4,
-        probe_label=1,
+        calibration_label=1,
         preferred_llm_disagreement=0.2,
     )
     values = pair_values(record({"a": 0.9, "b": 0.4}), pair, ItemFeatures(CATALOG.values(), SIZES))
@@ -240,37 +257,64 @@ def test_build_pairs_writes_examples_that_the_parsing_spec_reads(tmp_path):
         scores = (float(row[prefix + features.LLM_SCORE]) for prefix in (features.PREFERRED, features.OTHER))
         return row[features.PREFERRED + features.ITEM_ID].numpy(), *scores
 
-    with TestPipeline() as pipeline:
+    with BeamPipeline() as pipeline:
         pairs = (
             pipeline
-            | beam.Create([record({"a": 0.25, "b": 0.75}).serialize(), record({"a": 0.5, "b": 0.5}).serialize()])
+            | beam.Create(
+                [(record(scores).serialize(), {}) for scores in ({"a": 0.25, "b": 0.75}, {"a": 0.5, "b": 0.5})]
+            )
             | beam.ParDo(BuildPairs(PairConfig(), SIZES, str(tmp_path)))
             | beam.Map(preferred_and_scores)
         )
         assert_that(pairs, equal_to([(b"b", 0.75, 0.25)]))
 
 
+def train_row(user: str, position: int, label: int) -> bytes:
+    example = tf.train.Example()
+    example.features.feature[features.USER_ID].bytes_list.value.append(user.encode())
+    example.features.feature[features.POSITION].int64_list.value.append(position)
+    example.features.feature[features.LABEL].int64_list.value.append(label)
+    return example.SerializeToString()
+
+
+def of_context(user: str, position: int, seed: int) -> bytes:
+    return dataclasses.replace(record({"a": 0.5}), context_id=context_id(user, position, seed)).serialize()
+
+
+def test_scores_get_the_user_of_the_positive_row_that_they_are_of():
+    rows = [train_row("ann", 2, 1), train_row("ann", 2, 0), train_row("ann", 3, 1), train_row("bob", 2, 1)]
+    with BeamPipeline() as pipeline:
+        joined = {
+            SCORES: pipeline | "S" >> beam.Create([of_context("bob", 2, 7), of_context("ann", 3, 7)]),
+            ROWS: pipeline | "R" >> beam.Create(rows),
+        } | JoinUsers(7, SIZES)
+        named = (
+            joined
+            | beam.MapTuple(lambda r, _: ScoreRecord.parse(r))
+            | beam.Map(lambda r: (r.user_id, r.context_id, r.llm_scores))
+        )
+        expected = [("bob", context_id("bob", 2, 7), (0.5,)), ("ann", context_id("ann", 3, 7), (0.5,))]
+        assert_that(named, equal_to(expected))
+
+
+def test_scores_of_another_seed_are_refused_with_the_fix():
+    with pytest.raises(UserError, match=r"got scores of the context .*, which no row has; score again with the same"):
+        list(_with_user("c", {SCORES: [of_context("ann", 2, 1)], ROWS: []}))
+
+
 def test_the_counts_of_all_contexts_stand_in_one_file(tmp_path):
     write_catalog(str(tmp_path), CATALOG.values())
     rows = [record({"a": 0.25, "b": 0.75}).serialize(), record({"a": 0.5, "b": 0.5}).serialize()]
-    with TestPipeline() as pipeline:
+    with BeamPipeline() as pipeline:
         built = (
             pipeline
-            | beam.Create(rows)
+            | beam.Create([(row, {}) for row in rows])
             | beam.ParDo(BuildPairs(PairConfig(), SIZES, str(tmp_path))).with_outputs(COUNTS, main="pairs")
         )
         _ = built[COUNTS] | WriteCounts(str(tmp_path))
-    assert json.loads((tmp_path / COUNTS_FILE).read_text()) == {
-        "contexts": 2,
-        "contexts_without_pair": 1,
-        "candidate_pairs": 2,
-        "pairs": 1,
-        "labelled_pairs": 0,
-        "tied": 1,
-        "inconsistent": 0,
-        "narrow": 0,
-        "beyond_cap": 0,
-    }
+    assert read_counts(str(tmp_path)) == PairCounts(
+        contexts=2, contexts_without_pair=1, candidate_pairs=2, pairs=1, tied=1
+    )
 
 
 def test_a_score_outside_the_unit_interval_is_refused():
@@ -286,16 +330,28 @@ def test_score_records_survive_serialization():
         second_llm_scores=(0.25, 1.0),
         user_key="k",
         user_positives=7,
-        content_digest="d",
+        fingerprint="d",
     )
     assert ScoreRecord.parse(original.serialize()) == original
 
 
 def test_a_record_of_an_earlier_version_reads_with_the_defaults_of_what_it_lacks():
     example = tf.train.Example.FromString(record({"a": 0.25}).serialize())
-    for name in ("first_llm_scores", "second_llm_scores", "user_key", "user_positives", "content_digest"):
+    for name in ("first_llm_scores", "second_llm_scores", "user_key", "user_positives", "fingerprint"):
         del example.features.feature[name]
     assert ScoreRecord.parse(example.SerializeToString()) == record({"a": 0.25})
+
+
+def test_a_record_with_the_former_names_of_fields_and_roles_reads_as_todays():
+    original = dataclasses.replace(record({"a": 0.25, "b": 0.75}, chosen="b"), fingerprint="d")
+    example = tf.train.Example.FromString(original.serialize())
+    feature = example.features.feature
+    for name, former in (("target_item_id", "chosen_item_id"), ("fingerprint", "content_digest")):
+        feature[former].CopyFrom(feature[name])
+        del feature[name]
+    feature["roles"].bytes_list.value[:] = [b"negative", b"chosen"]
+    assert ScoreRecord.parse(example.SerializeToString()) == original
+    assert (original.roles, original.target_item_id) == (("negative", "target"), "b")
 
 
 def test_scores_of_one_order_alone_are_refused():

@@ -1,6 +1,5 @@
-"""`sllmr ablate` on two small tables, with vectors from a file as the teacher: the whole command."""
+"""`sllmr ablate` on two small tables, with vectors from a file as the LLM scorer: the whole command."""
 
-import collections
 import csv
 import dataclasses
 import json
@@ -12,15 +11,25 @@ import sys
 import time
 
 import numpy as np
+import optuna
 import pytest
 import yaml
+from optuna.trial import TrialState
+from tfx.components.trainer.fn_args_utils import FnArgs
 
-from models import features
-from pipeline.ablation import matrix
-from pipeline.ablation.cells import Scores, Trained
-from pipeline.ablation.config import load_ablation
-from pipeline.config import ConfigError
+from sllmr.components.trainer import executor, run_fn
+from sllmr.components.trainer.config import TrainerConfig
+from sllmr.models import features
+from sllmr.models.training.report import TrainingReport
+from sllmr.pipeline.ablation import matrix
+from sllmr.pipeline.ablation.cells import Scores, Trained
+from sllmr.pipeline.ablation.config import load_ablation
+from sllmr.pipeline.ablation.tuning import TRIALS_FILE
+from sllmr.pipeline.config import ConfigError
+from sllmr.pipeline.summary import read_steps
 from tests.pipeline.ablation.test_cells import domain as made_domain
+
+pytestmark = pytest.mark.slow
 
 USERS, ITEMS, LENGTH = 60, 40, 8
 ARMS = ("none", "global", "gated_supervised", "pointwise", "distill", "text_features", "late_fusion")
@@ -46,7 +55,8 @@ def write_market(directory: pathlib.Path) -> pathlib.Path:
         "domains": {
             "shop": {
                 "data": {"interactions": "interactions.csv", "items": "items.csv"},
-                "llm": {"embedding_file": "v.npz", "budget": {"pairs": 10 * USERS}},
+                "item_vectors": {"source": "file", "file": "v.npz"},
+                "llm": {"budget": {"pairs": 10 * USERS}},
             }
         },
         "shared": {
@@ -57,7 +67,7 @@ def write_market(directory: pathlib.Path) -> pathlib.Path:
         },
         "backbones": ["dcn"],
         "arms": [*ARMS, "global_half"],
-        "own_arms": {"global_half": {"gate": {"mode": "frozen"}, "scored_share": 0.5}},
+        "own_arms": {"global_half": {"gate": {"mode": "frozen"}, "scored_fraction": 0.5}},
         "seeds": [1],
     }
     (directory / "matrix.yaml").write_text(yaml.safe_dump(matrix))
@@ -66,7 +76,7 @@ def write_market(directory: pathlib.Path) -> pathlib.Path:
 
 def ablate(file: pathlib.Path) -> list[str]:
     output = str(file.parent / "out")
-    return [sys.executable, "-m", "pipeline.cli", "ablate", "--config", str(file), "--output", output]
+    return [sys.executable, "-m", "sllmr.pipeline.cli", "ablate", "--config", str(file), "--output", output]
 
 
 def lines(file: pathlib.Path) -> list[dict]:
@@ -112,29 +122,31 @@ def test_all_arms_are_judged_on_the_same_rows_with_their_counts(killed_and_finis
         assert line["baselines"]["popularity"]["overall"] is not None
 
 
-def test_the_teacher_that_knows_the_groups_lifts_late_fusion_and_stands_beside_it(killed_and_finished):
+def test_the_llm_scorer_that_knows_the_groups_lifts_late_fusion_and_stands_beside_it(killed_and_finished):
     found = lines(killed_and_finished[0].parent / "out" / "results.jsonl")
     fused = [line for line in found if line["arm"] == "late_fusion"]
 
     for line in fused:
-        # Half of the negatives are of the user's own group, which the teacher cannot tell from the positives.
-        assert line["baselines"]["teacher"]["overall"] > 0.65
-        assert line["versus_none"]["overall"]["difference"] > 0.1
-        assert line["training"]["fusion"]["teacher"] > 0
+        # Half of the negatives are of the user's own group, which the LLM scorer cannot tell from the positives.
+        assert line["baselines"]["llm_scorer"]["overall"] > 0.65
+        assert line["versus"]["none"]["overall"]["difference"] > 0.1
+        assert line["training"]["fusion"]["llm_scorer"] > 0
 
 
-def test_the_difference_to_none_is_that_of_the_two_aucs(killed_and_finished):
-    found = lines(killed_and_finished[0].parent / "out" / "results.jsonl")
-    none = {line["backbone"]: line for line in found if line["arm"] == "none"}
+def test_each_arm_is_compared_with_all_before_it_by_the_difference_of_the_two_aucs(killed_and_finished):
+    found = {line["arm"]: line for line in lines(killed_and_finished[0].parent / "out" / "results.jsonl")}
 
-    for line in found:
-        if line["arm"] == "none":
-            assert line["versus_none"] is None
-            continue
-        for name, difference in line["versus_none"].items():
-            expected = line["metrics"][name]["auc"] - none[line["backbone"]]["metrics"][name]["auc"]
-            assert difference["difference"] == pytest.approx(expected, abs=1e-6)
-            assert difference["standard_error"] >= 0
+    before: list[str] = []
+    for arm, line in found.items():
+        assert list(line["versus"]) == before  # also of the arms that ran before the kill
+        for other, differences in line["versus"].items():
+            assert {name for name, difference in differences.items() if difference} >= {"overall"}
+            for name, difference in differences.items():
+                if difference:
+                    expected = line["metrics"][name]["auc"] - found[other]["metrics"][name]["auc"]
+                    assert difference["difference"] == pytest.approx(expected, abs=1e-6)
+                    assert difference["standard_error"] >= 0
+        before.append(arm)
 
 
 def test_arms_differ_by_their_configuration_alone(killed_and_finished):
@@ -148,18 +160,51 @@ def test_arms_differ_by_their_configuration_alone(killed_and_finished):
     assert found["gated_supervised"]["hyperparameters"]["gate"]["mode"] == "supervised"
     assert found["gated_supervised"]["training"]["gate_weights"]
     assert found["text_features"]["hyperparameters"]["model"]["item_vectors_file"] == "v.npz"
-    assert found["global_half"]["share_of_users_scored"] == 0.5
-    assert found["none"]["share_of_users_scored"] is None
+    assert found["global_half"]["fraction_of_users_scored"] == 0.5
+    assert found["none"]["fraction_of_users_scored"] is None
 
 
 def test_the_report_is_made_of_the_results_alone(killed_and_finished, tmp_path):
     results = tmp_path / "results.jsonl"
     results.write_bytes((killed_and_finished[0].parent / "out" / "results.jsonl").read_bytes())
-    command = [sys.executable, "-m", "pipeline.cli", "ablate", "--report", "--results", str(results)]
+    command = [sys.executable, "-m", "sllmr.pipeline.cli", "ablate", "--report", "--results", str(results)]
     subprocess.run(command, check=True, capture_output=True)
 
     written = {file.suffix for file in tmp_path.iterdir()}
     assert {".md", ".html"} <= written
+
+
+@pytest.mark.parametrize("arm", ["none", "gated_supervised"])
+def test_the_products_trainer_comes_to_the_model_of_the_matrixs_cell(killed_and_finished, tmp_path, arm):
+    file, _ = killed_and_finished
+    (cell,) = (line for line in lines(file.parent / "out" / "results.jsonl") if line["arm"] == arm)
+    config = load_ablation(file).cell("shop", "dcn", arm, 1)
+    steps = {name: step.outputs for name, step in read_steps(file.parent / "out" / "shop").items()}
+    examples = pathlib.Path(steps["Transform"]["transformed_examples"])
+    trainer = TrainerConfig(
+        sizes=config.data.feature_sizes, model=config.model, gate=config.gate, loss=config.loss, train=config.train
+    )
+    run_fn.run_fn(
+        FnArgs(
+            train_files=[str(examples / "Split-train" / "*")],
+            eval_files=[str(examples / "Split-valid" / "*")],
+            transform_output=steps["Transform"]["transform_graph"],
+            serving_model_dir=str(tmp_path / "model"),
+            model_run_dir=str(tmp_path),
+            custom_config={
+                executor.CONFIG: trainer.model_dump_json(),
+                executor.CATALOG_DIRECTORY: steps["InteractionsExampleGen"]["catalog"],
+                executor.PAIRS_PATTERNS: [str(pathlib.Path(steps["PairBuilder"]["pairs"]) / "Split-train" / "*")],
+            },
+        )
+    )
+
+    report = TrainingReport.model_validate_json((tmp_path / run_fn.REPORT_FILE).read_text())
+    assert report.best_valid_auc == pytest.approx(cell["valid_auc"], abs=1e-6)
+    by_epoch = [epoch.valid_auc for epoch in report.epochs]
+    assert by_epoch == pytest.approx(cell["training"]["valid_auc_by_epoch"], abs=1e-5)  # rounded there
+    assert report.gate_weights == pytest.approx(cell["training"]["gate_weights"], abs=1e-4)
+    assert bool(report.gate_weights) == (arm != "none")
 
 
 def test_tuning_gives_backbone_and_arm_their_trials_and_the_matrix_reads_what_it_wrote(killed_and_finished):
@@ -175,25 +220,24 @@ def test_tuning_gives_backbone_and_arm_their_trials_and_the_matrix_reads_what_it
     small.write_text(yaml.safe_dump(matrix | {"tuned": "tuned.yaml"}))
 
     tuned = yaml.safe_load(tuned_file.read_text())
-    trials = list((file.parent / "out" / "shop" / "tuning").glob("*/trial_*"))
+    storage = f"sqlite:///{file.parent / 'out' / 'shop' / 'tuning' / TRIALS_FILE}"
+    searches = {name.rsplit(" ", 1)[0]: name for name in optuna.get_all_study_names(storage)}
+    studies = {what: optuna.load_study(study_name=name, storage=storage) for what, name in searches.items()}
     cell = load_ablation(small).cell("shop", "dcn", "global", 1)
-    assert collections.Counter(trial.parent.name for trial in trials) == {
-        "dcn-global": 2,
-        "dcn-none": 2,
-        "dcn-text_features": 2,
+    finished = {what: study.get_trials(states=[TrialState.COMPLETE]) for what, study in studies.items()}
+    assert {what: len(trials) for what, trials in finished.items()} == {
+        "dcn global": 2,
+        "dcn none": 2,
+        "dcn text_features": 2,
     }
     assert 0 < tuned["valid_auc"]["dcn"] <= 1
     assert cell.model.dropout == tuned["backbones"]["dcn"]["model"]["dropout"]
     assert cell.loss.llm_weight == tuned["arms"]["global"]["loss"]["llm_weight"]
     assert tuned["text_backbones"]["dcn"].keys() == tuned["backbones"]["dcn"].keys()
     assert tuned["arms"].keys() == {"global"}
-    starts = {
-        trial.parent.name: json.loads((trial / "trial.json").read_text())["hyperparameters"]["values"]
-        for trial in trials
-        if trial.name == "trial_0"
-    }
-    assert starts["dcn-none"] == {"model.embedding_l2": 0.05, "model.dropout": 0.2, "train.learning_rate": 0.001}
-    assert _flat(tuned["backbones"]["dcn"]) == starts["dcn-text_features"]
+    starts = {what: study.trials[0].params for what, study in studies.items()}
+    assert starts["dcn none"] == {"model.embedding_l2": 0.05, "model.dropout": 0.2, "train.learning_rate": 0.001}
+    assert _flat(tuned["backbones"]["dcn"]) == starts["dcn text_features"]
 
 
 def _flat(sections: dict[str, dict]) -> dict:
@@ -208,8 +252,8 @@ def test_a_domain_that_the_matrix_does_not_hold_is_refused(killed_and_finished):
     assert "--domains must be among shop, got shp" in result.stderr
 
 
-GATE = {"mode": "fused", "signals": ["short_history"]}
-TAKING = {"gate": GATE, "loss": {"form": "distillation"}, "gate_from": "stall/gated_fused"}
+GATE = {"mode": "stacked", "signals": ["short_history"]}
+TAKING = {"gate": GATE, "loss": {"form": "distillation"}, "gate_from": "stall/stacked"}
 
 
 def write_two_domains(directory: pathlib.Path) -> pathlib.Path:
@@ -217,7 +261,7 @@ def write_two_domains(directory: pathlib.Path) -> pathlib.Path:
     matrix = {
         "domains": {"shop": domain, "stall": domain},
         "backbones": ["dcn"],
-        "arms": ["none", "gated_fused", "taking"],
+        "arms": ["none", "stacked", "taking"],
         "own_arms": {"taking": TAKING},
         "seeds": [1],
     }
@@ -235,7 +279,7 @@ def trained(monkeypatch) -> list[tuple[str, str, dict | None]]:
         return dataclasses.replace(
             made_domain(),
             name=name,
-            baselines={"popularity": popularity, "teacher": None},
+            baselines={"popularity": popularity, "llm_scorer": None},
             hashes={"test_rows": "0" * 64},
         )
 
@@ -267,8 +311,10 @@ def test_an_arm_waits_for_the_gate_of_a_later_domain(tmp_path, trained):
 
 
 def test_an_arm_whose_gate_no_domain_of_the_run_brings_says_so_after_all_others(tmp_path, trained):
-    with pytest.raises(ConfigError, match=r"gate_from stall/gated_fused needs a run of that arm with dcn and seed 1"):
-        matrix.run_matrix(write_two_domains(tmp_path), tmp_path / "out", tmp_path / "results.jsonl", ["shop"])
+    with pytest.raises(ConfigError, match=r"gate_from stall/stacked needs a run of that arm with dcn and seed 1"):
+        matrix.run_matrix(
+            write_two_domains(tmp_path), tmp_path / "out", tmp_path / "results.jsonl", matrix.Part(domains=["shop"])
+        )
     assert len(trained) == 2
 
 
@@ -283,13 +329,13 @@ def test_late_fusion_is_made_anew_when_none_comes_out_otherwise(tmp_path, traine
         return Trained(scores=none, valid_auc=0.5, training={})
 
     def run() -> None:
-        matrix.run_matrix(file, tmp_path / "out", tmp_path / "results.jsonl", ["shop"])
+        matrix.run_matrix(file, tmp_path / "out", tmp_path / "results.jsonl", matrix.Part(domains=["shop"]))
 
     monkeypatch.setattr(matrix, "fuse", fuse)
     run()
     run()
     assert len(fused) == 1
-    (scores,) = (tmp_path / "out" / "shop" / "baselines").glob("*.npz")
+    (scores,) = (tmp_path / "out" / "shop" / "scores").glob("none-*.npz")
     np.savez(scores, valid=fused[0] + 1, test=fused[0] + 1)
     run()
     assert len(fused) == 2

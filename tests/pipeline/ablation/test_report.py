@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.ablation import results
-from pipeline.ablation.paper import BACKBONES, TABLE_2, TABLE_2_ARMS, TABLE_3, TABLE_3_BACKBONE, paper_auc
-from pipeline.ablation.report import domain_tables, format_auc, format_difference, render
+from sllmr.pipeline.ablation import results
+from sllmr.pipeline.ablation.paper import BACKBONES, TABLE_2, TABLE_2_ARMS, TABLE_3, TABLE_3_BACKBONE, paper_auc
+from sllmr.pipeline.ablation.report import domain_tables, format_auc, format_difference, render
+from sllmr.pipeline.cli import main
 
 SIZES = {"overall": 400, "cold": 120, "tail": 80}
 NONE_AUC = {"overall": 0.80, "cold": 0.78, "tail": 0.70}
@@ -31,10 +32,10 @@ def line(arm: str = "none", seed: int = 1, gain: float = 0.0, standard_error: fl
             for name, examples in SIZES.items()
         },
         "valid_auc": 0.81,
-        "versus_none": None if arm == "none" else dict.fromkeys(SIZES, difference),
+        "versus": {} if arm == "none" else {"none": dict.fromkeys(SIZES, difference)},
         "baselines": {
             "popularity": {"overall": 0.623, "cold": 0.611, "tail": None},
-            "teacher": {"overall": 0.724, "cold": 0.721, "tail": 0.729},
+            "llm_scorer": {"overall": 0.724, "cold": 0.721, "tail": 0.729},
         },
         "hyperparameters": {"loss": {"margin": 1.0}, "train": {"seed": seed}},
         "training": {"alpha_collapse": None},
@@ -43,7 +44,7 @@ def line(arm: str = "none", seed: int = 1, gain: float = 0.0, standard_error: fl
         "versions": {"sllmr": "0.1.0"},
         "started_at": "2026-11-22T02:00:00Z",
         "seconds": 41.2,
-        "share_of_users_scored": 1.0,
+        "fraction_of_users_scored": 1.0,
     } | changes
 
 
@@ -158,14 +159,14 @@ def test_beside_a_table_stand_seeds_counts_definition_baselines_and_the_hash(tmp
     below = rendered(tmp_path, [line()]).split("Table 2: every backbone, cold")[1].split("###")[0]
     assert (
         "Seeds: 1. Hash of the test rows: ab12. cold: fewer than 3 positives among the train rows; 120 examples, "
-        "60 of them positive. AUC of popularity .6110, of the teacher alone .7210."
+        "60 of them positive. AUC of popularity .6110, of the LLM scorer alone .7210."
     ) in below
 
 
 def test_a_baseline_that_is_not_known_is_said_to_be_so(tmp_path):
-    entry = line(baselines={"popularity": {"overall": 0.6}, "teacher": None})
+    entry = line(baselines={"popularity": {"overall": 0.6}, "llm_scorer": None})
     below = rendered(tmp_path, [entry]).split("Table 2: every backbone, tail")[1].split("###")[0]
-    assert "AUC of popularity not known, of the teacher alone not known." in below
+    assert "AUC of popularity not known, of the LLM scorer alone not known." in below
 
 
 def test_the_summary_counts_backbones_and_the_share_of_late_fusion_that_is_kept(tmp_path):
@@ -177,7 +178,7 @@ def test_the_summary_counts_backbones_and_the_share_of_late_fusion_that_is_kept(
             line("gated_supervised", gain=gain, backbone=backbone),
             line("late_fusion", gain=0.02, backbone=backbone),
         ]
-    # No late fusion here: this backbone counts as a gain, but not in the share.
+    # No late fusion here: this backbone counts as a gain, but not in the fraction.
     lines += [line(backbone="dcn"), line("gated_supervised", gain=0.05, backbone="dcn")]
     summary = table(rendered(tmp_path, lines), "beauty")
     counts, kept = "overall: gain / loss / not told apart", "late fusion kept"
@@ -195,34 +196,34 @@ def contest_lines(gains: dict[str, tuple[float, float]], seeds: Any = FIVE, **ch
 
 
 def test_the_arm_of_the_best_validation_auc_is_held_against_each_other(tmp_path):
-    # late_fusion has the best validation AUC and needs the teacher to serve; gated_fused the best test AUC.
+    # late_fusion has the best validation AUC and needs the LLM scorer to serve; stacked the best test AUC.
     gains = {
         "none": (0.0, 0.80),
         "text_features": (0.003, 0.81),
-        "gated_fused": (0.009, 0.815),
-        "gated_fused_text": (0.008, 0.82),
+        "stacked": (0.009, 0.815),
+        "stacked_text": (0.008, 0.82),
         "late_fusion": (0.010, 0.90),
     }
     lines = contest_lines(gains, standard_error=0.0005)
     lines += contest_lines(gains, standard_error=0.0005, backbone="din")
     # An arm of one backbone alone is no candidate, whatever its AUC.
-    lines += [line("fused_half", seed, gain=0.02, valid_auc=0.99) for seed in FIVE]
+    lines += [line("stacked_half", seed, gain=0.02, valid_auc=0.99) for seed in FIVE]
     markdown = rendered(tmp_path, lines)
-    assert "gated_fused_text has the best mean validation AUC over the 10 trainings" in markdown
-    assert ": gated_fused_text .8200, gated_fused .8150, text_features .8100, none .8000." in markdown
-    row = table(markdown, "gated_fused_text against the others: beauty, cold")["dcnv2"]
-    assert list(row) == ["none", "gated_fused", "text_features", "late_fusion", "fused_half", "late fusion kept"]
+    assert "stacked_text has the best mean validation AUC over the 10 trainings" in markdown
+    assert ": stacked_text .8200, stacked .8150, text_features .8100, none .8000." in markdown
+    row = table(markdown, "stacked_text against the others: beauty, cold")["dcnv2"]
+    assert list(row) == ["none", "stacked", "text_features", "late_fusion", "stacked_half", "late fusion kept"]
     # Against none the kept standard error: 1.96 * .0005; against others the sum of both: 1.96 * .001.
     assert row["none"] == "+.0080 [+.0070, +.0090] *"
     assert row["text_features"] == "+.0050 [+.0030, +.0070] *"
-    assert row["gated_fused"] == "-.0010 [-.0030, +.0010]"
-    assert row["fused_half"] == "-.0120 [-.0149, -.0091] *"  # its own is .001
+    assert row["stacked"] == "-.0010 [-.0030, +.0010]"
+    assert row["stacked_half"] == "-.0120 [-.0149, -.0091] *"  # its own is .001
     assert row["late fusion kept"] == "80%"
-    assert table(markdown, "gated_fused_text against the others: beauty, cold")["din"]["fused_half"] == "–"
+    assert table(markdown, "stacked_text against the others: beauty, cold")["din"]["stacked_half"] == "–"
 
 
 def test_the_chosen_arms_wins_are_counted_over_backbones_domains_and_slices(tmp_path):
-    gains = {"none": (0.0, 0.80), "global": (0.0075, 0.81), "gated_fused": (0.008, 0.82), "text_features": (0.0, 0.79)}
+    gains = {"none": (0.0, 0.80), "global": (0.0075, 0.81), "stacked": (0.008, 0.82), "text_features": (0.0, 0.79)}
     lines = [
         entry
         for place in ({}, {"backbone": "din"}, {"domain": "toys"}, {"domain": "toys", "backbone": "din"})
@@ -231,7 +232,7 @@ def test_the_chosen_arms_wins_are_counted_over_backbones_domains_and_slices(tmp_
         if entry["arm"] != "text_features" or place != {"domain": "toys"}
     ]
     lines += contest_lines({"text_features": (0.05, 0.79)}, (1, 2), standard_error=0.0005, domain="toys")
-    summary = table(rendered(tmp_path, lines), "gated_fused against the others: summary")
+    summary = table(rendered(tmp_path, lines), "stacked against the others: summary")
     names = ("seeds", "above", "by more than the interval", "below by more than the interval")
     assert {arm: tuple(row[name] for name in names) for arm, row in summary.items()} == {
         "none": ("5", "12 of 12", "12", "0"),
@@ -249,7 +250,7 @@ def test_the_share_kept_is_shown_over_the_seeds_and_of_the_least_and_the_most_of
             line("late_fusion", seed, gain=fusion),
         ]
     row = table(rendered(tmp_path, lines), "global against the others: beauty, overall")["dcnv2"]
-    # .015 of .029; of the third seed, in which late fusion gains nothing, there is no share.
+    # .015 of .029; of the third seed, in which late fusion gains nothing, there is no fraction.
     assert row["late fusion kept"] == "52% (10% to 90%)"
 
 
@@ -257,12 +258,12 @@ def test_means_are_over_all_backbones_and_the_seeds_that_they_share(tmp_path):
     lines = [line(seed=seed, backbone=backbone) for seed in (1, 2) for backbone in ("din", "dcn")]
     lines += [line("global", seed, gain=0.01, backbone="din") for seed in (1, 2, 3)]
     lines += [line("global", seed, gain=0.03, backbone="dcn") for seed in (2, 4)]
-    lines += [line("fused_half", backbone="dcn")]
+    lines += [line("stacked_half", backbone="dcn")]
     lines[0]["metrics"]["tail"]["auc"] = None
     means = table(rendered(tmp_path, lines), "beauty, test AUC in the mean over the backbones")
     assert means == {
         "popularity": {"seeds": "–", "overall": ".6230", "cold": ".6110", "tail": "–"},
-        "teacher alone": {"seeds": "–", "overall": ".7240", "cold": ".7210", "tail": ".7290"},
+        "LLM scorer alone": {"seeds": "–", "overall": ".7240", "cold": ".7210", "tail": ".7290"},
         "none": {"seeds": "2", "overall": ".8015", "cold": ".7815", "tail": "–"},
         "global": {"seeds": "1", "overall": ".8220", "cold": ".8020", "tail": ".7220"},
     }
@@ -271,7 +272,7 @@ def test_means_are_over_all_backbones_and_the_seeds_that_they_share(tmp_path):
 def test_a_domain_with_a_part_of_the_backbones_has_no_vote_in_the_choice(tmp_path):
     gains = {"none": (0.0, 0.80), "global": (0.003, 0.81)}
     lines = contest_lines(gains) + contest_lines(gains, backbone="din")
-    lines += contest_lines({"none": (0.0, 0.99), "gated_fused": (0.01, 0.99)}, domain="beauty_local")
+    lines += contest_lines({"none": (0.0, 0.99), "stacked": (0.01, 0.99)}, domain="beauty_local")
     markdown = rendered(tmp_path, lines)
     assert "global has the best mean validation AUC over the 10 trainings" in markdown
     assert ": global .8100, none .8000." in markdown
@@ -293,8 +294,8 @@ def test_the_chosen_arms_difference_is_paired_by_seed(tmp_path):
 
 def test_the_spread_of_alpha_is_told_of_gates_that_were_fitted(tmp_path):
     def trained(quantiles: tuple[float, float, float], **weights: float) -> dict:
-        shares = dict(zip(("0.05", "0.5", "0.95"), quantiles, strict=True))
-        return {"alpha_quantiles": shares, "gate_weights": weights}
+        by_fraction = dict(zip(("0.05", "0.5", "0.95"), quantiles, strict=True))
+        return {"alpha_quantiles": by_fraction, "gate_weights": weights}
 
     lines = [line(), line(seed=2), line(backbone="din")]
     lines += [line("gated_paper", 1, training=trained((0.0, 0.02, 0.06), bias=-4.0))]
@@ -306,7 +307,7 @@ def test_the_spread_of_alpha_is_told_of_gates_that_were_fitted(tmp_path):
 
 
 def test_without_two_arms_on_all_backbones_none_is_chosen(tmp_path):
-    assert "chosen arm" not in rendered(tmp_path, [line(), line("global"), line(backbone="din")])
+    assert "selected arm" not in rendered(tmp_path, [line(), line("global"), line(backbone="din")])
 
 
 def test_a_domain_that_the_paper_does_not_have_shows_no_papers_value(tmp_path):
@@ -325,11 +326,11 @@ def test_a_domain_that_the_paper_does_not_have_shows_no_papers_value(tmp_path):
         ),
         (
             [line(seed=1), line(seed=2), line("global", seed=2)],
-            "dcnv2: global lacks seeds of the arm none, 1; make these runs.",
+            "dcnv2: global lacks seeds of the arm none, 1; run them.",
         ),
         (
             [line(seed=1), line("global", seed=1), line("global", seed=4)],
-            "dcnv2: the arm none lacks seeds of global, 4; make these runs.",
+            "dcnv2: the arm none lacks seeds of global, 4; run them.",
         ),
         (
             [line(), line(seed=2, hyperparameters={"loss": {"margin": 2.0}, "train": {"seed": 2}})],
@@ -337,8 +338,8 @@ def test_a_domain_that_the_paper_does_not_have_shows_no_papers_value(tmp_path):
             '1 with {"loss": {"margin": 2.0}, "train": {}}): its mean is over more than seeds.',
         ),
         (
-            [line("global"), line("global", seed=2, share_of_users_scored=0.1)],
-            "dcnv2: Runs disagree in the share of users scored of global (1 with 1.0; 1 with 0.1): "
+            [line("global"), line("global", seed=2, fraction_of_users_scored=0.1)],
+            "dcnv2: Runs disagree in the fraction of users scored of global (1 with 1.0; 1 with 0.1): "
             "its mean is over more than seeds.",
         ),
         (
@@ -350,8 +351,8 @@ def test_a_domain_that_the_paper_does_not_have_shows_no_papers_value(tmp_path):
             "the first is shown.",
         ),
         (
-            [line(), line("global", baselines={"popularity": {}, "teacher": {"overall": 0.6}})],
-            "they had different teachers; the first is shown.",
+            [line(), line("global", baselines={"popularity": {}, "llm_scorer": {"overall": 0.6}})],
+            "they had different LLM scorers; the first is shown.",
         ),
         (
             [
@@ -480,9 +481,17 @@ def test_a_last_line_that_lacks_only_its_newline_counts(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"domain": "bea\n{}\n', r"line 1 is not JSON .* delete the line and make the run again"),
+        ('{"domain": "bea\n{}\n', r"line 1 is not JSON .* delete the line and rerun the cell"),
         ('{"domain": "bea\n', r"line 1 is not JSON"),
-        (json.dumps(line()) + "\n{}\n", r"line 2 is not a run \(domain: Field required; .* delete the line"),
+        (
+            json.dumps(line()) + "\n{}\n",
+            r"line 2 is not a run \(domain: Field required; .* correct the line",
+        ),
+        (
+            json.dumps(line() | {"share_of_users_scored": 1.0}),
+            r"line 1 is not a run .*share_of_users_scored was renamed; write fraction_of_users_scored",
+        ),
+        (json.dumps(line() | {"arm": "gated_fused"}), r"line 1 is not a run .*arm: gated_fused was renamed; write"),
         (json.dumps(line() | {"seed": "x"}), r"line 1 is not a run \(seed: Input should be a valid integer"),
         (json.dumps(line(gain=0.3)), r"line 1 is not a run \(metrics.overall.auc: Input should be less than"),
         (json.dumps(line(gain=float("nan"))), r"line 1 is not a run \(metrics.overall.auc: "),
@@ -492,13 +501,23 @@ def test_a_last_line_that_lacks_only_its_newline_counts(tmp_path):
 def test_any_other_broken_line_is_an_error_that_names_it(tmp_path, text, message):
     file = tmp_path / "results.jsonl"
     file.write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(results.ResultsError, match=message):
         results.read(file)
 
 
 def test_a_missing_results_file_names_the_command_that_makes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="sllmr ablate --config"):
+    with pytest.raises(results.ResultsError, match="sllmr ablate --config"):
         results.read(tmp_path / "results.jsonl")
+
+
+def test_the_command_writes_the_tables_into_the_output_folder_if_one_is_named(tmp_path):
+    file = write(tmp_path, [line()])
+    assert main(["ablate", "--report", "--results", str(file), "--output", str(tmp_path / "tables")]) == 0
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["results.html", "results.md"]
+    assert not list(tmp_path.glob("*.md"))
+
+    assert main(["ablate", "--report", "--results", str(file)]) == 0
+    assert (tmp_path / "results.md").is_file()
 
 
 @pytest.mark.parametrize(
@@ -541,3 +560,35 @@ def test_the_papers_gains_over_llm_cf_have_their_known_range_and_mean():
 )
 def test_the_papers_auc_is_looked_up_by_this_projects_names(cell, expected):
     assert paper_auc(*cell) == expected
+
+
+def test_two_arms_are_compared_by_their_own_standard_error_whichever_line_holds_it(tmp_path):
+    def lines(**versus: dict) -> list[dict]:
+        first, second = line("text_match", gain=0.01, valid_auc=0.9), line("stacked_text", gain=0.004)
+        for entry, arm in ((first, "text_match"), (second, "stacked_text")):
+            if arm in versus:
+                entry["versus"] |= versus[arm]
+        return [line(), first, second]
+
+    def cell(entries: list[dict]) -> str:
+        return table(rendered(tmp_path, entries), "text_match against the others: beauty, overall")["dcnv2"][
+            "stacked_text"
+        ]
+
+    def difference(value: float) -> dict:
+        return {name: {"difference": value, "standard_error": 0.0005} for name in SIZES}
+
+    half = 1.959963984540054 * 0.0005
+    expected = f"[{format_difference(0.006 - half)}, {format_difference(0.006 + half)}]"
+    assert expected in cell(lines(text_match={"stacked_text": difference(0.006)}))
+    assert expected in cell(lines(stacked_text={"text_match": difference(-0.006)}))
+    half = 1.959963984540054 * 0.002
+    assert f"[{format_difference(0.006 - half)}, {format_difference(0.006 + half)}]" in cell(lines())
+
+
+def test_a_line_of_before_counts_rows_and_the_report_says_so(tmp_path):
+    earlier = line("global", gain=0.01)
+    versus = earlier.pop("versus")
+    markdown = rendered(tmp_path, [line(), {**earlier, "versus_none": versus["none"]}])
+    assert "+.0100" in table(markdown, "beauty, Table 2: every backbone, overall")["dcnv2"]["global"]
+    assert [text for text in warnings(markdown) if text.startswith("1 of 2 runs are from before 2026-11-29")]

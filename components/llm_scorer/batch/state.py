@@ -1,0 +1,177 @@
+"""What was submitted to the Batch API, kept beside the response cache: no request is submitted twice.
+
+A batch is a file of requests and the endpoint's work on it. The one step that costs money, its creation at the
+endpoint, is recorded before and after: a process that dies in between leaves CREATING, and the next one looks for the
+batch at the endpoint by its name. Neither keys nor user ids occur here; a request is a hash of its content.
+"""
+
+import dataclasses
+import os
+from collections.abc import Collection, Iterable, Mapping
+
+from sllmr.components.llm_scorer.messages import Usage
+from sllmr.components.llm_scorer.requests.cache import Store, connect, make_directory, transaction
+
+FILE_NAME = "batches.sqlite"
+_BATCHES = Store(
+    name="record of batches",
+    if_damaged="fetch what is in flight from the endpoint's dashboard, then move the file away",
+    if_unusable="batches in flight stay at the endpoint",
+)
+
+CREATING = "creating"
+CREATED = "created"
+DONE = "done"
+REFUSED = "refused"
+DROPPED = "dropped"
+UNDER_WAY = (CREATING, CREATED)
+"""Steps of a batch: its creation was begun, it was created; then its answers are in the cache, or the endpoint refused
+its file as a whole, or it was never created."""
+
+ANSWERED = "answered"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch.
+
+    Attributes:
+        name: ours, told to the endpoint as metadata.
+        base_url: of the endpoint.
+        kind: of its requests, exchange.CHAT or EMBEDDING.
+        requests: number of them.
+        tokens: of their prompts, as estimated.
+        creation_begun_at: Unix seconds of the last attempt.
+        batch_id: the endpoint's name for it; empty before it is known.
+        step: one of those above.
+    """
+
+    name: str
+    base_url: str
+    kind: str
+    requests: int
+    tokens: int
+    creation_begun_at: float
+    batch_id: str = ""
+    step: str = CREATING
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Handing:
+    """What became of one request so far.
+
+    Attributes:
+        batch: the name of the batch that it is in flight in; empty if it is in none.
+        attempts: batches that took it to the end without an answer.
+        reason: why the last of them had none.
+        lost: tokens that were billed for answers that cannot be used.
+    """
+
+    batch: str = ""
+    attempts: int = 0
+    reason: str = ""
+    lost: Usage = dataclasses.field(default_factory=Usage)
+
+
+class BatchState:
+    """The batches of one cache directory; every method is one transaction that reaches the disk."""
+
+    def __init__(self, directory: str):
+        """
+        Raises:
+            CacheError: the file is not such a store, or cannot be used.
+        """
+        make_directory(directory)
+        path = os.path.join(directory, FILE_NAME)
+        self._connection = connect(path, _BATCHES, synchronous="FULL")
+        with transaction(self._connection):
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS batches (name TEXT PRIMARY KEY, base_url TEXT, kind TEXT, requests "
+                "INTEGER, tokens INTEGER, creation_begun_at REAL, batch_id TEXT, step TEXT)"
+            )
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS lines (key TEXT, batch TEXT, outcome TEXT DEFAULT '', "
+                "lost_prompt INTEGER DEFAULT 0, lost_cached_prompt INTEGER DEFAULT 0, lost_completion INTEGER "
+                "DEFAULT 0, PRIMARY KEY (key, batch)) WITHOUT ROWID"
+            )
+
+    def add(self, batch: Batch, keys: Iterable[str]) -> None:
+        """Records a batch that is about to be created."""
+        row = dataclasses.asdict(batch)
+        with transaction(self._connection):
+            self._connection.execute(f"INSERT INTO batches ({', '.join(row)}) VALUES ({_marks(row)})", [*row.values()])
+            self._connection.executemany(
+                "INSERT INTO lines (key, batch) VALUES (?, ?)", [(key, batch.name) for key in keys]
+            )
+
+    def update(self, batch: Batch) -> None:
+        """Records a step of a batch."""
+        self._connection.execute(
+            "UPDATE batches SET creation_begun_at = ?, batch_id = ?, step = ? WHERE name = ?",
+            (batch.creation_begun_at, batch.batch_id, batch.step, batch.name),
+        )
+
+    def finish(self, batch: Batch, outcomes: Mapping[str, str], lost: Mapping[str, Usage]) -> None:
+        """Records a batch as DONE.
+
+        Args:
+            outcomes: for each of its requests ANSWERED, or why it has no answer.
+            lost: tokens of answers that were billed and cannot be used.
+        """
+        with transaction(self._connection):
+            self._connection.executemany(
+                "UPDATE lines SET outcome = ?, lost_prompt = ?, lost_cached_prompt = ?, lost_completion = ? "
+                "WHERE key = ? AND batch = ?",
+                [
+                    (outcome, *dataclasses.astuple(lost.get(key, Usage())), key, batch.name)
+                    for key, outcome in outcomes.items()
+                ],
+            )
+            self._connection.execute("UPDATE batches SET step = ? WHERE name = ?", (DONE, batch.name))
+
+    def batches(self, steps: Iterable[str]) -> list[Batch]:
+        """Those at one of the steps, in the order in which they were added."""
+        steps = tuple(steps)
+        names = [field.name for field in dataclasses.fields(Batch)]
+        query = f"SELECT {', '.join(names)} FROM batches WHERE step IN ({_marks(steps)}) ORDER BY rowid"
+        return [Batch(**dict(zip(names, row, strict=True))) for row in self._connection.execute(query, steps)]
+
+    def keys(self, batch: Batch) -> set[str]:
+        """The requests of a batch."""
+        return {key for (key,) in self._connection.execute("SELECT key FROM lines WHERE batch = ?", (batch.name,))}
+
+    def handing(self, key: str) -> Handing:
+        """What became of a request in all its batches."""
+        found = Handing()
+        rows = self._connection.execute(
+            "SELECT batches.name, step, outcome, lost_prompt, lost_cached_prompt, lost_completion FROM lines "
+            "JOIN batches ON lines.batch = batches.name WHERE key = ? ORDER BY batches.rowid",
+            (key,),
+        )
+        for name, step, outcome, *lost in rows:
+            if step in UNDER_WAY:
+                found = dataclasses.replace(found, batch=name)
+            elif step == DONE and outcome != ANSWERED:
+                prompt, cached_prompt, completion = lost
+                found = Handing(
+                    batch=found.batch,
+                    attempts=found.attempts + 1,
+                    reason=outcome,
+                    lost=found.lost + Usage(prompt=prompt, cached_prompt=cached_prompt, completion=completion),
+                )
+        return found
+
+    def keys_in_flight(self) -> set[str]:
+        """All requests in batches whose answers are not fetched yet."""
+        rows = self._connection.execute(
+            f"SELECT key FROM lines JOIN batches ON lines.batch = batches.name WHERE step IN ({_marks(UNDER_WAY)})",
+            UNDER_WAY,
+        )
+        return {key for (key,) in rows}
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _marks(values: Collection[str]) -> str:
+    return ", ".join("?" * len(values))

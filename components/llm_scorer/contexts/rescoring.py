@@ -1,0 +1,286 @@
+"""Which contexts of an earlier score table stay, and which are scored again: Beam steps and the pure choice in them.
+
+A table names users by a hash (scores.ScoreRecord.user_key), which today's rows give as well. A user whose number of
+train positives is the table's has its contexts where they were. Otherwise the history has changed: the user's contexts,
+as many as the table holds, move to the latest rows that the LLM can score. A moved context keeps the candidates that
+the user has not interacted with since, as far as the slots beside a new target item and its negatives allow, so that
+the two scores can be compared.
+
+A context that has not moved is kept without a request if its requests would be those that were sent for it and its
+score is young enough. Its candidates are the table's, although a plan made today would draw others: the pools move with
+every purchase, and a new draw for everybody would score everybody again.
+"""
+
+import dataclasses
+import gzip
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from glob import escape, glob
+
+import apache_beam as beam
+
+from sllmr.components import scores
+from sllmr.components.llm_scorer.config import REPLAY, LlmConfig
+from sllmr.components.llm_scorer.contexts.candidates import (
+    PositiveRow,
+    can_be_scored,
+    candidates_of,
+    context_id,
+    context_of,
+    is_record_of,
+    stratum,
+)
+from sllmr.components.llm_scorer.contexts.transforms import ParsePositiveRows, WithCatalog, candidate_pools
+from sllmr.components.llm_scorer.errors import LlmError
+from sllmr.components.llm_scorer.messages import Context, user_key
+from sllmr.components.llm_scorer.strategies import ContentDigest
+from sllmr.components.scores import ScoreRecord
+from sllmr.models import features
+from sllmr.models.tf_examples import Example
+
+CONTEXTS = "contexts"
+KEPT = "kept"
+FATES = "fates"
+
+HISTORY = "history"
+PROMPT = "prompt"
+AGE = "age"
+REASONS = (HISTORY, PROMPT, AGE)
+"""Why a context is scored again: the user has more interactions; model, prompt, titles or settings changed; the score
+is old.
+"""
+
+GONE = "gone"
+"""The user has no row left for the context, or it has fewer than two candidates."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fate:
+    """What becomes of one context of the table.
+
+    Attributes:
+        previous_id: its id in the table.
+        context_id: its id in the new one; empty where it is gone.
+        fate: KEPT, a reason to ask again, or GONE.
+    """
+
+    previous_id: str
+    context_id: str
+    fate: str
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+
+class Replan(beam.PTransform):
+    """{"rows": serialized train rows, "records": ScoreRecords} -> {CONTEXTS: Context to ask about,
+    KEPT: ScoreRecord, FATES: Fate as a JSON line, one for each record}.
+    """
+
+    def __init__(self, catalog_directory: str, config: LlmConfig, not_before: int):
+        """
+        Args:
+            config: resolved, with the table's seed.
+            not_before: answers from before this Unix second are not kept.
+        """
+        super().__init__()
+        self._catalog_directory = catalog_directory
+        self._config = config
+        self._not_before = not_before
+
+    def expand(self, inputs):
+        by_user = inputs["records"] | "ByUser" >> beam.Map(_by_user)
+        users = by_user | "UserKeys" >> beam.Keys() | "UserSet" >> beam.combiners.ToSet()
+        rows = (
+            inputs["rows"]
+            | "ParsePositiveRows" >> beam.ParDo(ParsePositiveRows(self._config))
+            | "OfTableUsers" >> beam.FlatMap(_of_users, beam.pvalue.AsSingleton(users), self._config.seed)
+        )
+        return (
+            {"records": by_user, "rows": rows}
+            | "JoinRows" >> beam.CoGroupByKey()
+            | "ReplanUser"
+            >> beam.ParDo(_ReplanUser(self._catalog_directory, self._config, self._not_before)).with_outputs(
+                CONTEXTS, KEPT, FATES
+            )
+        )
+
+
+class RowsOfOtherUsers(beam.PTransform):
+    """{"rows": serialized train rows, "records": ScoreRecords} -> the rows of users whom no record is about."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self._seed = seed
+
+    def expand(self, inputs):
+        users = inputs["records"] | "ByUser" >> beam.Map(_user_key_of) | "UserSet" >> beam.combiners.ToSet()
+        return inputs["rows"] | "OtherUsers" >> beam.Filter(_is_of_others, beam.pvalue.AsSingleton(users), self._seed)
+
+
+def pair_with_rows(
+    records: Sequence[ScoreRecord], rows: Sequence[PositiveRow], seed: int
+) -> list[tuple[ScoreRecord, PositiveRow | None]]:
+    """Where one user's contexts stand today.
+
+    Args:
+        records: the user's.
+        rows: those of the user that the LLM can score.
+
+    Returns:
+        Each record with its own row where the history has not changed; else with one of the latest rows, its own
+        where that is among them; with None where no row is left.
+    """
+    own = {context_id(row, seed): row for row in rows}
+    if all(
+        record.context_id in own
+        and is_record_of(record, own[record.context_id])
+        and record.user_positives == own[record.context_id].user_positives
+        for record in records
+    ):
+        return [(record, own[record.context_id]) for record in records]
+    latest = sorted(rows, key=lambda row: row.position, reverse=True)[: len(records)]
+    left = {context_id(row, seed): row for row in latest}
+    stayed = {r.context_id: left.pop(r.context_id) for r in records if r.context_id in left}
+    # The latest record takes the latest row that is left, and so on.
+    movers = sorted((r for r in records if r.context_id not in stayed), key=lambda r: (-r.history_length, r.context_id))
+    moved = dict(zip((r.context_id for r in movers), left.values(), strict=False))
+    return [(record, (stayed | moved).get(record.context_id)) for record in records]
+
+
+class _ReplanUser(WithCatalog):
+    """A user's records and rows -> tagged CONTEXTS, KEPT and FATES."""
+
+    def __init__(self, catalog_directory: str, config: LlmConfig, not_before: int):
+        super().__init__(catalog_directory, config)
+        self._not_before = not_before
+
+    def setup(self) -> None:
+        super().setup()
+        self._pools = candidate_pools(self._catalog, self._config)
+        self._digest = ContentDigest(self._config)
+
+    def process(self, element: tuple[str, dict[str, list]]):
+        _, joined = element
+        records = sorted(joined["records"], key=lambda record: record.context_id)
+        rows = list(joined["rows"])
+        items = {item for row in rows for item in (row.item_id, *row.history_item_ids)}
+        lag = self._config.history_lag
+        askable = [row for row in rows if can_be_scored(row, self._catalog, history_lag=lag)]
+        for record, row in pair_with_rows(records, askable, self._config.seed):
+            context = None if row is None else self._context(record, row, items)
+            # One candidate alone can never form a pair.
+            if context is None or len(context.candidates) < 2:
+                fate = Fate(previous_id=record.context_id, context_id="", fate=GONE)
+            else:
+                name = self._fate(record, context)
+                fate = Fate(previous_id=record.context_id, context_id=context.context_id, fate=name)
+                if name == KEPT:
+                    yield beam.pvalue.TaggedOutput(KEPT, _as_of_today(record, context))
+                else:
+                    yield beam.pvalue.TaggedOutput(CONTEXTS, context)
+            yield beam.pvalue.TaggedOutput(FATES, fate.to_json())
+
+    def _context(self, record: ScoreRecord, row: PositiveRow, items: Collection[str]) -> Context:
+        config = self._config
+        user_id = row.user_id if config.store_user_ids else ""
+        candidates = candidates_of(record, self._catalog, items)
+        if context_id(row, config.seed) == record.context_id and is_record_of(record, row):
+            return context_of(record, row, candidates, seed=config.seed, user_id=user_id)
+        others = [candidate for candidate in candidates if candidate.role != scores.TARGET]
+        item = self._catalog.get(row.item_id)
+        return self._pools.context(
+            row,
+            name=stratum(row, self._catalog, config.candidates),
+            calibration=bool(record.target_item_id) and item is not None and bool(item.title),
+            interacted=items,
+            size=min(config.candidates.per_context, config.planned_pairs),
+            seed=config.seed,
+            user_id=user_id,
+            # Negatives were drawn beside another choice: they come last.
+            carried=sorted(others, key=lambda candidate: candidate.role == scores.NEGATIVE),
+        )
+
+    def _fate(self, record: ScoreRecord, context: Context) -> str:
+        if context.context_id != record.context_id:
+            return HISTORY
+        if self._digest.of(context, self._catalog) != record.fingerprint:
+            return PROMPT if context.user_positives == record.user_positives else HISTORY
+        return KEPT if record.scored_at >= self._not_before else AGE
+
+
+def _as_of_today(record: ScoreRecord, context: Context) -> ScoreRecord:
+    return dataclasses.replace(record, user_id=context.user_id, user_positives=context.user_positives)
+
+
+def _user_key_of(record: ScoreRecord) -> str:
+    return record.user_key
+
+
+def _by_user(record: ScoreRecord) -> tuple[str, ScoreRecord]:
+    return record.user_key, record
+
+
+def _of_users(row: PositiveRow, users: set[str], seed: int) -> Iterator[tuple[str, PositiveRow]]:
+    key = user_key(row.user_id, seed)
+    if key in users:
+        yield key, row
+
+
+def _is_of_others(row: bytes, users: set[str], seed: int) -> bool:
+    columns = Example.FromString(row).features.feature
+    return user_key(columns[features.USER_ID].bytes_list.value[0].decode(), seed) not in users
+
+
+def check_table(directory: str, config: LlmConfig) -> None:
+    """Raises LlmError where a table cannot be rescored with this configuration."""
+    if config.strategy == REPLAY:
+        raise LlmError(f"rescore needs a strategy that asks, got {REPLAY}; set llm.strategy to that of the table")
+    if not glob(scores.scores_pattern(directory)):
+        raise LlmError(
+            f"--scores must be a folder with {scores.SCORES_PREFIX}-*.tfrecord.gz, got {directory}; name the output of "
+            "an earlier sllmr score or rescore, or a run's LlmScorer/scores folder"
+        )
+    for record in scores.read_scores(directory):
+        if record.strategy == REPLAY:
+            raise LlmError(
+                f"--scores must be the table itself, got a replay of it in {directory}; name the folder that was "
+                "llm.replay_table then"
+            )
+        if not record.user_key:
+            raise LlmError(
+                f"--scores must be a table whose records carry a user_key, got one of an earlier version in "
+                f"{directory}; score anew with sllmr score (cached answers are not asked again)"
+            )
+
+
+def read_fates(pattern: str) -> list[Fate]:
+    """All fates that Replan wrote."""
+    fates = []
+    for path in sorted(glob(pattern)):
+        with open(path, encoding="utf-8") as lines:
+            fates += [Fate(**json.loads(line)) for line in lines]
+    return fates
+
+
+def copy_failures(table: str, output: str, context_ids: Collection[str]) -> None:
+    """Writes the failures of the kept contexts to the new table, so that each candidate of theirs is accounted for."""
+    target = os.path.join(output, f"{scores.FAILURES_PREFIX}-kept.jsonl.gz")
+    with gzip.open(target, "wt", encoding="utf-8") as written:
+        for path in sorted(
+            glob(os.path.join(escape(scores.table_directory(table)), f"{scores.FAILURES_PREFIX}-*.jsonl.gz"))
+        ):
+            with gzip.open(path, "rt", encoding="utf-8") as lines:
+                written.writelines(line for line in lines if json.loads(line)["context_id"] in context_ids)
+
+
+def scored_again(table: str, output: str, fates: Iterable[Fate]) -> Iterator[tuple[ScoreRecord, ScoreRecord]]:
+    """The records before and after of each context that was scored again."""
+    new_ids = {fate.previous_id: fate.context_id for fate in fates if fate.fate not in (KEPT, GONE)}
+    wanted = set(new_ids.values())
+    after = {r.context_id: r for r in scores.read_scores(output) if r.context_id in wanted}
+    for before in scores.read_scores(table):
+        record = after.get(new_ids.get(before.context_id, ""))
+        if record is not None:
+            yield before, record

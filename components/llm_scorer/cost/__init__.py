@@ -1,0 +1,1 @@
+"""What a scoring run costs, before the first request."""

@@ -1,0 +1,1 @@
+"""The wire: client, transport, retries, redaction, tokens, and the bundled model's server."""

@@ -1,0 +1,1 @@
+"""What the scores are worth, after the last response: order audit, drift, staleness."""

@@ -1,0 +1,54 @@
+"""Waiting that ends with the run."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from sllmr.components.llm_scorer.requests.ledger import RunEnded, RunLedger
+
+_POLL_S = 1.0
+
+
+class Waiter:
+    """Waits in pieces: another thread, or another process, may meet the end of the run."""
+
+    def __init__(
+        self,
+        run: RunLedger,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
+    ):
+        """
+        Args:
+            run: knows whether it has ended.
+            clock: seconds, the same in all processes of the machine; not the time of day, which may be set back.
+            wait: waits for the event so many seconds at most; tells whether it came.
+        """
+        self._run = run
+        self.clock = clock
+        self._wait = wait
+
+    def until(self, moment: float, stop: threading.Event) -> None:
+        """Waits until `moment`, in seconds of the clock.
+
+        Raises:
+            RunEnded: before that.
+        """
+        while (left := moment - self.clock()) > 0:
+            self.pause(min(left, _POLL_S), stop)
+
+    def pause(self, seconds: float, stop: threading.Event) -> None:
+        """Waits so long, a second at most.
+
+        Raises:
+            RunEnded: the run has ended.
+        """
+        if self._wait(stop, seconds):
+            raise RunEnded
+        self.check(stop)
+
+    def check(self, stop: threading.Event) -> None:
+        """Raises RunEnded if the run has ended."""
+        if stop.is_set() or self._run.is_ended():
+            raise RunEnded

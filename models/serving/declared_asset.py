@@ -1,0 +1,36 @@
+"""What a served model says of its declared features: a file among its assets, read when another catalog is put in."""
+
+import os
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict
+
+from sllmr.models.declared_features import DeclaredFeature, TrainNumbers
+
+FILE_NAME = "declared_features.json"
+
+
+class DeclaredAsset(BaseModel):
+    """The declared features of a served model, and of each numeric one what its buckets or its scale are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    declared: tuple[DeclaredFeature, ...] = ()
+    numbers: dict[str, TrainNumbers] = {}
+
+
+def write_declared(directory: str, declared: tuple[DeclaredFeature, ...], numbers: Mapping[str, TrainNumbers]) -> str:
+    """Writes the file and returns its path."""
+    path = os.path.join(directory, FILE_NAME)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(DeclaredAsset(declared=declared, numbers=dict(numbers)).model_dump_json(indent=1) + "\n")
+    return path
+
+
+def read_declared(model: str) -> DeclaredAsset:
+    """Reads it from the folder of a SavedModel; a model without declared features has no such file."""
+    path = os.path.join(model, "assets", FILE_NAME)
+    if not os.path.exists(path):
+        return DeclaredAsset()
+    with open(path, encoding="utf-8") as file:
+        return DeclaredAsset.model_validate_json(file.read())

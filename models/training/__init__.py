@@ -1,0 +1,1 @@
+"""Training of a RankingModel: the recipe, the loop, the calibration of scores, and the report."""

@@ -1,0 +1,122 @@
+"""What training reports, as training.json."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from sllmr.models.reliability import ReliabilityCell
+
+
+class Epoch(BaseModel):
+    """What one epoch of training gave.
+
+    Attributes:
+        valid_auc: on all validation rows.
+        losses: means or last values of the training step's parts, by name.
+        seconds: of training alone, without validation.
+        rows_per_second: train rows over `seconds`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    valid_auc: float
+    losses: dict[str, float]
+    seconds: float
+    rows_per_second: float
+
+
+class GateCell(BaseModel):
+    """One cell of pairs by history length and popularity, or all pairs.
+
+    Attributes:
+        short_history: whether the history is at most gate.short_history_max long; None in the cell of all pairs.
+        tail: whether either item is a long-tail item; None in the cell of all pairs.
+        pairs: number of pairs.
+        mean_alpha: over them; None where there are none.
+        calibration_pairs: pairs with a known choice of the user.
+        llm_accuracy: fraction of the calibration pairs where the LLM prefers the target item; None without such pairs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    short_history: bool | None
+    tail: bool | None
+    pairs: int
+    mean_alpha: float | None
+    calibration_pairs: int
+    llm_accuracy: float | None
+
+
+class ContestedPair(BaseModel):
+    """A pair on which the gate lets the LLM contradict the model.
+
+    Attributes:
+        history_item_ids: latest first.
+        preferred_item_id: by the LLM.
+        other_item_id: by the LLM the lesser one, and by the model the better one.
+        model_margin: logit of the preferred item minus that of the other, below 0; of the base model if there is one.
+        alpha: of the pair.
+        calibration_label: 1 where the user chose the preferred item, 0 where the other one, NOT_CALIBRATION where
+            neither.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    history_item_ids: list[str]
+    preferred_item_id: str
+    other_item_id: str
+    model_margin: float
+    alpha: float
+    calibration_label: int
+
+
+class TrainingReport(BaseModel):
+    """What training did, as `training.json`.
+
+    Attributes:
+        schema_version: of this layout.
+        epochs: in order.
+        best_epoch: 1-based; its weights are the model's, unless that without pairs is taken.
+        best_valid_auc: of the model.
+        train_rows: rows of one pass.
+        llm_weight: lambda of the training; below loss.llm_weight where there are few pairs, see
+            models.training.recipe.with_weight_for. None in reports of earlier versions.
+        seconds: of everything.
+        gate: all pairs, then the four cells; empty without pairs.
+        gate_weights: w by signal and `bias`; empty for a gate without parameters.
+        alpha_quantiles: of alpha over all pairs, by fraction; empty without a gate.
+        alpha_collapse: `closed`, `open` or `inverted`, see models.reliability.collapse; None for a sound gate and for a
+            frozen one.
+        alpha_by_epoch: the same quantiles of alpha at the end of each epoch; empty for a gate that is constant.
+        reliability: by cell of history length x popularity, see models.reliability; empty without a gate.
+        calibration_error: of the gate as a probability: of alpha that the LLM is right (modes paper and supervised), of
+            the stacked probability of the item, on users that took no part in its fit (mode stacked); None for the
+            other modes, whose alpha is not a probability.
+        contested_pairs: those of the largest alpha times -model_margin, where the gate turns the model round most;
+            empty without a gate or without item ids.
+        base_model: epochs of the model that the gate was fitted on; empty without one.
+        base_model_valid_auc: of its best epoch.
+        valid_auc_without_pairs: of the same training without pairs, which goes with a gate that is fitted beforehand,
+            and whose model is taken where its AUC is at least as high; None without such a gate.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    epochs: list[Epoch]
+    best_epoch: int
+    best_valid_auc: float
+    train_rows: int
+    llm_weight: float | None = None
+    seconds: float
+    gate: list[GateCell] = []
+    gate_weights: dict[str, float] = {}
+    alpha_quantiles: dict[str, float] = {}
+    alpha_collapse: str | None = None
+    alpha_by_epoch: list[dict[str, float]] = []
+    reliability: list[ReliabilityCell] = []
+    calibration_error: float | None = None
+    contested_pairs: list[ContestedPair] = []
+    base_model: list[Epoch] = []
+    base_model_valid_auc: float | None = None
+    valid_auc_without_pairs: float | None = None

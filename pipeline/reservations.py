@@ -1,0 +1,48 @@
+"""What requests of killed or failed runs may have cost, and how to free it: `sllmr reservations`."""
+
+import pathlib
+import shlex
+
+from rich.console import Console
+
+from sllmr.components.llm_scorer.requests.ledger import Reservations, release_reservations, reservations_by_run
+from sllmr.pipeline.config import load_config
+
+
+def reservations(config_file: pathlib.Path, *, release: bool) -> None:
+    """Prints what is reserved in the cache of a configuration.
+
+    Args:
+        config_file: YAML, see pipeline.config.
+        release: whether the reservations of runs that have ended are forgotten. That is for the user to decide, who
+            can see the endpoint's bill: the scorer cannot.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+        CacheError: the record of runs cannot be read or written.
+    """
+    console = Console(highlight=False)
+    directory = load_config(config_file).cache_dir
+    found = release_reservations(directory) if release else reservations_by_run(directory)
+    ended = [run for run in found if not run.is_running]
+    running = [run for run in found if run.is_running]
+    if not found:
+        console.print(f"No request of an earlier run in {directory} may be on the bill without a response.")
+        return
+    if running:
+        console.print(f"Runs under way: {_sum(running)}", soft_wrap=True)
+    if ended and release:
+        console.print(f"Released: {_sum(ended)}", soft_wrap=True)
+    elif ended:
+        again = shlex.join(["sllmr", "reservations", "--config", str(config_file), "--release"])
+        console.print(
+            f"Ended without a response, may be on the bill: {_sum(ended)}. Later runs count this as spent. Compare it"
+            f" with the endpoint's bill; to free it: {again}",
+            soft_wrap=True,
+        )
+
+
+def _sum(runs: list[Reservations]) -> str:
+    usd = sum(run.nano_usd for run in runs) / 1e9
+    requests, tokens = sum(run.requests for run in runs), sum(run.tokens for run in runs)
+    return f"{requests:,} requests of {len(runs)} runs, at most ${usd:.4f} and {tokens:,} tokens"

@@ -1,0 +1,48 @@
+"""What an exception that ends a command means to the user: a fix, an interruption, and what is kept."""
+
+import pathlib
+from collections.abc import Iterator
+
+from sllmr.components.llm_scorer.requests.cache import FILE_NAME, CacheError
+from sllmr.models.errors import UserError, file_error
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The error that a user can fix behind an exception, since Beam wraps those of a step in its own; else None.
+
+    That of a file which the operating system refuses (disk full, read-only, no locks) is one.
+    """
+    found = next((e for e in chain(error) if isinstance(e, UserError)), None)
+    refused = (file_error(e) for e in chain(error) if isinstance(e, OSError))
+    return found or next((e for e in refused if e is not None), None)
+
+
+def what_is_kept(error: BaseException, cache_dir: str, again: str) -> str:
+    """One line about a command that an error stopped, as far as it is known: after an unforeseen error a response may
+    not have reached the disk.
+
+    Args:
+        error: the exception.
+        cache_dir: of the responses.
+        again: the command that resumes.
+    """
+    if not pathlib.Path(cache_dir, FILE_NAME).exists():
+        return f"Stopped. To resume: {again}"
+    # Beam reports what ends a step as another error.
+    links = list(chain(error))
+    foreseen = any(isinstance(link, UserError | KeyboardInterrupt) for link in links)
+    if foreseen and not any(isinstance(link, CacheError | OSError) for link in links):
+        return f"Stopped. Every response so far is kept in {cache_dir}; to resume: {again}"
+    return f"Stopped. Responses that are in {cache_dir} are not queried again; to resume: {again}"
+
+
+def is_interruption(error: BaseException | None) -> bool:
+    """Whether Ctrl-C ended the program; Beam reports one within a step as an error of that step."""
+    return any(isinstance(e, KeyboardInterrupt) for e in chain(error))
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, then what caused it, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,96 @@
+"""Features of every kind by configuration alone, from three tables to the served model's signatures."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+
+from tests.components.interactions_example_gen.test_features import shop
+
+pytestmark = pytest.mark.slow
+
+
+def sllmr(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sllmr.pipeline.cli", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> pathlib.Path:
+    """The folder of a run without an LLM on the test's shop."""
+    directory = tmp_path_factory.mktemp("shop")
+    data = shop(directory)
+    config = {
+        "name": "shop",
+        "cache_dir": str(directory / "cache"),
+        "data": {key: getattr(data, key) for key in ("interactions", "items", "users")}
+        | {"features": data.features.model_dump(exclude_defaults=True)},
+        "item_vectors": {"source": "none"},
+        "model": {"embedding_dim": 4, "mlp": [8], "item_vectors": False, "text_match": False},
+        "gate": {"mode": "supervised"},
+        "loss": {"llm_weight": 0},
+        "train": {"epochs": 2, "batch_size": 64},
+        "evaluation": {"min_auc": {"overall": 0.0}, "beat_popularity": []},
+    }
+    (directory / "shop.yaml").write_text(yaml.safe_dump(config))
+    result = sllmr("run", "--config", directory / "shop.yaml", "--output", directory / "run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return directory
+
+
+def model_of(directory: pathlib.Path) -> str:
+    (version,) = (path for path in (directory / "run" / "serving" / "shop").iterdir() if path.is_dir())
+    return str(version)
+
+
+def test_every_feature_is_in_the_signatures_of_the_pushed_model(finished):
+    loaded = tf.saved_model.load(model_of(finished))
+    inputs = {name: set(s.structured_input_signature[1]) for name, s in loaded.signatures.items()}
+    own = {"age_band", "price", "history_price", "tags", "device", "hour"}
+    assert own <= inputs["raw"]
+    assert inputs["rank"] == {"history_item_ids", "candidate_item_ids", "age_band", "device", "hour"}
+    assert inputs["serving_default"] == {"examples"}
+
+
+def test_the_request_s_features_change_the_scores_of_rank(finished):
+    rank = tf.saved_model.load(model_of(finished)).signatures["rank"]
+
+    def scores(age_band: str) -> np.ndarray:
+        return rank(
+            history_item_ids=tf.constant([["i01", "i02"]]),
+            candidate_item_ids=tf.constant([["i03", "i04", "i05"]]),
+            age_band=tf.constant([age_band]),
+            device=tf.constant(["u03-1"]),
+            hour=tf.constant([2.0]),
+        )["scores"].numpy()
+
+    assert np.abs(scores("early") - scores("late")).max() > 0
+
+
+def test_the_summary_tells_how_often_each_feature_is_missing(finished):
+    features = json.loads((finished / "run" / "summary.json").read_text())["data"]["features"]
+    assert {name: f["kind"] for name, f in features.items()} == {
+        "age_band": "categorical",
+        "price": "numeric",
+        "tags": "list",
+        "device": "categorical",
+        "hour": "numeric",
+    }
+    page = (finished / "run" / "report.html").read_text()
+    assert "age_band" in page
+
+
+def test_predict_looks_up_the_features_of_users(finished):
+    output = finished / "best.csv"
+    result = sllmr(
+        *("predict", "--config", finished / "shop.yaml", "--model", model_of(finished)),
+        *("--output", output, "-n", 2),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(output.read_text().splitlines()) == 1 + 2 * 30
