@@ -7,12 +7,12 @@ each cell; cells that are there are skipped.
 
 speed: requests of `--contexts` contexts of ten candidates, each context in order in one thread, as the scorer sends
 them: once as they are, so that a context's requests share the prompt's beginning, and once with a number of its own
-before each prompt, so that none do. Pairs and calls a second, CPU seconds of the server for a call, share of prompt
+before each prompt, so that none do. Pairs and calls a second, CPU seconds of the server for a call, fraction of prompt
 tokens that it read from its cache.
 
-skill: `--users` users at one moment each, and for each the item chosen then, an item drawn uniformly and one about as
-popular as the chosen (the scorer's own draw of a probe's negative), neither chosen by that user in the train rows. How
-often the chosen item gets more than the other; a tie counts half. Half-widths are 1.96 standard errors.
+skill: `--users` users with one train row each, and for each row the target item, an item drawn uniformly and one about
+as popular as the target item (the scorer's own draw of a negative), neither in that user's train rows. How
+often the target item scores higher than the other; a tie counts half. Half-widths are 1.96 standard errors.
 """
 
 import argparse
@@ -29,27 +29,28 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pipeline  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
+import sllmr.pipeline  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
 
 import apache_beam as beam  # isort: skip
 import tensorflow as tf
 
 from benchmarks.measurement import Results, tree_sample, versions
-from components.catalog import Item, read_catalog
-from components.interactions_example_gen import rows
-from components.interactions_example_gen.transforms import PrepareInteractions, WriteCatalog
-from components.llm_scorer import exchange
-from components.llm_scorer.candidates import OTHER, CandidatePools, Moment, seeded_fraction
-from components.llm_scorer.client import LlmClient
-from components.llm_scorer.config import EMBEDDING, TITLE_LIKELIHOOD, YES_NO, CandidateConfig, LlmConfig
-from components.llm_scorer.exchange import Answer, Candidate, Context, LlmRequest, Usage
-from components.llm_scorer.local_model import fetch_local_model
-from components.llm_scorer.local_server import local_server
-from components.llm_scorer.strategies import create_strategy
-from components.llm_scorer.transforms import ParseMoments
-from components.scores import NEGATIVE, POPULAR
-from pipeline.config import BeamConfig, load_config
-from pipeline.datasets.fetch import fetch_missing
+from sllmr.components.catalog import Item, read_catalog
+from sllmr.components.interactions_example_gen import rows
+from sllmr.components.interactions_example_gen.transforms import PrepareInteractions, WriteCatalog
+from sllmr.components.llm_scorer import messages
+from sllmr.components.llm_scorer.config import TITLE_LIKELIHOOD, YES_NO, CandidateConfig, LlmConfig
+from sllmr.components.llm_scorer.contexts.candidates import OTHER, CandidatePools, PositiveRow
+from sllmr.components.llm_scorer.contexts.transforms import ParsePositiveRows
+from sllmr.components.llm_scorer.endpoint.client import LlmClient
+from sllmr.components.llm_scorer.endpoint.local_model import fetch_local_model
+from sllmr.components.llm_scorer.endpoint.local_server import local_server
+from sllmr.components.llm_scorer.messages import Answer, Candidate, Context, LlmRequest, Usage
+from sllmr.components.llm_scorer.sampling import seeded_fraction
+from sllmr.components.llm_scorer.strategies import create_strategy
+from sllmr.components.scores import NEGATIVE, POPULAR
+from sllmr.pipeline.config import BeamConfig, load_config
+from sllmr.pipeline.datasets.fetch import fetch_missing
 
 FOLDER = pathlib.Path(__file__).parent
 CONFIG = FOLDER.parent / "configs" / "quickstart.yaml"
@@ -59,11 +60,11 @@ SEED = 0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSplit:
-    """Catalogue, one moment of each user in an order drawn by hash, and all items that a user chose."""
+    """Catalog, one positive row of each user in an order drawn by hash, and all items of each user."""
 
     catalog: Mapping[str, Item]
-    moments: tuple[Moment, ...]
-    chosen: Mapping[str, frozenset[str]]
+    positives: tuple[PositiveRow, ...]
+    items_of: Mapping[str, frozenset[str]]
 
 
 def read_train_split(work: pathlib.Path) -> TrainSplit:
@@ -77,40 +78,39 @@ def read_train_split(work: pathlib.Path) -> TrainSplit:
         _ = prepared[rows.TRAIN] | beam.io.WriteToTFRecord(str(work / "train"), file_name_suffix=".tfrecord.gz")
         _ = prepared["catalog"] | beam.ParDo(WriteCatalog(str(work / "catalog")))
     catalog = read_catalog(str(work / "catalog"))
-    by_user: dict[str, list[Moment]] = {}
-    parse = ParseMoments()
+    by_user: dict[str, list[PositiveRow]] = {}
+    parse = ParsePositiveRows()
     files = [str(file) for file in sorted(work.glob("train-*.tfrecord.gz"))]
-    for row in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
-        for moment in parse.process(row):
-            by_user.setdefault(moment.user_id, []).append(moment)
+    for encoded in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
+        for row in parse.process(encoded):
+            by_user.setdefault(row.user_id, []).append(row)
     drawn = [
-        min(moments, key=lambda m: seeded_fraction(SEED, "moment", m.user_id, m.position))
-        for moments in by_user.values()
+        min(found, key=lambda m: seeded_fraction(SEED, "moment", m.user_id, m.position)) for found in by_user.values()
     ]
     return TrainSplit(
         catalog=catalog,
-        moments=tuple(sorted(drawn, key=lambda m: seeded_fraction(SEED, "user", m.user_id))),
-        chosen={user: frozenset(m.item_id for m in moments) for user, moments in by_user.items()},
+        positives=tuple(sorted(drawn, key=lambda m: seeded_fraction(SEED, "user", m.user_id))),
+        items_of={user: frozenset(m.item_id for m in found) for user, found in by_user.items()},
     )
 
 
-def contexts_of(split: TrainSplit, count: int, config: CandidateConfig) -> list[tuple[Moment, Context]]:
-    """The first `count` moments as labelled probes."""
+def contexts_of(split: TrainSplit, count: int, config: CandidateConfig) -> list[tuple[PositiveRow, Context]]:
+    """The first `count` rows as calibration contexts."""
     pools = CandidatePools(split.catalog, config)
-    able = (m for m in split.moments if m.history_item_ids and split.catalog[m.item_id].title)
+    able = (m for m in split.positives if m.history_item_ids and split.catalog[m.item_id].title)
     return [
         (
-            moment,
+            row,
             pools.context(
-                moment,
+                row,
                 name=OTHER,
-                probe=True,
-                chosen_anywhere=split.chosen[moment.user_id],
+                calibration=True,
+                interacted=split.items_of[row.user_id],
                 size=config.per_context,
                 seed=SEED,
             ),
         )
-        for moment in itertools.islice(able, count)
+        for row in itertools.islice(able, count)
     ]
 
 
@@ -152,7 +152,7 @@ def without_shared_prefix(groups: list[tuple[LlmRequest, ...]]) -> list[tuple[Ll
     number = itertools.count(100_000)
 
     def behind(request: LlmRequest) -> LlmRequest:
-        if request.kind == exchange.FORCED:
+        if request.kind == messages.FORCED:
             body = {**request.body, "prompt": f"{next(number)} {request.body['prompt']}"}
         else:
             first, *others = request.body["messages"]
@@ -179,44 +179,44 @@ def measure_speed(config: LlmConfig, split: TrainSplit, url: str, *, contexts: i
     pairs = sum(len(context.candidates) for context in asked)
     return {
         "pairs": pairs,
-        "calls": asker.calls,
+        "requests": asker.calls,
         "pairs_per_s": round(pairs / seconds, 2),
-        "calls_per_s": round(asker.calls / seconds, 2),
-        "server_cpu_s_per_call": round(server_cpu_s / asker.calls, 3),
+        "requests_per_s": round(asker.calls / seconds, 2),
+        "server_cpu_s_per_request": round(server_cpu_s / asker.calls, 3),
         "server_cpu_s_per_pair": round(server_cpu_s / pairs, 3),
         "prompt_tokens": asker.usage.prompt,
-        "cached_share": round(asker.usage.cached_prompt / asker.usage.prompt, 3),
+        "cached_fraction": round(asker.usage.cached_prompt / asker.usage.prompt, 3),
     }
 
 
-def with_uniform_negative(split: TrainSplit, moment: Moment, probe: Context) -> Context:
-    """The probe's chosen item and its negative, and an item drawn uniformly."""
-    taken = {c.item_id for c in probe.candidates} | split.chosen[moment.user_id] | set(moment.history_item_ids)
+def with_uniform_negative(split: TrainSplit, row: PositiveRow, context: Context) -> Context:
+    """The target item and its negative, and an item drawn uniformly."""
+    taken = {c.item_id for c in context.candidates} | split.items_of[row.user_id] | set(row.history_item_ids)
     titled = sorted(item.item_id for item in split.catalog.values() if item.title and item.item_id not in taken)
-    uniform = random.Random(f"{SEED}/{probe.context_id}").choice(titled)
-    negative = next(c for c in probe.candidates if c.role == NEGATIVE)
-    chosen = next(c for c in probe.candidates if c.item_id == moment.item_id)
-    return dataclasses.replace(probe, candidates=(chosen, negative, Candidate(item_id=uniform, role=POPULAR)))
+    uniform = random.Random(f"{SEED}/{context.context_id}").choice(titled)
+    negative = next(c for c in context.candidates if c.role == NEGATIVE)
+    target = next(c for c in context.candidates if c.item_id == row.item_id)
+    return dataclasses.replace(context, candidates=(target, negative, Candidate(item_id=uniform, role=POPULAR)))
 
 
 def measure_skill(
     split: TrainSplit, users: int, raw_scores: Callable[[list[Context]], list[list[float | None]]]
 ) -> dict[str, Any]:
-    """How often the chosen item gets more than either negative.
+    """How often the target item scores higher than either negative.
 
     Args:
-        raw_scores: a list of scores for each context's chosen item, negative about as popular, and uniform negative.
+        raw_scores: a list of scores for each context's target item, negative about as popular, and uniform negative.
     """
-    config = CandidateConfig(per_context=2, negatives_per_probe=1, tail_per_context=0)
-    probes = [with_uniform_negative(split, moment, probe) for moment, probe in contexts_of(split, users, config)]
-    scored = [[s for s in scores if s is not None] for scores in raw_scores(probes)]
+    config = CandidateConfig(per_context=2, negatives_per_target=1, tail_per_context=0)
+    contexts = [with_uniform_negative(split, row, context) for row, context in contexts_of(split, users, config)]
+    scored = [[s for s in scores if s is not None] for scores in raw_scores(contexts)]
     scored = [scores for scores in scored if len(scores) == 3]
-    result: dict[str, Any] = {"users": len(probes), "scored": len(scored)}
+    result: dict[str, Any] = {"users": len(contexts), "scored": len(scored)}
     for name, index in (("popularity_matched", 1), ("uniform", 2)):
         wins = [(scores[0] > scores[index]) + (scores[0] == scores[index]) / 2 for scores in scored]
-        share = sum(wins) / len(wins)
-        deviation = math.sqrt(sum((win - share) ** 2 for win in wins) / (len(wins) - 1))
-        result[name] = {"auc": round(share, 3), "half_width": round(1.96 * deviation / math.sqrt(len(wins)), 3)}
+        right = sum(wins) / len(wins)
+        deviation = math.sqrt(sum((win - right) ** 2 for win in wins) / (len(wins) - 1))
+        result[name] = {"auc": round(right, 3), "half_width": round(1.96 * deviation / math.sqrt(len(wins)), 3)}
     return result
 
 
@@ -233,25 +233,23 @@ def main() -> None:
         work = pathlib.Path(directory)
         split = read_train_split(work)
         model = fetch_local_model(os.path.join(load_config(CONFIG).cache_dir, "models"))
-        for strategy in (TITLE_LIKELIHOOD, YES_NO, EMBEDDING):
+        for strategy in (TITLE_LIKELIHOOD, YES_NO):
             config = LlmConfig(strategy=strategy, timeout_s=600).resolve()
             settings = config.local_server
             with local_server(
                 model,
                 threads=settings.threads,
-                slots=settings.slots,
+                slots=config.slots,
                 context=settings.context,
-                embeddings=strategy == EMBEDDING,
                 log_path=str(work / "server.log"),
             ) as url:
                 prompt = create_strategy(config).prompt_version
                 common = {"strategy": strategy, "prompt": prompt, "history_items": config.history_items, **used}
-                # A catalogue's vectors share no prompt.
-                for shared in (True, False) if "speed" in arguments.parts and strategy != EMBEDDING else ():
+                for shared in (True, False) if "speed" in arguments.parts else ():
                     cell = {"part": "speed", "shared_prefix": shared, "contexts": arguments.contexts, **common}
                     if not results.holds(cell):
                         speed = measure_speed(config, split, url, contexts=arguments.contexts, shared=shared)
-                        results.append(cell, {"threads": settings.threads, "slots": settings.slots, **speed})
+                        results.append(cell, {"threads": settings.threads, "slots": config.slots, **speed})
                 cell = {"part": "skill", "users": arguments.users, **common}
                 if "skill" in arguments.parts and not results.holds(cell):
                     results.append(cell, measure_skill(split, arguments.users, _scores_by(config, split, url)))

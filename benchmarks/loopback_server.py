@@ -28,7 +28,7 @@ class Endpoint:
     def __init__(self, *, latency_s: float, concurrency: int, candidates: int):
         self.latency_s = latency_s
         self.concurrency = concurrency
-        self.under_way = 0
+        self.in_flight = 0
         scores = [{"item": n, "score": round(1 / (1 + n), 3)} for n in range(1, candidates + 1)]
         message = {"role": "assistant", "content": json.dumps({"scores": scores}), "refusal": None}
         answer = {
@@ -44,7 +44,7 @@ class Endpoint:
         self.reset()
 
     def reset(self) -> None:
-        self.answered = self.rejected = self.most_under_way = 0
+        self.answered = self.rejected = self.most_in_flight = 0
         self.first_at: float | None = None
         self.last_at: float | None = None
         self.cpu_before_s = time.process_time()
@@ -53,7 +53,7 @@ class Endpoint:
         return {
             "answered": self.answered,
             "rejected": self.rejected,
-            "most_under_way": self.most_under_way,
+            "most_in_flight": self.most_in_flight,
             "first_at": self.first_at,
             "last_at": self.last_at,
             "server_cpu_s": time.process_time() - self.cpu_before_s,
@@ -96,18 +96,18 @@ class Connection(asyncio.Protocol):
         elif b'"messages": []' in body or b'"messages":[]' in body:
             # A client that asks for the account's limits first: this endpoint tells none.
             self._transport.write(_response(400, {"error": {"message": "messages must not be empty"}}))
-        elif endpoint.under_way >= endpoint.concurrency:
+        elif endpoint.in_flight >= endpoint.concurrency:
             endpoint.rejected += 1
             self._transport.write(endpoint.rejection)
         else:
             endpoint.first_at = endpoint.first_at or time.time()
-            endpoint.under_way += 1
-            endpoint.most_under_way = max(endpoint.most_under_way, endpoint.under_way)
+            endpoint.in_flight += 1
+            endpoint.most_in_flight = max(endpoint.most_in_flight, endpoint.in_flight)
             asyncio.get_running_loop().call_later(endpoint.latency_s, self._send_answer)
 
     def _send_answer(self) -> None:
         endpoint = self._endpoint
-        endpoint.under_way -= 1
+        endpoint.in_flight -= 1
         if self._transport.is_closing():
             return
         endpoint.answered += 1

@@ -21,13 +21,13 @@ from benchmarks.measurement import Results, versions
 FOLDER = pathlib.Path(__file__).parent
 CONFIG = FOLDER.parent / "configs" / "quickstart.yaml"
 RESULTS = FOLDER / "results" / "plan_accuracy.jsonl"
-STRATEGIES = ("listwise", "yes_no", "title_likelihood", "embedding")
+STRATEGIES = ("listwise", "yes_no", "title_likelihood")
 PRICE = {"prompt": 0.15, "cached_prompt": 0.075, "completion": 0.60}
 
 
 def measure(config_file: pathlib.Path, strategy: str, pairs: int, cache: pathlib.Path) -> dict[str, Any]:
     """One strategy from an empty cache of answers; weights and data are taken from `cache`."""
-    from pipeline import scoring
+    from sllmr.pipeline import scoring
 
     settings = yaml.safe_load(config_file.read_text())
     with tempfile.TemporaryDirectory(prefix="plan-accuracy-") as directory:
@@ -49,14 +49,14 @@ def measure(config_file: pathlib.Path, strategy: str, pairs: int, cache: pathlib
         }
         (work / "config.yaml").write_text(yaml.safe_dump(settings))
         book = scoring.score(work / "config.yaml", work / "scores", work / "score.log")
-    billed, estimated = book["tokens"], book["estimated_tokens"]
+    billed, estimated = book.tokens.model_dump(), book.estimated_tokens.model_dump()
     return {
-        "calls": book["calls"]["sent"],
-        "billed": {**billed, "cost_usd": book["cost_usd"]},
-        "estimated": {**estimated, "cost_usd": book["estimated_cost_usd"]},
+        "requests": book.requests.sent,
+        "billed": {**billed, "cost_usd": book.cost_usd},
+        "estimated": {**estimated, "cost_usd": book.estimated_cost_usd},
         "estimated_by_billed": {
             **{name: round(estimated[name] / billed[name], 3) for name in billed if billed[name]},
-            "cost_usd": round(book["estimated_cost_usd"] / book["cost_usd"], 3),
+            "cost_usd": round(book.estimated_cost_usd / book.cost_usd, 3),
         },
         "versions": versions("xllamacpp"),
     }

@@ -3,23 +3,24 @@
     python -m benchmarks.planted_market [--seeds 1 2 3 ...] [--plants useless ...] [--train N] [--valid N] [--test N]
 
 The market is training_market.py's: users choose by taste and popularity. The LLM reads the history, and knows every
-item's place among tastes: for some items of some contexts it says how near the item is to the history's, and for the
-others something at random from the same distribution:
+item's place among tastes: for some items of some contexts its score is how near the item is to the history's, and
+for the others it is random from the same distribution:
 
-    right_in_cold_and_tail  knows it where the history is short or the item is a long-tail item
-    right_elsewhere         knows it where neither is so
-    useless                 never
-    right_everywhere        always
+    right_in_short_history_and_tail  knows it where the history is short or the item is a long-tail item
+    right_elsewhere                  knows it where neither is so
+    useless                          never
+    right_everywhere                 always
 
 One cell is one plant of one seed: market, users, initial weights and LLM are drawn anew. results/planted_market.jsonl
 gets a line for each, and cells that are there are skipped. Of each arm, on rows of other users:
 
     auc             area under the ROC curve
     alarm           models.reliability.collapse
-    alpha           mean over the pairs of a region, and `planted` the share of items there that the LLM knows
-    llm_right       share of the labelled probes of the region
-    order_matches   whether of any two regions whose planted shares differ by more than half the one of the larger has
-                    the higher alpha; a pair of one long-tail item is in the long-tail region, so shares may lie between
+    alpha           mean over the pairs of a region, and `planted` the fraction of items there that the LLM knows
+    llm_right       fraction of the calibration pairs of the region where the LLM is right
+    order_matches   whether of any two regions whose planted fractions differ by more than half the one of the larger
+                    has the higher alpha; a pair of one long-tail item is in the long-tail region, so fractions may
+                    lie between
 
 The last lines printed are, of each plant, number of train users and arm, the paired difference in AUC from the arm none
 with its 95% interval over the seeds, and how many orders match and alarms rang.
@@ -34,7 +35,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import models  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
+import sllmr.models  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
 
 import numpy as np  # isort: skip
 import scipy.stats
@@ -44,23 +45,25 @@ from sklearn.metrics import roc_auc_score
 from benchmarks import training_market
 from benchmarks.measurement import Results, versions
 from benchmarks.training_market import Columns, Contexts, Market
-from models import features, inputs, training
-from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
-from models.features import NOT_A_PROBE, OTHER, PREFERRED
-from models.ranking import scorer
+from sllmr.models import features, inputs
+from sllmr.models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
+from sllmr.models.features import NOT_CALIBRATION, OTHER, PREFERRED
+from sllmr.models.ranking import scorer
+from sllmr.models.training.loop import predict
+from sllmr.models.training.recipe import train
 
-PLANTS = ("right_in_cold_and_tail", "right_elsewhere", "useless", "right_everywhere")
+PLANTS = ("right_in_short_history_and_tail", "right_elsewhere", "useless", "right_everywhere")
 SIGNALS = ("short_history", "long_tail")
 ARMS: Mapping[str, tuple[GateConfig, LossConfig]] = {
     "none": (GateConfig(), LossConfig(llm_weight=0.0)),
     "paper": (GateConfig(mode="paper", signals=(*SIGNALS, "entropy")), LossConfig(llm_weight=0.1)),
     "supervised": (GateConfig(mode="supervised", signals=SIGNALS), LossConfig(llm_weight=0.1)),
-    "fused": (GateConfig(mode="fused", signals=SIGNALS), LossConfig(llm_weight=1.0, form="distillation")),
+    "stacked": (GateConfig(mode="stacked", signals=SIGNALS), LossConfig(llm_weight=1.0, form="distillation")),
 }
-COLD_MAX_HISTORY = GateConfig().cold_max_history
+SHORT_HISTORY_MAX = GateConfig().short_history_max
 TAIL_MAX_COUNT = 1
 SHARPNESS = 2.0
-PROBE_SHARE = 0.35
+CALIBRATION_FRACTION = 0.35
 MODEL = ModelConfig(embedding_dim=8, mlp=(32,), dropout=0.0)
 TRAIN = TrainConfig(batch_size=256, pairs_per_batch=64, epochs=12, patience=2, learning_rate=2e-3)
 RESULTS = pathlib.Path(__file__).parent / "results" / "planted_market.jsonl"
@@ -79,13 +82,13 @@ class Size:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Planted:
-    """A market, its rows, and what an LLM says of the train users.
+    """A market, its rows, and an LLM's pairs of the train users.
 
     Attributes:
         vocabulary: of the market.
         train, valid, test: transformed rows of different users, [rows] + shape by name.
         pairs: as models.inputs.load_pairs gives them.
-        knows: bool [pairs, 2], whether the LLM says what it read, of the preferred and of the other item.
+        knows: bool [pairs, 2], whether the LLM's score follows the history, of the preferred and of the other item.
     """
 
     vocabulary: features.VocabularySizes
@@ -106,36 +109,38 @@ def make_planted(plant: str, seed: int, size: Size) -> Planted:
     market = dataclasses.replace(market, item_columns={**market.item_columns, **by_count})
     numbers = (size.train, size.valid, size.test)
     train, valid, test = (_rows(market, *of) for of in zip(numbers, seeds, strict=True))
-    pairs, knows = _ask(market, users, plant, np.random.default_rng([seed, _LLM]))
+    pairs, knows = _make_pairs(market, users, plant, np.random.default_rng([seed, _LLM]))
     return Planted(vocabulary=market.vocabulary, train=train, valid=valid, test=test, pairs=pairs, knows=knows)
 
 
 def _rows(market: Market, users: int, seed: int) -> Columns:
-    """Of each user the choice and one negative: as many as in a labelled pair, so that a pair's odds are a row's."""
+    """Of each user the target item and one negative, as in a calibration pair, so that a pair's odds are a row's."""
     rows = training_market.make_rows(market, users * training_market.ROWS_A_CONTEXT, seed)
     kept = np.arange(len(rows[features.LABEL])) % training_market.ROWS_A_CONTEXT < 2
     return {name: values[kept] for name, values in rows.items()}
 
 
-def _ask(market: Market, users: Contexts, plant: str, rng: np.random.Generator) -> tuple[dict[str, tf.Tensor], Any]:
-    """Two pairs of each user: of the probes the choice beside two negatives, else an item like one of the history and
-    a popular one, each beside any item."""
+def _make_pairs(
+    market: Market, users: Contexts, plant: str, rng: np.random.Generator
+) -> tuple[dict[str, tf.Tensor], Any]:
+    """Two pairs of each user: calibration pairs of the target item and two negatives, or pairs of any item with an item
+    like one of the history and with a popular one."""
     number = len(users.length)
-    is_probe = rng.random(number) < PROBE_SHARE
+    has_target = rng.random(number) < CALIBRATION_FRACTION
     others = rng.integers(1, training_market.ITEMS + 1, size=(number, 2))
     first = np.stack([_similar(market, users, rng), rng.choice(len(market.popularity), number, p=market.popularity)], 1)
-    first = np.where(is_probe[:, np.newaxis], users.candidates[:, :1], first)
+    first = np.where(has_target[:, np.newaxis], users.candidates[:, :1], first)
     items = np.stack([first.ravel(), others.ravel()], axis=1)
     context = np.repeat(np.arange(number), 2)
 
     read = market.vectors[users.history].sum(axis=1)
     read *= SHARPNESS / np.linalg.norm(read, axis=1, keepdims=True)
     affinity = np.einsum("pik,pk->pi", market.vectors[items], read[context])
-    is_cold = (users.length[context] <= COLD_MAX_HISTORY)[:, np.newaxis]
+    is_short = (users.length[context] <= SHORT_HISTORY_MAX)[:, np.newaxis]
     is_tail = market.item_columns[features.IS_TAIL][items] == 1
     knows = {
-        "right_in_cold_and_tail": is_cold | is_tail,
-        "right_elsewhere": ~(is_cold | is_tail),
+        "right_in_short_history_and_tail": is_short | is_tail,
+        "right_elsewhere": ~(is_short | is_tail),
         "useless": np.zeros(items.shape, bool),
         "right_everywhere": np.ones(items.shape, bool),
     }[plant]
@@ -149,7 +154,8 @@ def _ask(market: Market, users: Contexts, plant: str, rng: np.random.Generator) 
         columns[prefix + features.LLM_SCORE] = scores[:, side].astype(np.float32)
         columns[prefix + features.LLM_DISAGREEMENT] = np.zeros(len(items), np.float32)
         columns[prefix + features.TEXT_WORDS] = np.ones(len(items), np.int32)
-    columns[features.PROBE_LABEL] = np.where(is_probe[context], order[:, 0] == 0, NOT_A_PROBE).astype(np.int32)
+    label = np.where(has_target[context], order[:, 0] == 0, NOT_CALIBRATION)
+    columns[features.CALIBRATION_LABEL] = label.astype(np.int32)
     kept = items[:, 0] != items[:, 1]
     return {name: tf.constant(values[kept]) for name, values in columns.items()}, knows[kept]
 
@@ -168,7 +174,7 @@ def run_arm(planted: Planted, arm: str, seed: int) -> dict[str, Any]:
     gate_config, loss_config = ARMS[arm]
     train_config = TRAIN.model_copy(update={"seed": seed})
     started = time.monotonic()
-    model, report = training.train(
+    model, report = train(
         vocabulary=planted.vocabulary,
         model_config=MODEL,
         gate_config=gate_config,
@@ -178,11 +184,14 @@ def run_arm(planted: Planted, arm: str, seed: int) -> dict[str, Any]:
         valid=inputs.row_batches(planted.valid, batch_size=4096),
         pairs=planted.pairs if loss_config.llm_weight else None,
     )
-    labels, logits = training.predict(scorer(model), inputs.row_batches(planted.test, batch_size=4096))
+    labels, logits = predict(scorer(model), inputs.row_batches(planted.test, batch_size=4096))
     measured: dict[str, Any] = {"auc": float(roc_auc_score(labels, logits)), "epochs": len(report.epochs)}
     if report.gate:
         regions = _regions(planted)
-        cells = {f"{'cold' if c.cold else 'warm'}_{'tail' if c.tail else 'head'}": c for c in report.gate[1:]}
+        cells = {
+            f"{'short' if c.short_history else 'long'}_history_{'tail' if c.tail else 'head'}": c
+            for c in report.gate[1:]
+        }
         alpha = {name: cell.mean_alpha for name, cell in cells.items() if cell.mean_alpha is not None}
         measured |= {
             "alarm": report.alpha_collapse,
@@ -197,19 +206,19 @@ def run_arm(planted: Planted, arm: str, seed: int) -> dict[str, Any]:
 
 
 def _regions(planted: Planted) -> dict[str, float]:
-    """Share of the items that the LLM knows, by the regions of models.training.gate_cells."""
+    """Fraction of the items that the LLM knows, by the regions of models.training.gate_report.gate_cells."""
     pairs = planted.pairs
-    is_cold = np.asarray(pairs[features.HISTORY_LENGTH]) <= COLD_MAX_HISTORY
+    is_short = np.asarray(pairs[features.HISTORY_LENGTH]) <= SHORT_HISTORY_MAX
     is_tail = (np.asarray(pairs[PREFERRED + features.IS_TAIL]) + np.asarray(pairs[OTHER + features.IS_TAIL])) > 0
     return {
-        f"{history}_{popularity}": float(planted.knows[(is_cold == cold) & (is_tail == tail)].mean())
-        for history, cold in (("cold", True), ("warm", False))
+        f"{history}_{popularity}": float(planted.knows[(is_short == short) & (is_tail == tail)].mean())
+        for history, short in (("short_history", True), ("long_history", False))
         for popularity, tail in (("tail", True), ("head", False))
     }
 
 
 def order_matches(alpha: Mapping[str, float], planted: Mapping[str, float]) -> bool:
-    """Whether alpha is higher wherever the planted share is higher by more than half."""
+    """Whether alpha is higher wherever the planted fraction is higher by more than half."""
     return all(alpha[a] > alpha[b] for a in alpha for b in alpha if planted[a] - planted[b] > 0.5)
 
 

@@ -9,7 +9,7 @@ cells that are there are skipped. The peer is installed into an environment of i
 What is measured of each cell:
 
     requests_per_s      answers after the first request came, over the time until the last answer, at the server
-    share_of_limit      that, over the limit
+    fraction_of_limit      that, over the limit
     cores               CPU seconds of the client's process tree in that time, over that time
     cpu_s_per_1000      CPU seconds of that tree from start to end, planning and imports included
     peak_rss_mb         most resident memory of that tree
@@ -33,12 +33,13 @@ import tensorflow as tf
 
 from benchmarks.measurement import Results, measure, versions
 from benchmarks.scoring_clients import CLIENTS
-from components.catalog import Item, read_catalog, write_catalog
-from components.llm_scorer.config import LlmConfig
-from components.llm_scorer.exchange import Candidate, Context
-from components.llm_scorer.strategies import create_strategy
-from components.scores import POPULAR
-from models import features
+from sllmr.components.catalog import Item, read_catalog, write_catalog
+from sllmr.components.llm_scorer.config import LlmConfig
+from sllmr.components.llm_scorer.messages import Candidate, Context
+from sllmr.components.llm_scorer.strategies import create_strategy
+from sllmr.components.scores import POPULAR
+from sllmr.models import features
+from sllmr.models.tf_examples import to_example
 
 LATENCY_MS = 200
 CONCURRENCY = 64
@@ -75,7 +76,7 @@ def write_input(directory: pathlib.Path, requests: int) -> None:
     with tf.io.TFRecordWriter(str(directory / "rows-0.tfrecord.gz"), "GZIP") as file:
         for user in range(requests):
             *history, chosen = rng.sample(items, HISTORY + 1)
-            file.write(features.to_example(_row(user, history, chosen, sizes), row_features).SerializeToString())
+            file.write(to_example(_row(user, history, chosen, sizes), row_features).SerializeToString())
     catalog = read_catalog(str(directory / "catalog"))
     strategy = create_strategy(LlmConfig(model="loopback", base_url="http://localhost/v1").resolve())
     with open(directory / "requests.jsonl", "w") as lines:
@@ -160,15 +161,15 @@ def measure_cell(client: str, requests: int, work: pathlib.Path) -> dict[str, An
     rate = server["answered"] / seconds
     return {
         "requests_per_s": round(rate, 1),
-        "share_of_limit": round(rate / LIMIT_PER_S, 4),
+        "fraction_of_limit": round(rate / LIMIT_PER_S, 4),
         "cores": round(measured.cpu_between(server["first_at"], server["last_at"]) / seconds, 3),
         "cpu_s_per_1000": round(measured.cpu_s / requests * 1000, 3),
         "peak_rss_mb": round(measured.peak_rss_mb),
-        "peak_rss_mb_while_asking": round(measured.peak_between(server["first_at"], server["last_at"])),
+        "peak_rss_mb_while_scoring": round(measured.peak_between(server["first_at"], server["last_at"])),
         "seconds": round(measured.seconds, 1),
         "answered": server["answered"],
         "rejected": server["rejected"],
-        "most_under_way": server["most_under_way"],
+        "most_in_flight": server["most_in_flight"],
         "server_cores": round(server["server_cpu_s"] / seconds, 3),
     }
 

@@ -16,26 +16,27 @@ import pathlib
 
 
 def run_sllmr(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int, processes: int = 1) -> None:
-    """ScoringJob on Beam's local runner: chooses users and candidates from the rows, asks, writes the score table.
+    """The scorer on Beam's local runner: chooses users and candidates from the rows, queries, writes the score table.
 
     With more than one worker process each has its share of the calls that may be under way.
     """
     import functools
 
-    import pipeline  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
+    import sllmr.pipeline  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
 
-    from pipeline.config import BeamConfig  # isort: skip
+    from sllmr.pipeline.config import BeamConfig  # isort: skip
 
     import apache_beam as beam
 
-    from components.llm_scorer.config import LlmConfig
-    from components.llm_scorer.job import ScoringJob
+    from sllmr.components.llm_scorer.config import LlmConfig
+    from sllmr.components.llm_scorer.jobs.scoring import score
+    from sllmr.components.llm_scorer.jobs.workspace import Workspace
 
     size = json.loads((source / "size.json").read_text())
     workers = ("--direct_running_mode=multi_processing", f"--direct_num_workers={processes}") if processes > 1 else ()
     for directory in ("work", "scores"):
         (output / directory).mkdir()
-    job = ScoringJob(
+    workspace = Workspace(
         config=LlmConfig.model_validate(
             {
                 "model": "loopback",
@@ -52,8 +53,8 @@ def run_sllmr(url: str, source: pathlib.Path, output: pathlib.Path, concurrency:
         output_directory=str(output / "scores"),
         make_pipeline=functools.partial(beam.Pipeline, argv=list(BeamConfig(args=workers).pipeline_args)),
     )
-    book = job.run(beam.io.ReadFromTFRecord(str(source / "rows-*.tfrecord.gz")))
-    print(json.dumps({"answers": book["calls"]["sent"], "scored_pairs": book["scored"]}))
+    book = score(workspace, beam.io.ReadFromTFRecord(str(source / "rows-*.tfrecord.gz")))
+    print(json.dumps({"answers": book.requests.sent, "scored_pairs": book.scored}))
 
 
 def run_two_processes(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int) -> None:
@@ -70,7 +71,7 @@ async def _ask_all(url: str, source: pathlib.Path, output: pathlib.Path, concurr
     import openai
 
     # As many under way as the semaphore of a usual script lets through; a task for each request would hold them all.
-    under_way = asyncio.Semaphore(concurrency)
+    in_flight = asyncio.Semaphore(concurrency)
     answers = 0
     with open(source / "requests.jsonl") as lines, open(output / "answers.jsonl", "w") as file:
         async with openai.AsyncOpenAI(base_url=url, api_key="none") as client, asyncio.TaskGroup() as tasks:
@@ -80,12 +81,12 @@ async def _ask_all(url: str, source: pathlib.Path, output: pathlib.Path, concurr
                 try:
                     completion = await client.chat.completions.create(model="loopback", **body)
                 finally:
-                    under_way.release()
+                    in_flight.release()
                 answers += 1
                 file.write(completion.model_dump_json() + "\n")
 
             for line in lines:
-                await under_way.acquire()
+                await in_flight.acquire()
                 tasks.create_task(ask(json.loads(line)))
     return answers
 

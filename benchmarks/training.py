@@ -11,19 +11,19 @@ speed, a backbone a cell. All arms are built, then each trains one pass in turn,
 others are measured. Same rows, features, widths, batch; no dropout, no penalty. Of each arm:
 
     step_ms             median over the passes of a pass's time over its steps, the arm's own input pipeline included
-    rows_per_s          labelled rows over that time
+    rows_per_s          labeled rows over that time
     relative_speed      median over the passes of sllmr's time over the arm's, both of the same round: above 1 is faster
     auc_by_pass         on the same held-out rows, after each pass
 
     and gated_over_extra_rows, the time of a step of the arm gated over that of the arm none with as many more rows.
 
 input, a source of rows a cell: iterating the batches alone (`iterate_s`), training from them (`train_s`), and training
-as many steps on a few batches kept in memory (`train_kept_batches_s`); `waiting_share` is what of `train_s` the last
+as many steps on a few batches kept in memory (`train_kept_batches_s`); `waiting_fraction` is what of `train_s` the last
 does not need. `top_ops` are the longest by the profiler, in shares of all their time.
 
-memory: resident memory after each pass, by models.training.train with pairs and validation. Each pass starts threads
-that read ahead, and glibc may give each an arena of its own to allocate from: what grows are these, up to eight a core.
-MALLOC_ARENA_MAX=1 in the environment keeps to one; it is part of the cell.
+memory: resident memory after each pass, by models.training.recipe.train with pairs and validation. Each pass starts
+threads that read ahead, and glibc may give each an arena of its own to allocate from: what grows are these, up to eight
+a core. MALLOC_ARENA_MAX=1 in the environment keeps to one; it is part of the cell.
 
 linear, a number of rows a cell: seconds of a pass over TFRecords, as the Trainer reads them, with pairs.
 """
@@ -46,7 +46,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
 
-import models  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
+import sllmr.models  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
 
 import numpy as np  # isort: skip
 import tensorflow as tf
@@ -55,12 +55,14 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks import training_market as market
 from benchmarks.measurement import Results, tree_sample, versions
-from models import features, inputs, training
-from models.backbones import BACKBONES
-from models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
-from models.embeddings import EmbeddedFeatures
-from models.optimizers import LazyAdam
-from models.ranking import RankingModel, scorer
+from sllmr.models import features, inputs
+from sllmr.models.backbones import BACKBONES
+from sllmr.models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
+from sllmr.models.embeddings import EmbeddedFeatures
+from sllmr.models.optimizers import LazyAdam
+from sllmr.models.ranking import RankingModel, scorer
+from sllmr.models.training.loop import predict
+from sllmr.models.training.recipe import train
 
 PEERS = ("torch==2.13.0", "deepctr-torch==0.3.0", "fuxictr==2.3.10")
 LIBRARIES = {"deepctr": "deepctr-torch", "fuxictr": "fuxictr"}
@@ -91,7 +93,7 @@ class Contender(Protocol):
 
 
 class Sllmr:
-    """This project's model, optimiser and input pipeline, as models.training.train puts them together."""
+    """This project's model, optimiser and input pipeline, as models.training.recipe.train puts them together."""
 
     def __init__(
         self,
@@ -121,7 +123,7 @@ class Sllmr:
 
     def auc(self) -> float:
         batches = inputs.row_batches(self._held_out, batch_size=_ROWS_AT_ONCE)
-        labels, logits = training.predict(self._score, batches)
+        labels, logits = predict(self._score, batches)
         return float(roc_auc_score(labels, logits))
 
 
@@ -354,7 +356,7 @@ def measure_input(rows: int, passes: int, pattern: str | None) -> dict[str, Any]
         top = top_ops(pathlib.Path(directory))
     medians = {name: round(statistics.median(values), 3) for name, values in taken.items()}
     waiting = 1 - _median_ratio(taken["train_kept_batches_s"], taken["train_s"])
-    return {**medians, "waiting_share": round(waiting, 3), "top_ops": top}
+    return {**medians, "waiting_fraction": round(waiting, 3), "top_ops": top}
 
 
 def top_ops(directory: pathlib.Path) -> dict[str, float]:
@@ -376,7 +378,7 @@ def top_ops(directory: pathlib.Path) -> dict[str, float]:
 
 
 def measure_memory(backbone: str, rows: int, held_out: int, passes: int) -> dict[str, Any]:
-    """models.training.train with pairs and a validation after each pass, where the memory is read."""
+    """sllmr.models.training.recipe.train with pairs and a validation after each pass, where the memory is read."""
     items = market.make_market()
 
     class Validation:
@@ -393,7 +395,7 @@ def measure_memory(backbone: str, rows: int, held_out: int, passes: int) -> dict
     config = TrainConfig(batch_size=BATCH, pairs_per_batch=PAIRS_A_BATCH, epochs=passes, patience=passes)
     train_rows = as_tensors(market.make_rows(items, rows, _TRAIN))
     valid = Validation()
-    training.train(
+    train(
         vocabulary=items.vocabulary,
         model_config=default_config(backbone),
         gate_config=GateConfig(),

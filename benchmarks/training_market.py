@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from models import features
-from models.features import OTHER, PREFERRED, Role
+from sllmr.models import features
+from sllmr.models.features import OTHER, PREFERRED, Role
+from sllmr.models.tf_examples import to_example
 
 SIZES = features.FeatureSizes()
 ITEMS = 10_000
@@ -24,7 +25,7 @@ ROWS_A_SHARD = 100_000
 _TASTES = 16
 _CHOICE = 8  # items that a user chooses from at a time
 _SHARPNESS = 2.0  # of the choice: 0 picks any of them
-_TAIL_SHARE = 0.8  # of the items, the least popular
+_TAIL_FRACTION = 0.8  # of the items, the least popular
 _CONTEXTS_AT_ONCE = 4000
 
 Columns = dict[str, np.ndarray]
@@ -35,7 +36,7 @@ class Market:
     """The items; item number n has index n, number 0 pads.
 
     Attributes:
-        popularity: float64 [items + 1], the share of each item among what is chosen from; 0 for padding.
+        popularity: float64 [items + 1], the fraction of each item among the interactions; 0 for padding.
         vectors: float32 [items + 1, tastes]; those of one category or brand are alike.
         item_columns: [items + 1] + shape, the transformed features of the role ITEM by name.
     """
@@ -97,7 +98,7 @@ def make_market(seed: int = 0) -> Market:
             features.ITEM_CATEGORY_INDICES: padded(categories),
             features.ITEM_BRAND_INDEX: padded(1 + brand),
             features.ITEM_TRAIN_COUNT: padded(np.round(popularity / popularity.sum() * 1e6)),
-            features.IS_TAIL: padded(rank > (1 - _TAIL_SHARE) * ITEMS),
+            features.IS_TAIL: padded(rank > (1 - _TAIL_FRACTION) * ITEMS),
         },
     )
 
@@ -140,6 +141,7 @@ def context_columns(market: Market, contexts: Contexts) -> Columns:
         features.HISTORY_CATEGORY_INDICES: market.item_columns[features.ITEM_CATEGORY_INDICES][contexts.history],
         features.HISTORY_BRAND_INDICES: market.item_columns[features.ITEM_BRAND_INDEX][contexts.history],
         features.HISTORY_LENGTH: contexts.length,
+        features.USER_HASH: np.arange(len(contexts.length), dtype=np.int32),
     }
 
 
@@ -157,12 +159,12 @@ def make_rows(market: Market, rows: int, seed: int) -> Columns:
 def make_pairs(market: Market, pairs: int, seed: int) -> dict[str, tf.Tensor]:
     """Pairs as models.inputs.load_pairs gives them, of a teacher who knows the tastes but for noise.
 
-    The first quarter holds the chosen item beside a negative, as probes; the others hold two negatives.
+    The first quarter pairs the target item with a negative, as calibration pairs; the others hold two negatives.
     """
     rng = np.random.default_rng([seed, 2])
     contexts = make_contexts(market, pairs, seed)
-    is_probe = np.arange(pairs) < pairs // 4
-    sides = np.stack([np.where(is_probe, 0, 1), np.full(pairs, 2)], axis=1)
+    is_calibration = np.arange(pairs) < pairs // 4
+    sides = np.stack([np.where(is_calibration, 0, 1), np.full(pairs, 2)], axis=1)
     affinity = np.take_along_axis(contexts.affinity, sides, axis=1)
     scores = 1 / (1 + np.exp(-affinity - rng.normal(size=affinity.shape)))
     order = np.argsort(-scores, axis=1)
@@ -172,7 +174,7 @@ def make_pairs(market: Market, pairs: int, seed: int) -> dict[str, tf.Tensor]:
         result |= {prefix + name: values[items] for name, values in market.item_columns.items()}
         result[prefix + features.LLM_SCORE] = np.take_along_axis(scores, order, axis=1)[:, rank].astype(np.float32)
     right = (order[:, 0] == 0).astype(np.int32)
-    result[features.PROBE_LABEL] = np.where(is_probe, right, features.NOT_A_PROBE).astype(np.int32)
+    result[features.CALIBRATION_LABEL] = np.where(is_calibration, right, features.NOT_CALIBRATION).astype(np.int32)
     for f in features.pair_features(SIZES):
         if not f.served and f.name not in result:  # what some gates look at, and the default one does not
             result[f.name] = np.zeros(pairs, np.float32 if f.dtype == "float32" else np.int32)
@@ -192,7 +194,7 @@ def serialized_rows(market: Market, rows: int, seed: int) -> Iterator[bytes]:
     values = make_rows(market, rows, seed)
 
     def encoded(row: int, part: list[features.Feature]) -> bytes:
-        return features.to_example({f.name: values[f.name][row].tolist() for f in part}, part).SerializeToString()
+        return to_example({f.name: values[f.name][row].tolist() for f in part}, part).SerializeToString()
 
     items: dict[int, bytes] = {}
     labels: dict[tuple[int, int], bytes] = {}
