@@ -274,6 +274,7 @@ def _leakage_guard(
         scores=scores,
         pairs=pairs,
         use_user_id=config.model.use_user_id,
+        sizes=config.data.feature_sizes,
         seed=config.llm.seed,
         code_fingerprint=_code_of(LeakageGuard),
     )

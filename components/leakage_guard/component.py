@@ -8,6 +8,7 @@ from tfx.types import component_spec, standard_artifacts
 
 from sllmr.components.artifacts import ItemCatalog, LeakageReport, LlmScores
 from sllmr.components.leakage_guard.executor import Executor
+from sllmr.models.features import FeatureSizes
 
 
 class LeakageGuardSpec(component_spec.ComponentSpec):
@@ -15,6 +16,7 @@ class LeakageGuardSpec(component_spec.ComponentSpec):
 
     PARAMETERS: ClassVar = {
         "use_user_id": component_spec.ExecutionParameter(type=int),
+        "sizes": component_spec.ExecutionParameter(type=str),
         "seed": component_spec.ExecutionParameter(type=int),
         "code_fingerprint": component_spec.ExecutionParameter(type=str),
     }
@@ -48,6 +50,7 @@ class LeakageGuard(base_beam_component.BaseBeamComponent):
         catalog: types.BaseChannel,
         transform_graph: types.BaseChannel,
         use_user_id: bool,
+        sizes: FeatureSizes,
         seed: int,
         code_fingerprint: str,
         scores: types.BaseChannel | None = None,
@@ -59,6 +62,7 @@ class LeakageGuard(base_beam_component.BaseBeamComponent):
             catalog: of InteractionsExampleGen.
             transform_graph: of Transform, with the vocabularies.
             use_user_id: whether the users have a vocabulary.
+            sizes: of the rows, with the declared features, which may have vocabularies, too.
             seed: llm.seed, which the ids of scoring contexts depend on.
             code_fingerprint: fingerprint of the sources; part of TFX's cache key and of nothing else.
             scores: of LlmScorer; None before it ran.
@@ -72,6 +76,7 @@ class LeakageGuard(base_beam_component.BaseBeamComponent):
                 scores=scores,
                 pairs=pairs,
                 use_user_id=int(use_user_id),
+                sizes=sizes.model_dump_json(),
                 seed=seed,
                 code_fingerprint=code_fingerprint,
                 report=types.Channel(type=LeakageReport),

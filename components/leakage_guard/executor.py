@@ -13,6 +13,7 @@ from sllmr.components.leakage_guard.report import LeakageReport, read_leakage_re
 from sllmr.components.leakage_guard.transforms import PAIRS, SCORES, FindLeaks, WriteLeakageReport
 from sllmr.models import preprocessing
 from sllmr.models.errors import UserError
+from sllmr.models.features import FeatureSizes
 
 _log = logging.getLogger(__name__)
 
@@ -32,9 +33,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
     ) -> None:
         rows = artifact_utils.get_single_instance(input_dict["examples"])
         transform_graph = tft.TFTransformOutput(artifact_utils.get_single_uri(input_dict["transform_graph"]))
+        sizes = FeatureSizes.model_validate_json(exec_properties["sizes"])
         find = FindLeaks(
             artifact_utils.get_single_uri(input_dict["catalog"]),
-            preprocessing.vocabularies(transform_graph, use_user_id=bool(exec_properties["use_user_id"])),
+            preprocessing.vocabularies(transform_graph, use_user_id=bool(exec_properties["use_user_id"]), sizes=sizes),
+            sizes,
             exec_properties["seed"],
         )
         uri = artifact_utils.get_single_uri(output_dict["report"])

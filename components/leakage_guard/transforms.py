@@ -25,14 +25,25 @@ class FindLeaks(beam.PTransform):
 
     Args:
         catalog_directory: of the ItemCatalog.
-        vocabularies: by key of models.features.INDEXED, the values of those that Transform wrote.
+        vocabularies: the values of those that Transform wrote, by name: a key of models.features.INDEXED or a declared
+            feature.
+        sizes: L, C and the declared features.
         seed: llm.seed, which the ids of scoring contexts depend on.
     """
 
-    def __init__(self, catalog_directory: str, vocabularies: Mapping[str, Sequence[bytes]], seed: int):
+    def __init__(
+        self,
+        catalog_directory: str,
+        vocabularies: Mapping[str, Sequence[bytes]],
+        sizes: features.FeatureSizes,
+        seed: int,
+    ):
         super().__init__()
         self._catalog_directory = catalog_directory
         self._vocabularies = vocabularies
+        columns = {name: tuple(group) for name, group in features.INDEXED.items()}
+        columns |= {f.name: (f.name, f.history_name) if f.history else (f.name,) for f in sizes.declared}
+        self._columns = {name: columns[name] for name in vocabularies}
         self._seed = seed
 
     def expand(self, inputs: Any) -> beam.PCollection:
@@ -60,7 +71,7 @@ class FindLeaks(beam.PTransform):
             rows | "CountRows" >> beam.combiners.Count.Globally() | "NameRows" >> beam.Map(lambda n: ("rows", n)),
             pipeline | "Sizes" >> beam.Create(list(_sizes(self._catalog_directory, self._vocabularies).items())),
         ]
-        seen = inputs[TRAIN] | "SeenValues" >> beam.CombineGlobally(_SeenValues(tuple(self._vocabularies)))
+        seen = inputs[TRAIN] | "SeenValues" >> beam.CombineGlobally(_SeenValues(self._columns))
         leaks.append(
             pipeline
             | "Vocabularies" >> beam.Create([(name, list(values)) for name, values in self._vocabularies.items()])
@@ -171,10 +182,14 @@ def _with_context_id(row: tuple[str, Any], seed: int) -> Iterator[tuple[str, tup
 
 
 class _SeenValues(beam.CombineFn):
-    """Serialized rows -> by vocabulary the set of their values. A row is parsed once, and no value travels alone."""
+    """Serialized rows -> by vocabulary the set of their values. A row is parsed once, and no value travels alone.
 
-    def __init__(self, vocabularies: Sequence[str]):
-        self._columns = {name: tuple(features.INDEXED[name]) for name in vocabularies}
+    Args:
+        columns: by vocabulary, the raw columns whose values it holds.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[str]]):
+        self._columns = columns
 
     def create_accumulator(self) -> dict[str, set[bytes]]:
         return {name: set() for name in self._columns}

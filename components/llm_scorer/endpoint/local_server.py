@@ -66,8 +66,8 @@ def local_server(
     command += ["--embeddings"] if embeddings else []
     environment = {
         **os.environ,
-        # Threads that spin while they wait for each other make the server several times slower on busy cores, and those
-        # that sleep at once a quarter slower on idle ones; this is microseconds of spinning, which costs little on both.
+        # Threads that spin while they wait for each other make the server several times slower on busy cores; threads
+        # that sleep at once make it a quarter slower on idle ones. Microseconds of spinning cost little on both.
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "1000",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),

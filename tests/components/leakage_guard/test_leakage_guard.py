@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 
 import apache_beam as beam
+import numpy as np
 import pytest
 import tensorflow_transform as tft
 from apache_beam.testing.test_pipeline import TestPipeline as BeamPipeline
@@ -30,13 +31,15 @@ from sllmr.components.pair_builder.config import PairConfig
 from sllmr.components.pair_builder.pairs import pair_values, select_pairs
 from sllmr.components.scores import NEGATIVE, TARGET, ScoreRecord, context_id
 from sllmr.models import features
-from sllmr.models.features import FeatureSizes, pair_features
+from sllmr.models.declared_features import CATEGORICAL, ITEM, DeclaredFeature
+from sllmr.models.features import FeatureSizes, pair_features, row_features
 from sllmr.models.tf_examples import Example, to_example
 from tests.components.interactions_example_gen.market import interactions, write_tables
 
 SIZES = FeatureSizes(history=4, categories=2)
 SEED = 3
 SPLITS = ("train", "valid", "test")
+_EMPTY = {"string": lambda shape: np.full(shape, b"", object).tolist(), "int64": lambda shape: 0}
 
 
 class Market:
@@ -96,7 +99,7 @@ class Market:
         given[SCORES] = [record.serialize() for record in self.scores]
         with BeamPipeline() as pipeline:
             inputs = {name: pipeline | f"Create_{name}" >> beam.Create(values) for name, values in given.items()}
-            report = inputs | FindLeaks(str(self.directory), self.vocabularies, SEED)
+            report = inputs | FindLeaks(str(self.directory), self.vocabularies, SIZES, SEED)
             _ = report | beam.ParDo(WriteLeakageReport(str(self.directory)))
         return read_leakage_report(str(self.directory))
 
@@ -318,6 +321,28 @@ def test_the_one_value_that_transform_writes_for_an_empty_vocabulary_is_no_leak(
     _, value = tft.analyzers.get_empy_vocabulary_dummy_value("string")
     assert value.decode() == checks.EMPTY_VOCABULARY
     assert list(checks.leaks_of_vocabulary("brands", [checks.EMPTY_VOCABULARY], set())) == []
+
+
+def test_a_test_value_of_a_declared_feature_is_caught_and_one_of_a_train_row_or_of_its_history_is_not(tmp_path):
+    declared = DeclaredFeature(name="color", table=ITEM, kind=CATEGORICAL, history=True)
+    sizes = FeatureSizes(history=2, categories=1, declared=(declared,))
+
+    def row(color: bytes, history: list[bytes]) -> bytes:
+        values = {f.name: _EMPTY[f.dtype](f.shape) for f in row_features(sizes)}
+        values |= {features.USER_ID: b"u", features.ITEM_ID: b"i", "color": color, "history_color": history}
+        return to_example(values, row_features(sizes)).SerializeToString()
+
+    with BeamPipeline() as pipeline:
+        rows = {
+            "train": pipeline | "Train" >> beam.Create([row(b"red", [b"blue", b""])]),
+            "test": pipeline | "Test" >> beam.Create([row(b"green", [b"red", b""])]),
+        }
+        write_catalog(str(tmp_path), [])
+        find = FindLeaks(str(tmp_path), {"color": [b"red", b"blue", b"green"]}, sizes, SEED)
+        _ = rows | find | beam.ParDo(WriteLeakageReport(str(tmp_path)))
+
+    found = read_leakage_report(str(tmp_path)).leaks["vocabulary"]
+    assert (found.count, found.named) == (1, ["vocabulary color: green is in no train row"])
 
 
 @pytest.mark.slow
