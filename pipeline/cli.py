@@ -178,6 +178,7 @@ def _predict(arguments: argparse.Namespace) -> int:
             candidates=_path(arguments.candidates) if arguments.candidates else None,
             n=arguments.n,
             console=console,
+            request=dict(arguments.request),
         )
     return 0
 
@@ -186,7 +187,8 @@ def _top(arguments: argparse.Namespace) -> int:
     with _quiet_console() as console:
         from sllmr.pipeline import recommend
 
-        recommend.top(_path(arguments.config), _path(arguments.model), arguments.user, arguments.n, console)
+        model, request = _path(arguments.model), dict(arguments.request)
+        recommend.top(_path(arguments.config), model, arguments.user, arguments.n, console, request)
     return 0
 
 
@@ -462,6 +464,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--config", required=True, metavar="FILE", help="YAML, as for run")
         command.add_argument("--model", required=True, metavar="DIR", help="folder of a pushed version")
         command.add_argument("-n", type=_count, default=10, metavar="N", help="items of a user (default: 10)")
+        command.add_argument(
+            "--request",
+            type=_name_and_value,
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="a declared feature of interactions, such as device=phone; once for each (default: missing)",
+        )
     prune = commands.add_parser(
         "prune",
         help="remove old versions of a pushed model",
@@ -531,6 +541,13 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a number of at least 1, got {text!r}")
     return int(text)
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    return name, value
 
 
 def _dollars(text: str) -> float:

@@ -3,6 +3,7 @@
 import csv
 import pathlib
 import time
+import types
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +11,9 @@ import tensorflow as tf
 from rich.console import Console
 
 from sllmr.components.catalog import Item, Version, values_at
+from sllmr.components.interactions_example_gen.cells import RowError
 from sllmr.components.interactions_example_gen.config import DataConfig
+from sllmr.components.interactions_example_gen.feature_cells import parse_feature
 from sllmr.components.interactions_example_gen.rows import Event, without_duplicates, without_repeats
 from sllmr.components.interactions_example_gen.tables import (
     POSITIVE,
@@ -25,11 +28,12 @@ from sllmr.components.interactions_example_gen.tables import (
 )
 from sllmr.components.model_info import read_model_info
 from sllmr.models import features, signatures
-from sllmr.models.declared_features import INTERACTION, USER, Value
+from sllmr.models.declared_features import INTERACTION, USER, DeclaredFeature, Value
 from sllmr.models.errors import UserError
 from sllmr.pipeline.config import load_config
 
 _CANDIDATES_AT_ONCE = 10_000
+_NO_REQUEST: Mapping[str, str] = types.MappingProxyType({})
 
 
 def read_histories(data: DataConfig, known: Mapping[str, Item], users: frozenset[str] | None) -> dict[str, list[str]]:
@@ -65,19 +69,21 @@ def read_histories(data: DataConfig, known: Mapping[str, Item], users: frozenset
 class Ranker:
     """The `rank` signature of an exported model.
 
-    The declared features of users are those that hold now; those of interactions, which only a request has, are
-    missing.
+    The declared features of users are those that hold now.
 
     Args:
         model: folder of the SavedModel.
         data: of the run that trained it.
+        request: by name, the values of declared features of interactions, which only a request has, as in a table.
+            Those that are not named are missing.
 
     Raises:
-        UserError: see components.model_info.read_model_info, or the model has other features of users than `data`.
+        UserError: see components.model_info.read_model_info, or the model has other features of users than `data`, or
+            `request` names no feature of interactions, or holds a value that is none.
         DataError: a row of data.users breaks a rule.
     """
 
-    def __init__(self, model: pathlib.Path, data: DataConfig):
+    def __init__(self, model: pathlib.Path, data: DataConfig, request: Mapping[str, str] = _NO_REQUEST):
         info = read_model_info(model)
         self._use_user_id = info.use_user_id
         self._of_users, self._of_requests = (info.sizes.of_tables(table) for table in (USER, INTERACTION))
@@ -86,6 +92,7 @@ class Ranker:
                 f"data.features.user must be that of the training, got {list(data.features.user)} where {model} has "
                 f"{[f.name for f in self._of_users]}; give the configuration of the run that trained it"
             )
+        self._request = _values_of_request(request, self._of_requests)
         self._values = _values_of_users(data) if self._of_users else {}
         self._model = tf.saved_model.load(str(model))
         self._rank = self._model.signatures[signatures.RANK]
@@ -102,7 +109,7 @@ class Ranker:
                 request[features.USER_ID] = tf.constant([user])
             values = self._values.get(user, {})
             request |= {f.name: tf.constant([f.encoded(values.get(f.name))]) for f in self._of_users}
-            request |= {f.name: tf.constant([f.missing]) for f in self._of_requests}
+            request |= {f.name: tf.constant([f.encoded(self._request.get(f.name))]) for f in self._of_requests}
             parts.append(self._rank(**request)[signatures.SCORES].numpy()[0])
         return np.concatenate(parts)
 
@@ -112,6 +119,24 @@ class Ranker:
         new = [item for item in candidates if item not in seen]
         scores = self.scores(user, history, new)
         return [(new[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")[:n]]
+
+
+def _values_of_request(request: Mapping[str, str], known: Sequence[DeclaredFeature]) -> dict[str, Value]:
+    by_name = {f.name: f for f in known}
+    if unknown := sorted(request.keys() - by_name):
+        names = ", ".join(by_name) or "it has none"
+        raise UserError(
+            f"--request must name a feature of interactions that the model reads ({names}), got {unknown[0]}; remove it"
+        )
+    values = {}
+    for name, text in request.items():
+        try:
+            value = parse_feature(text, by_name[name])
+        except RowError as error:
+            raise UserError(f"--request {name}: {error}") from None
+        if value is not None:
+            values[name] = value
+    return values
 
 
 def _values_of_users(data: DataConfig) -> dict[str, Mapping[str, Value]]:
@@ -137,6 +162,7 @@ def predict(
     candidates: pathlib.Path | None,
     n: int,
     console: Console,
+    request: Mapping[str, str] = _NO_REQUEST,
 ) -> None:
     """Writes user_id, item_id, rank and score of each user's n best candidates, as CSV; failing, it leaves the earlier
     file as it is.
@@ -149,6 +175,7 @@ def predict(
         candidates: a file of item ids, one a line; None means every item. Items of the history are left out.
         n: how many a user.
         console: told how many rows were written.
+        request: see Ranker; the same for every user.
 
     Raises:
         UserError: an id is unknown, or the model cannot be read.
@@ -165,7 +192,7 @@ def predict(
             "none; remove them"
         )
     histories = read_histories(data, catalog, None if wanted is None else frozenset(wanted))
-    ranker = Ranker(model, data)
+    ranker = Ranker(model, data, request)
     unfinished = output.with_name(f"{output.name}.unfinished")
     with open(unfinished, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -178,8 +205,15 @@ def predict(
     console.print(f"{count:,} users, at most {n} of {len(items):,} items each: {output}", soft_wrap=True)
 
 
-def top(config_file: pathlib.Path, model: pathlib.Path, user: str, n: int, console: Console) -> None:
-    """Prints a user's history and the n best items that it does not hold, with titles.
+def top(
+    config_file: pathlib.Path,
+    model: pathlib.Path,
+    user: str,
+    n: int,
+    console: Console,
+    request: Mapping[str, str] = _NO_REQUEST,
+) -> None:
+    """Prints a user's history and the n best items that it does not hold, with titles; for `request` see Ranker.
 
     Raises:
         UserError: the user has no positive in data.interactions, or the model cannot be read.
@@ -197,7 +231,7 @@ def top(config_file: pathlib.Path, model: pathlib.Path, user: str, n: int, conso
     for item in history[:n]:
         console.print(f"  {_title(catalog[item])}", markup=False, soft_wrap=True)
     console.print(f"Top {n}", style="bold")
-    for rank, (item, score) in enumerate(Ranker(model, data).top(user, history, list(catalog), n), start=1):
+    for rank, (item, score) in enumerate(Ranker(model, data, request).top(user, history, list(catalog), n), start=1):
         console.print(f"  {rank:3d}  {score:.4f}  {_title(catalog[item])}", markup=False, soft_wrap=True)
 
 

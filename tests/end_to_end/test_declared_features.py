@@ -86,11 +86,38 @@ def test_the_summary_tells_how_often_each_feature_is_missing(finished):
     assert "age_band" in page
 
 
-def test_predict_looks_up_the_features_of_users(finished):
-    output = finished / "best.csv"
+def test_predict_looks_up_the_features_of_users_and_takes_those_of_the_request(finished):
+    def predicted(*request: str) -> list[str]:
+        output = finished / "best.csv"
+        result = sllmr(
+            *("predict", "--config", finished / "shop.yaml", "--model", model_of(finished)),
+            *("--output", output, "-n", 2, *request),
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return output.read_text().splitlines()
+
+    missing = predicted()
+    assert len(missing) == 1 + 2 * 30
+    given = predicted("--request", "device=u03-1", "--request", "hour=2")
+    assert len(given) == len(missing)
+    assert given != missing
+
+
+@pytest.mark.parametrize(
+    ("request_option", "message"),
+    [
+        (
+            "devise=phone",
+            "--request must name a feature of interactions that the model reads (device, hour), got devise",
+        ),
+        ("hour=late", "--request hour: hour must be a finite number, got 'late'"),
+        ("hour", "must be NAME=VALUE, got 'hour'"),
+    ],
+)
+def test_a_wrong_request_is_named(finished, request_option, message):
     result = sllmr(
-        *("predict", "--config", finished / "shop.yaml", "--model", model_of(finished)),
-        *("--output", output, "-n", 2),
+        *("top", "--config", finished / "shop.yaml", "--model", model_of(finished), "--user", "u03"),
+        *("--request", request_option),
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert len(output.read_text().splitlines()) == 1 + 2 * 30
+    assert result.returncode != 0
+    assert message in " ".join(result.stderr.split())
