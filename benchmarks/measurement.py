@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 SAMPLE_S = 0.2
 _PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -26,6 +26,13 @@ class Sample:
     rss_mb: float
 
 
+class Line(NamedTuple):
+    """A printed line, and the Unix seconds at which it came."""
+
+    at: float
+    text: str
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
     """One command: wall and CPU seconds of its process tree, its peak memory, and what it printed."""
@@ -34,7 +41,12 @@ class Measured:
     cpu_s: float
     peak_rss_mb: float
     samples: tuple[Sample, ...]
-    output: str
+    lines: tuple[Line, ...]
+
+    @property
+    def output(self) -> str:
+        """All that it printed."""
+        return "".join(line.text for line in self.lines)
 
     def cpu_between(self, start: float, end: float) -> float:
         """CPU seconds of the tree between two moments, to the nearest samples."""
@@ -65,7 +77,7 @@ def measure(command: Sequence[str], *, environment: Mapping[str, str], log: path
         sampler = threading.Thread(target=_watch, args=(process.pid, samples, end), daemon=True)
         sampler.start()
         assert process.stdout is not None
-        output = process.stdout.read()
+        lines = tuple(Line(time.time(), text) for text in process.stdout)
         end.set()
         sampler.join()
         _, status, usage = os.wait4(process.pid, 0)
@@ -79,7 +91,7 @@ def measure(command: Sequence[str], *, environment: Mapping[str, str], log: path
         cpu_s=usage.ru_utime + usage.ru_stime,
         peak_rss_mb=max(sample.rss_mb for sample in samples),
         samples=tuple(samples),
-        output=output,
+        lines=lines,
     )
 
 

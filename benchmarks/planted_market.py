@@ -110,7 +110,7 @@ def make_planted(plant: str, seed: int, size: Size) -> Planted:
     numbers = (size.train, size.valid, size.test)
     train, valid, test = (_rows(market, *of) for of in zip(numbers, seeds, strict=True))
     pairs, knows = _make_pairs(market, users, plant, np.random.default_rng([seed, _LLM]))
-    return Planted(vocabulary=market.vocabulary, train=train, valid=valid, test=test, pairs=pairs, knows=knows)
+    return Planted(vocabulary=market.vocabulary(), train=train, valid=valid, test=test, pairs=pairs, knows=knows)
 
 
 def _rows(market: Market, users: int, seed: int) -> Columns:

@@ -1,6 +1,6 @@
 """How fast the ranking models train: beside plain Keras and two libraries, with and without pairs, over more rows.
 
-    python -m benchmarks.training [--only speed input memory linear] [--backbones deepfm ...]
+    python -m benchmarks.training [--only speed fields input memory linear] [--backbones deepfm ...]
     python -m benchmarks.training --only linear --linear-rows 10000000
 
 Rows are made up from a seed (training_market.py). One cell is one part of one backbone; results/training.jsonl gets a
@@ -16,6 +16,8 @@ others are measured. Same rows, features, widths, batch; no dropout, no penalty.
     auc_by_pass         on the same held-out rows, after each pass
 
     and gated_over_extra_rows, the time of a step of the arm gated over that of the arm none with as many more rows.
+
+fields, a backbone a cell: speed with EXTRA_FIELDS declared features of the interaction; sllmr and the libraries alone.
 
 input, a source of rows a cell: iterating the batches alone (`iterate_s`), training from them (`train_s`), and training
 as many steps on a few batches kept in memory (`train_kept_batches_s`); `waiting_fraction` is what of `train_s` the last
@@ -42,7 +44,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -66,10 +68,11 @@ from sllmr.models.training.recipe import train
 
 PEERS = ("torch==2.13.0", "deepctr-torch==0.3.0", "fuxictr==2.3.10")
 LIBRARIES = {"deepctr": "deepctr-torch", "fuxictr": "fuxictr"}
-PARTS = ("speed", "input", "memory", "linear")
+PARTS = ("speed", "fields", "input", "memory", "linear")
 BATCH = 512
 PAIRS_A_BATCH = BATCH // 4
 EXTRA_ROWS = 2 * PAIRS_A_BATCH  # each pair is two forward rows
+EXTRA_FIELDS = 10
 EMBEDDING_DIM = 32
 PAIRS_IN_MEMORY = 20_000
 CHEAPEST = "dcn"  # the backbone whose input pipeline has the least time
@@ -102,11 +105,12 @@ class Sllmr:
         *,
         pairs: Mapping[str, tf.Tensor] | None = None,
         batch: int = BATCH,
+        fields: int = 0,
         held_out: Mapping[str, tf.Tensor] = MappingProxyType({}),
     ):
         keras.utils.set_random_seed(0)
         loss = LossConfig(llm_weight=0.0 if pairs is None else 0.1)
-        self.model = RankingModel(market.make_market().vocabulary, config, GateConfig(), loss)
+        self.model = RankingModel(market.make_market().vocabulary(fields), config, GateConfig(), loss)
         gate_optimizer = None if pairs is None else keras.optimizers.Adam(GateConfig().learning_rate)
         self.model.compile(LazyAdam(TrainConfig().learning_rate), gate_optimizer)
         if not isinstance(rows, tf.data.Dataset):
@@ -133,7 +137,7 @@ class PlainKeras(keras.Model):
     def __init__(self, config: ModelConfig):
         super().__init__()
         kind = BACKBONES[config.backbone]
-        sizes = market.make_market().vocabulary.model_dump(exclude_none=True)
+        sizes = market.make_market().vocabulary().model_dump(include={"items", "categories", "brands"})
 
         def tables(dim: int) -> dict[str, keras.layers.Embedding]:
             def start() -> keras.initializers.Initializer:
@@ -221,15 +225,19 @@ class Peer:
 
 
 @contextlib.contextmanager
-def peer(library: str, config: ModelConfig, data: pathlib.Path, work: pathlib.Path) -> Iterator[Peer]:
+def peer(
+    library: str, config: ModelConfig, data: pathlib.Path, work: pathlib.Path, extra_fields: Sequence[str] = ()
+) -> Iterator[Peer]:
     """Starts a library on the rows that `write_columns` wrote."""
-    vocabulary = market.make_market().vocabulary
+    vocabulary = market.make_market().vocabulary()
     tables = {"item": vocabulary.items, "categories": vocabulary.categories, "brand": vocabulary.brands}
+    tables |= dict.fromkeys(extra_fields, market.VALUES_OF_A_FIELD)
     length, categories = market.SIZES.history, market.SIZES.categories
     sizes = {
         **config.model_dump(include={"embedding_dim", "mlp", "cross_layers", "cin_widths", "activation_unit"}),
         **config.model_dump(include={"attention_layers", "attention_heads"}),
         "batch_size": BATCH,
+        "extra_fields": list(extra_fields),
         "rows": {name: size + 2 for name, size in tables.items()},
         "lengths": {"categories": categories, "hist_item": length, "hist_categories": length * categories}
         | {"hist_brand": length},
@@ -279,6 +287,7 @@ def write_columns(directory: pathlib.Path, **splits: market.Columns) -> None:
             "hist_length": (rows[features.HISTORY_ITEM_INDICES] > 0).sum(axis=1).astype(np.int32),
             "label": rows[features.LABEL],
         }
+        columns |= {name: values for name, values in rows.items() if name.startswith("field_")}
         np.savez(directory / f"{name}.npz", **columns)
 
 
@@ -299,21 +308,48 @@ def measure_speed(backbone: str, rows: int, held_out: int, passes: int, work: pa
             "keras": Keras(config, train, rest),
         }
         arms |= {library: stack.enter_context(peer(library, config, data, work)) for library in LIBRARIES}
-        seconds: dict[str, list[float]] = {name: [] for name in arms}
-        aucs: dict[str, list[float]] = {name: [] for name in arms}
-        for number in range(1 + passes):
-            for name, arm in arms.items():
-                taken = arm.one_pass()
-                if number:
-                    seconds[name].append(taken)
-                aucs[name].append(round(arm.auc(), 4))
-                print(f"{backbone}, pass {number}, {name}: {taken:.2f} s, AUC {aucs[name][-1]:.4f}", flush=True)
-    return compare(seconds, aucs, rows)
+        seconds, aucs = in_turn(arms, passes)
+    result = compare(seconds, aucs, rows)
+    result["gated_over_extra_rows"] = over_extra_rows(seconds, rows)
+    return result
+
+
+def measure_fields(backbone: str, rows: int, held_out: int, passes: int, work: pathlib.Path) -> dict[str, Any]:
+    """This project and the libraries with EXTRA_FIELDS more fields, pass by pass in turn."""
+    config = plain_config(backbone)
+    items = market.make_market()
+    train, rest = (
+        market.make_rows(items, count, seed) | market.extra_fields(count, EXTRA_FIELDS, seed)
+        for count, seed in ((rows, _TRAIN), (held_out, _HELD_OUT))
+    )
+    data = work / f"training-fields-{rows}-{held_out}"
+    write_columns(data, train=train, held_out=rest)
+    names = list(market.extra_fields(0, EXTRA_FIELDS, _TRAIN))
+    with contextlib.ExitStack() as stack:
+        arms: dict[str, Contender] = {
+            "sllmr": Sllmr(config, as_tensors(train), fields=EXTRA_FIELDS, held_out=as_tensors(rest))
+        }
+        arms |= {library: stack.enter_context(peer(library, config, data, work, names)) for library in LIBRARIES}
+        return compare(*in_turn(arms, passes), rows)
+
+
+def in_turn(arms: Mapping[str, Contender], passes: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """One pass to warm up and then `passes`, an arm after another: seconds of those, AUCs after each, by arm."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    aucs: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(1 + passes):
+        for name, arm in arms.items():
+            taken = arm.one_pass()
+            if number:
+                seconds[name].append(taken)
+            aucs[name].append(round(arm.auc(), 4))
+            print(f"pass {number}, {name}: {taken:.2f} s, AUC {aucs[name][-1]:.4f}", flush=True)
+    return seconds, aucs
 
 
 def compare(seconds: Mapping[str, list[float]], aucs: Mapping[str, list[float]], rows: int) -> dict[str, Any]:
-    """The figures of `speed`, from the seconds of each arm's measured passes over so many rows."""
-    steps = {name: -(-rows // (BATCH + EXTRA_ROWS if name == "sllmr_extra_rows" else BATCH)) for name in seconds}
+    """The figures of each arm, from the seconds of its measured passes over so many rows."""
+    steps = {name: _steps(name, rows) for name in seconds}
     arms = {
         name: {
             "step_ms": round(statistics.median(taken) / steps[name] * 1000, 3),
@@ -324,9 +360,17 @@ def compare(seconds: Mapping[str, list[float]], aucs: Mapping[str, list[float]],
         }
         for name, taken in seconds.items()
     }
+    return {"arms": arms}
+
+
+def over_extra_rows(seconds: Mapping[str, list[float]], rows: int) -> float:
+    """The time of a step with pairs over that of a step without, but with as many more rows."""
     ratio = _median_ratio(seconds["sllmr_gated"], seconds["sllmr_extra_rows"])
-    over_extra_rows = ratio * steps["sllmr_extra_rows"] / steps["sllmr_gated"]
-    return {"arms": arms, "gated_over_extra_rows": round(over_extra_rows, 3)}
+    return round(ratio * _steps("sllmr_extra_rows", rows) / _steps("sllmr_gated", rows), 3)
+
+
+def _steps(arm: str, rows: int) -> int:
+    return -(-rows // (BATCH + EXTRA_ROWS if arm == "sllmr_extra_rows" else BATCH))
 
 
 def _median_ratio(numerators: list[float], denominators: list[float]) -> float:
@@ -396,7 +440,7 @@ def measure_memory(backbone: str, rows: int, held_out: int, passes: int) -> dict
     train_rows = as_tensors(market.make_rows(items, rows, _TRAIN))
     valid = Validation()
     train(
-        vocabulary=items.vocabulary,
+        vocabulary=items.vocabulary(),
         model_config=default_config(backbone),
         gate_config=GateConfig(),
         loss_config=LossConfig(),
@@ -461,9 +505,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--backbones", nargs="+", choices=tuple(BACKBONES), default=tuple(BACKBONES))
-    parser.add_argument("--rows", type=int, default=76_800, help="of speed, input and memory")
+    parser.add_argument("--rows", type=int, default=76_800, help="of all but linear")
     parser.add_argument("--held-out-rows", type=int, default=30_000)
-    parser.add_argument("--passes", type=int, default=5, help="measured, of speed and input")
+    parser.add_argument("--passes", type=int, default=5, help="measured, of speed, fields and input")
     parser.add_argument("--memory-passes", type=int, default=10)
     parser.add_argument("--linear-rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"))
@@ -477,7 +521,7 @@ def main() -> None:
 
     def cell(part: str, settings: dict[str, Any], measure: Callable[..., dict[str, Any]], *values: Any) -> None:
         what = {"part": part, **shape, **settings}
-        what["versions"] = own | ({"peers": PEERS} if part == "speed" else {})
+        what["versions"] = own | ({"peers": PEERS} if part in ("speed", "fields") else {})
         if results.holds(what):
             print(f"{part}, {settings}: already in {arguments.results}")
         else:
@@ -487,11 +531,13 @@ def main() -> None:
     def records(count: int) -> str:
         return market.write_rows(work / f"training-rows-{count}", count, processes=os.cpu_count() or 1)
 
-    if "speed" in arguments.only:
+    of_libraries = {"speed": (measure_speed, {}), "fields": (measure_fields, {"extra_fields": EXTRA_FIELDS})}
+    for part in of_libraries.keys() & set(arguments.only):
+        measure, extra = of_libraries[part]
         peers_python(work)
         for backbone in arguments.backbones:
-            settings = {"backbone": backbone, "held_out_rows": held_out, "passes": passes}
-            cell("speed", settings, measure_speed, backbone, rows, held_out, passes, work)
+            settings = {"backbone": backbone, "held_out_rows": held_out, "passes": passes, **extra}
+            cell(part, settings, measure, backbone, rows, held_out, passes, work)
     if "input" in arguments.only:
         settings = {"backbone": CHEAPEST, "passes": passes}
         cell("input", {**settings, "source": "memory"}, measure_input, rows, passes, None)

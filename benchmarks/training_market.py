@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from sllmr.models import features
+from sllmr.models.declared_features import CATEGORICAL, INTERACTION, DeclaredFeature, DeclaredSize
 from sllmr.models.features import OTHER, PREFERRED, Role
 from sllmr.models.tf_examples import to_example
 
@@ -19,6 +20,7 @@ ITEMS = 10_000
 LEAVES, BRANCHES, ROOTS = 200, 40, 8
 BRANDS = 1000
 NEGATIVES = 4
+VALUES_OF_A_FIELD = 100
 ROWS_A_CONTEXT = 1 + NEGATIVES
 ROWS_A_SHARD = 100_000
 
@@ -45,10 +47,14 @@ class Market:
     vectors: np.ndarray
     item_columns: Columns
 
-    @property
-    def vocabulary(self) -> features.VocabularySizes:
-        """Sizes of the embedding tables."""
-        return features.VocabularySizes(items=ITEMS, categories=LEAVES + BRANCHES + ROOTS, brands=BRANDS)
+    def vocabulary(self, fields: int = 0) -> features.VocabularySizes:
+        """Sizes of the embedding tables, with those of so many extra fields, see `extra_fields`."""
+        return features.VocabularySizes(
+            items=ITEMS,
+            categories=LEAVES + BRANCHES + ROOTS,
+            brands=BRANDS,
+            declared=tuple(DeclaredSize(feature=f, values=VALUES_OF_A_FIELD) for f in _extra_features(fields)),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,6 +160,17 @@ def make_rows(market: Market, rows: int, seed: int) -> Columns:
     columns[features.IS_COLD] = (columns[features.HISTORY_LENGTH] <= 3).astype(np.int32)
     columns[features.LABEL] = np.tile(np.arange(ROWS_A_CONTEXT) == 0, len(contexts.length)).astype(np.int32)
     return {name: values[:rows] for name, values in columns.items()}
+
+
+def extra_fields(rows: int, fields: int, seed: int) -> Columns:
+    """Values of declared features of the interaction, drawn evenly: int32 [rows] in 1..VALUES_OF_A_FIELD, by name."""
+    rng = np.random.default_rng([seed, 3])
+    drawn = rng.integers(1, VALUES_OF_A_FIELD + 1, size=(fields, rows), dtype=np.int32)
+    return {f.index: values for f, values in zip(_extra_features(fields), drawn, strict=True)}
+
+
+def _extra_features(fields: int) -> list[DeclaredFeature]:
+    return [DeclaredFeature(name=f"field_{n}", table=INTERACTION, kind=CATEGORICAL) for n in range(fields)]
 
 
 def make_pairs(market: Market, pairs: int, seed: int) -> dict[str, tf.Tensor]:

@@ -28,7 +28,9 @@ TABLES = {
     "hist_categories": "categories",
     "hist_brand": "brand",
 }
-"""Field -> embedding table. The categories of a history are one flat sequence, whose mean is the same."""
+"""Field -> embedding table. The categories of a history are one flat sequence, whose mean is the same. Each extra field
+has a table of its own.
+"""
 
 INITIAL_STDDEV = 0.01
 LEARNING_RATE = 0.001
@@ -41,18 +43,19 @@ def deepctr(backbone: str, train: str, held_out: str, sizes: dict[str, Any]) -> 
     from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
 
     dim, mlp, lengths = sizes["embedding_dim"], tuple(sizes["mlp"]), sizes["lengths"]
+    tables = TABLES | {name: name for name in sizes["extra_fields"]}
     # DIN masks by a length and takes single values alone: item and brand are attended to, the categories averaged.
     attended = ("item", "brand") if backbone == "din" else ()
 
     def column(name: str) -> Any:
-        table = TABLES[name]
+        table = tables[name]
         one = SparseFeat(name, sizes["rows"][table], embedding_dim=dim, embedding_name=table)
         if name not in lengths:
             return one
         length = "hist_length" if name.removeprefix("hist_") in attended else None
         return VarLenSparseFeat(one, maxlen=lengths[name], combiner="mean", length_name=length)
 
-    columns = [column(name) for name in TABLES]
+    columns = [column(name) for name in tables]
     no_penalty = {"l2_reg_embedding": 0, "init_std": INITIAL_STDDEV, "dnn_hidden_units": mlp}
     if backbone == "deepfm":
         model = models.DeepFM(columns, columns, l2_reg_linear=0, **no_penalty)
@@ -62,11 +65,11 @@ def deepctr(backbone: str, train: str, held_out: str, sizes: dict[str, Any]) -> 
         # It counts the tables for the fields, which share them.
         from deepctr_torch.layers import CIN
 
-        model.cin = CIN(len(TABLES), sizes["cin_widths"], "linear", False)
+        model.cin = CIN(len(tables), sizes["cin_widths"], "linear", False)
     elif backbone == "autoint":
         heads = {"att_layer_num": sizes["attention_layers"], "att_head_num": sizes["attention_heads"]}
         model = models.AutoInt([], columns, **heads, **{**no_penalty, "dnn_hidden_units": ()})
-        model.dnn_linear = torch.nn.Linear(len(TABLES) * dim, 1, bias=False)  # as above
+        model.dnn_linear = torch.nn.Linear(len(tables) * dim, 1, bias=False)  # as above
     elif backbone in ("dcn", "dcnv2"):
         kind = {"dcn": "vector", "dcnv2": "matrix"}[backbone]
         cross = {"cross_num": sizes["cross_layers"], "cross_parameterization": kind, "l2_reg_cross": 0}
@@ -92,9 +95,10 @@ def fuxictr(backbone: str, train: str, held_out: str, sizes: dict[str, Any]) -> 
     from fuxictr.pytorch.models import BaseModel
 
     dim, mlp, lengths = sizes["embedding_dim"], list(sizes["mlp"]), sizes["lengths"]
+    tables = TABLES | {name: name for name in sizes["extra_fields"]}
     attended = ("item", "brand") if backbone == "din" else ()
     feature_map = FeatureMap("market", data_dir="")
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         spec = {"type": "categorical", "source": "", "vocab_size": sizes["rows"][table], "padding_idx": 0}
         if name in lengths:
             spec |= {"type": "sequence", "max_len": lengths[name]}
@@ -104,9 +108,9 @@ def fuxictr(backbone: str, train: str, held_out: str, sizes: dict[str, Any]) -> 
             spec["share_embedding"] = table
         feature_map.features[name] = spec
     feature_map.labels = ["label"]
-    feature_map.num_fields = len(TABLES)
+    feature_map.num_fields = len(tables)
     feature_map.set_column_index()
-    width = len(TABLES) * dim
+    width = len(tables) * dim
     initializer = f"partial(nn.init.normal_, std={INITIAL_STDDEV})"
 
     def tower(inputs: int, output: int | None, activation: str = "ReLU") -> torch.nn.Module:
@@ -146,7 +150,7 @@ def fuxictr(backbone: str, train: str, held_out: str, sizes: dict[str, Any]) -> 
     class XDeepFM(Model):
         def build(self) -> None:
             self.first_order = layers.LogisticRegression(feature_map, use_bias=False)
-            self.cin = layers.CompressedInteractionNet(len(TABLES), list(sizes["cin_widths"]))
+            self.cin = layers.CompressedInteractionNet(len(tables), list(sizes["cin_widths"]))
             self.deep = tower(width, 1)
 
         def logit(self, inputs: dict, embedded: dict) -> torch.Tensor:
@@ -162,7 +166,7 @@ def fuxictr(backbone: str, train: str, held_out: str, sizes: dict[str, Any]) -> 
             self.attention = layers.ScaledDotProductAttention()
 
         def forward(self, fields: torch.Tensor) -> torch.Tensor:
-            heads = (len(fields), len(TABLES), sizes["attention_heads"], -1)
+            heads = (len(fields), len(tables), sizes["attention_heads"], -1)
             split = (projection(fields).view(heads).transpose(1, 2) for projection in self.projections)
             attended, _ = self.attention(*split)
             return (attended.transpose(1, 2).flatten(2) + fields).relu()
@@ -200,8 +204,8 @@ def fuxictr(backbone: str, train: str, held_out: str, sizes: dict[str, Any]) -> 
             candidate = torch.cat([embedded[name] for name in attended], dim=-1)
             history = torch.cat([embedded[f"hist_{name}"] for name in attended], dim=-1)
             interest = self.attention(candidate, history, inputs["hist_item"] != 0)
-            averaged = [embedded["categories"], embedded["hist_categories"]]
-            return self.deep(torch.cat([candidate, interest, *averaged], dim=-1))
+            others = [embedded[name] for name in ("categories", "hist_categories", *sizes["extra_fields"])]
+            return self.deep(torch.cat([candidate, interest, *others], dim=-1))
 
     models = {"deepfm": DeepFM, "xdeepfm": XDeepFM, "autoint": AutoInt, "dcn": DCN, "dcnv2": DCNv2, "din": DIN}
     model = models[backbone]()

@@ -1,0 +1,171 @@
+"""What each step of a run without an LLM costs: seconds, CPU seconds, and peak memory, over more interactions.
+
+    python -m benchmarks.pipeline [--interactions 100000 1000000] [--items 10000]
+
+Tables are made up from a seed: items by popularity 1 / rank^0.8, users with 5 interactions and more by a Pareto
+distribution, and one user with a tenth of all interactions, but at most 100,000. The run trains DCNv2 without item
+vectors for one epoch; every other key has its default. Memory and CPU are those of the process with all its workers,
+which the steps share: what one step imports or leaves behind counts in the next ones. results/pipeline.jsonl gets a
+line for each number of interactions; those that are there are skipped.
+
+    steps          by name: seconds, cpu_s, peak_rss_mb; `start` is from the command to the first step
+    seconds_per_million, by step, is in the last lines that the command prints: flat where a step is linear
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from benchmarks.measurement import Measured, Results, measure, versions
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "pipeline.jsonl"
+SEED = 11
+START = "start"
+_LEAST, _PARETO, _MOST = 5, 1.2, 100_000  # interactions of a user
+_BRANCHES, _LEAVES, _BRANDS = 40, 200, 1000
+_FIRST, _LAST = 1_640_995_200, 1_704_067_199  # 2022 and 2023
+_ROWS_AT_ONCE = 1_000_000
+_STEP = re.compile(r"\[ *\d+/\d+\] (\w+)")
+
+
+def user_sizes(interactions: int, rng: np.random.Generator) -> Iterator[int]:
+    """Interactions of each user, which add up to `interactions`; the first user is the heavy one."""
+    heavy = min(interactions // 10, _MOST)
+    yield heavy
+    left = interactions - heavy
+    while left:
+        size = min(int(_LEAST * (1 + rng.pareto(_PARETO))), _MOST, left)
+        yield size
+        left -= size
+
+
+def write_tables(directory: pathlib.Path, interactions: int, items: int) -> None:
+    """interactions.parquet and items.parquet."""
+    rng = np.random.default_rng(SEED)
+    directory.mkdir(parents=True, exist_ok=True)
+    leaves = rng.integers(_LEAVES, size=items)
+    brands = rng.integers(_BRANDS, size=items)
+    pq.write_table(
+        pa.table(
+            {
+                "item_id": [f"i{n}" for n in range(items)],
+                "title": [f"Item {n} of brand {brand}" for n, brand in enumerate(brands)],
+                "categories": [f"Leaf {leaf}|Branch {leaf % _BRANCHES}" for leaf in leaves],
+                "brand": [f"Brand {brand}" for brand in brands],
+            }
+        ),
+        directory / "items.parquet",
+    )
+    cumulative = np.cumsum(1.0 / (rng.permutation(items) + 1) ** 0.8)
+    users = np.repeat(np.arange(interactions), np.fromiter(_padded(interactions, rng), np.int64, interactions))
+    schema = pa.schema({"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.int64()})
+    with pq.ParquetWriter(directory / "interactions.parquet", schema) as writer:
+        for start in range(0, interactions, _ROWS_AT_ONCE):
+            part = users[start : start + _ROWS_AT_ONCE]
+            drawn = np.searchsorted(cumulative, rng.random(len(part)) * cumulative[-1])
+            columns = {
+                "user_id": [f"u{n}" for n in part],
+                "item_id": [f"i{n}" for n in np.minimum(drawn, items - 1)],
+                "timestamp": rng.integers(_FIRST, _LAST, size=len(part)),
+            }
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def _padded(interactions: int, rng: np.random.Generator) -> Iterator[int]:
+    """The sizes of the users, and 0 for each user that could be."""
+    sizes = list(user_sizes(interactions, rng))
+    yield from sizes
+    yield from [0] * (interactions - len(sizes))
+
+
+def config() -> dict[str, Any]:
+    """A run without an LLM and without item vectors, one epoch."""
+    return {
+        "name": "shop",
+        "cache_dir": "cache",
+        "data": {"interactions": "interactions.parquet", "items": "items.parquet"},
+        "item_vectors": {"source": "none"},
+        "model": {"item_vectors": False, "text_match": False},
+        "loss": {"llm_weight": 0},
+        "train": {"epochs": 1},
+        "evaluation": {"min_auc": {"overall": 0.0}, "beat_popularity": []},
+    }
+
+
+def by_step(measured: Measured) -> dict[str, dict[str, float]]:
+    """What each step took, from the lines that the run prints as a step begins."""
+    starts = [(START, measured.samples[0].at)]
+    starts += [(found[1], line.at) for line in measured.lines if (found := _STEP.match(line.text))]
+    ends = [at for _, at in starts[1:]] + [measured.samples[-1].at]
+    return {
+        name: {
+            "seconds": round(end - start, 1),
+            "cpu_s": round(measured.cpu_between(start, end), 1),
+            "peak_rss_mb": round(measured.peak_between(start, end)),
+        }
+        for (name, start), end in zip(starts, ends, strict=True)
+    }
+
+
+def summary(file: pathlib.Path, items: int) -> list[str]:
+    """Of each step, the seconds a million interactions, one number for each line of the results with such a catalog."""
+    runs = [json.loads(line) for line in file.read_text().splitlines()]
+    runs = [run for run in runs if run["cell"]["items"] == items]
+    runs.sort(key=lambda run: run["cell"]["interactions"])
+    lines = ["seconds_per_million of " + ", ".join(f"{run['cell']['interactions']:,}" for run in runs)]
+    for step in runs[-1]["steps"]:
+        of_step = [run["steps"][step]["seconds"] / run["cell"]["interactions"] * 1e6 for run in runs]
+        lines.append(f"{step}: " + ", ".join(f"{seconds:.0f}" for seconds in of_step))
+    return lines
+
+
+def main() -> None:
+    """Measures the numbers of interactions that are not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--interactions", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"))
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    arguments = parser.parse_args()
+    results = Results(arguments.results)
+    for interactions in arguments.interactions:
+        cell = {
+            "interactions": interactions,
+            "items": arguments.items,
+            "config": config(),
+            "versions": versions("tfx", "apache-beam", "tensorflow"),
+        }
+        if results.holds(cell):
+            continue
+        directory = arguments.work.resolve() / f"pipeline-{interactions}-{arguments.items}"
+        write_tables(directory, interactions, arguments.items)
+        (directory / "shop.yaml").write_text(yaml.safe_dump(config()))
+        # A folder of its own each time: what an earlier run left would be taken from TFX's cache.
+        number = len(list(directory.glob("run-*"))) + 1
+        command = [sys.executable, "-m", "sllmr.pipeline.cli", "run", "--config", str(directory / "shop.yaml")]
+        command += ["--output", str(directory / f"run-{number}")]
+        measured = measure(command, environment={}, log=directory / f"run-{number}.log")
+        results.append(
+            cell,
+            {
+                "seconds": round(measured.seconds, 1),
+                "cpu_s": round(measured.cpu_s, 1),
+                "peak_rss_mb": round(measured.peak_rss_mb),
+                "steps": by_step(measured),
+            },
+        )
+    for line in summary(arguments.results, arguments.items):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
