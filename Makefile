@@ -41,13 +41,14 @@ docs: .venv/.complete ## build the documentation as a site into build/site
 	@.venv/bin/python docs/generate.py
 	@UV_PROJECT_ENVIRONMENT=.uv/docs .uv/bin/uv run --frozen --only-group docs mkdocs build --strict --quiet
 
-# TFX installs a `tfx` of its own; ours, which knows `run create --pipeline_path`, takes its place.
+# TFX installs a `tfx` of its own; ours, which knows `run create --pipeline_path`, takes its place. Bytecode is compiled
+# here: where PYTHONDONTWRITEBYTECODE is set, as in many images, every process would compile TensorFlow anew, for seconds.
 .venv/.complete: pyproject.toml uv.lock bin/tfx bin/check-needs
 	@python=$$(bin/check-needs $(PYTHON)) || exit 1; \
 	echo "setup: environment in .venv with $$python (about 3 GB, one to five minutes)"; \
 	if ! .uv/bin/uv --version 2>/dev/null | grep -q ' $(UV_VERSION)'; then \
 	  rm -rf .uv && "$$python" -m pip install --quiet --disable-pip-version-check --target .uv "uv==$(UV_VERSION)" || exit 1; \
 	fi; \
-	.uv/bin/uv sync --frozen --quiet --python "$$python" || exit 1; \
+	.uv/bin/uv sync --frozen --quiet --compile-bytecode --python "$$python" || exit 1; \
 	ln -sf ../../bin/tfx .venv/bin/tfx
 	@touch $@
