@@ -18,6 +18,14 @@ from apache_beam.options.pipeline_options import StandardOptions  # isort: skip
 StandardOptions.DEFAULT_RUNNER = "FnApiRunner"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a transform graph is slow: Beam and Transform take many seconds to make one."""
+    for item in items:
+        if "transform_output" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _the_users_own_cache_is_left_alone() -> Iterator[None]:
     """Fails the session if a test wrote to the default cache_dir, which may hold responses that somebody paid for."""

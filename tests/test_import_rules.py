@@ -1,6 +1,7 @@
 """The direction of imports, circles, and who may import TFX and the LLM's client."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -19,7 +20,8 @@ MAY_IMPORT_TFX = {
 }
 
 
-def imported_modules(source: str, *, at_top_level: bool = False) -> list[str]:
+@functools.cache
+def imported_modules(source: str, *, at_top_level: bool = False) -> tuple[str, ...]:
     """Every module that the source imports, at any depth of nesting unless `at_top_level`."""
     tree = ast.parse(source)
     found = []
@@ -28,7 +30,7 @@ def imported_modules(source: str, *, at_top_level: bool = False) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return found
+    return tuple(found)
 
 
 def sources() -> dict[str, str]:

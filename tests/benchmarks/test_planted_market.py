@@ -11,6 +11,7 @@ SIZE = planted_market.Size(train=4000, valid=1000, test=1000)
 
 
 @pytest.mark.parametrize("plant", planted_market.PLANTS)
+@pytest.mark.slow
 def test_the_llm_is_right_where_it_was_planted_and_a_coin_elsewhere(plant):
     planted = planted_market.make_planted(plant, 3, SIZE)
     label = np.asarray(planted.pairs[features.CALIBRATION_LABEL])

@@ -89,6 +89,7 @@ def model(dropout: float = 0.0) -> RankingModel:
     return RankingModel(VOCABULARY, config, GateConfig(), LossConfig(llm_weight=0.0))
 
 
+@pytest.mark.slow
 def test_the_base_models_logits_are_the_models_own_without_dropout():
     made, first = pairs(30), model(dropout=0.5)
     scored = with_base_model(made, first, dropout_samples=None)

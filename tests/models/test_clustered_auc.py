@@ -82,6 +82,7 @@ def test_with_one_row_a_user_the_covariance_is_delongs():
     assert covariance == pytest.approx(delong_by_loops(label, scores), abs=1e-14)
 
 
+@pytest.mark.slow
 def test_the_standard_errors_are_those_of_a_bootstrap_of_users():
     user, label, a, b = sample(np.random.default_rng(3), users=300)
     generator = np.random.default_rng(4)

@@ -222,6 +222,7 @@ def planted(region_accuracy: dict[tuple[int, int], float], number: int = 4000):
     ],
     ids=["right in cold and tail", "right elsewhere", "useless", "right everywhere"],
 )
+@pytest.mark.slow
 def test_the_supervised_gate_finds_the_planted_reliability(accuracy):
     side, label, cold, tail = planted(accuracy)
     gate = SupervisedGate(GateConfig(signals=("short_history", "long_tail")))
@@ -368,6 +369,7 @@ def test_a_negative_weight_of_model_or_llm_counts_as_zero(negative, contribution
     np.testing.assert_allclose(gate.alpha(preferred, other), llm_fraction, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_stacked_gate_is_the_blend_of_its_signals_logits_and_scores():
     preferred, other = sides(300)
     source = np.random.default_rng(8)

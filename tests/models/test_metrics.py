@@ -105,6 +105,7 @@ def test_a_logit_that_is_right_about_the_weighted_rate_is_calibrated_and_the_uns
 
 
 @pytest.mark.parametrize("metric", METRICS[1:])
+@pytest.mark.slow
 def test_intervals_of_a_value_and_of_a_change_are_those_of_a_bootstrap_of_users(metric):
     user, label, a, b = sample(np.random.default_rng(8), users=250)
     b = b + 1.0  # so that no bin of the calibration error changes its sign
@@ -128,6 +129,7 @@ def test_intervals_of_a_value_and_of_a_change_are_those_of_a_bootstrap_of_users(
 
 
 @pytest.mark.parametrize("metric", ["per_user_auc", "ndcg_at_10", "log_loss"])
+@pytest.mark.slow
 def test_intervals_of_95_percent_cover_the_truth_in_90_to_98_of_100_samples(metric):
     whole = sample(np.random.default_rng(10), users=20_000)
     truth = Rows(*whole[:2], {"a": whole[2], "b": whole[3]})

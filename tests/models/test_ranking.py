@@ -81,6 +81,7 @@ def test_rows_are_weighted_in_the_loss_and_a_row_of_weight_0_teaches_nothing():
 
 
 @pytest.mark.parametrize("mode", ["frozen", "paper", "supervised", "advantage", "stacked"])
+@pytest.mark.slow
 def test_the_loss_is_the_sum_of_its_parts_computed_apart(mode):
     model = model_of(mode)
     logits = model(rows()).numpy()
@@ -129,6 +130,7 @@ def test_rows_and_pairs_share_one_forward_pass():
 
 
 @pytest.mark.parametrize("mode", ["frozen", "paper", "supervised", "advantage", "stacked"])
+@pytest.mark.slow
 def test_the_hinge_reaches_the_ranking_model_with_the_modes_weight(mode):
     model, without = model_of(mode), model_of("frozen", llm_weight=0.0)
     batch = {ROWS: rows(), PAIRS: pairs()}
@@ -168,6 +170,7 @@ def test_the_base_models_logits_and_not_the_models_own_are_what_a_fitted_gate_se
 @pytest.mark.parametrize(
     ("mode", "reached"), [("frozen", 0), ("paper", 2), ("supervised", 2), ("advantage", 0), ("stacked", 0)]
 )
+@pytest.mark.slow
 def test_a_training_step_moves_the_gate_only_where_the_mode_says(mode, reached):
     model = model_of(mode)
     model.compile(LazyAdam(0.01))

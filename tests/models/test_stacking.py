@@ -108,6 +108,7 @@ def unbounded_then_clipped(signals, s, y, chosen):
 
 
 @pytest.mark.parametrize("llm", [0.1, 0.0, -2.5], ids=["weak", "useless", "contrary"])
+@pytest.mark.slow
 def test_the_targets_of_a_weak_and_of_a_contrary_llm_are_calibrated_on_other_users(llm):
     signals, s, y, chosen, users = drawn(6000, llm, seed=3)
     new_signals, new_s, new_y, new_chosen, _ = drawn(40_000, llm, seed=4)

@@ -82,6 +82,7 @@ def test_the_match_is_the_last_field_of_a_row_by_the_models_own_table():
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.slow
 def test_every_backbone_reads_the_match(backbone):
     config = CONFIG.model_copy(update={"backbone": backbone, "dropout": 0.0})
     model = RankingModel(VOCABULARY, config, GateConfig(), LossConfig(llm_weight=0), unit_vectors(11))

@@ -18,6 +18,8 @@ from tests.models import market
 from tests.models.exporting import rank_request
 from tests.models.vector_market import export, train
 
+pytestmark = pytest.mark.slow
+
 PARITIES = "aaei", "srtt"
 """Texts of an even and of an odd item."""
 
@@ -68,7 +70,6 @@ def ranked(shop: pathlib.Path, candidates: list[str]) -> np.ndarray:
     return rank(**rank_request([["item2", "item4"], ["item3", "item5"]], [candidates] * 2))[signatures.SCORES].numpy()
 
 
-@pytest.mark.slow
 def test_new_items_get_vectors_from_the_cache_or_the_embedder_and_are_ranked_by_them(shop, encoder, capsys):
     assert run_export(shop) == 0
 
@@ -140,7 +141,6 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 def test_a_killed_export_shows_no_version_and_leaves_no_hidden_folder_behind_the_next_command(shop, name):
     np.savez(shop / "v.npz", item_id=[*market.ITEMS], vector=LetterCounts().encode([title(n) for n in range(12)]))

@@ -58,6 +58,7 @@ def test_a_changed_scorer_changes_the_scorer_and_neither_training_nor_evaluation
     assert [a != b for a, b in zip(after, before, strict=True)] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_a_changed_prompt_changes_the_scorer(copy):
     before = code_version(SCORER, packages=copy)
     with open(copy["sllmr.components"] / "llm_scorer/strategies/prompts/yes_no.v1.txt", "a") as file:

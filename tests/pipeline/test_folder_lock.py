@@ -30,6 +30,7 @@ with folder_lock(pathlib.Path(sys.argv[1]), Console()):
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_waits_says_so_and_goes_on_when_the_first_is_killed(tmp_path):
     terminal, inside = io.StringIO(), threading.Event()
 
@@ -59,6 +60,7 @@ def test_nobody_is_told_to_wait_for_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("start", ["run", "matrix"])
+@pytest.mark.slow
 def test_a_pipeline_runs_while_its_folder_is_held_and_not_before(tmp_path, monkeypatch, start):
     (tmp_path / "i.csv").write_text("user_id,item_id,timestamp\n")
     (tmp_path / "t.csv").write_text("item_id,title\n")

@@ -38,6 +38,7 @@ def test_evaluation_and_serving_never_read_the_scorers_output(tables, tmp_path):
     assert "PairBuilder" in producers(steps["Trainer"])
 
 
+@pytest.mark.slow
 def test_leakage_is_looked_for_before_the_first_query_and_before_training(tables, tmp_path):
     steps = graph(tables, tmp_path)
     order = list(steps)
@@ -52,12 +53,14 @@ def test_leakage_is_looked_for_before_the_first_query_and_before_training(tables
     }
 
 
+@pytest.mark.slow
 def test_each_step_waits_for_the_one_before(tables, tmp_path):
     steps = list(graph(tables, tmp_path).values())
     for earlier, later in itertools.pairwise(steps):
         assert earlier in later.upstream_nodes
 
 
+@pytest.mark.slow
 def test_without_a_weight_for_the_llm_nothing_is_asked(tables, tmp_path):
     assert not {"LlmScorer", "PairBuilder"} & set(graph(tables, tmp_path, loss={"llm_weight": 0}))
 
@@ -71,6 +74,7 @@ def test_the_model_without_pairs_depends_on_nothing_of_the_llm(tables, tmp_path)
     assert plain.exec_properties != other["Trainer"].exec_properties
 
 
+@pytest.mark.slow
 def test_the_evaluator_and_the_pusher_take_the_model_that_the_comparison_chose(tables, tmp_path):
     steps = graph(tables, tmp_path)
     assert producers(steps["LlmComparison"]) == {"Trainer", "TrainerWithoutPairs", "InteractionsExampleGen"}
@@ -79,6 +83,7 @@ def test_the_evaluator_and_the_pusher_take_the_model_that_the_comparison_chose(t
         assert "Trainer" not in producers(steps[name])
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_into_the_servers_image_before_it_is_pushed_if_a_tag_names_one(tables, tmp_path):
     assert "InfraValidator" not in graph(tables, tmp_path)
     steps = graph(tables, tmp_path, serving={"infra_validation_tag": "2.19.1"})

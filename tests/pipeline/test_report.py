@@ -144,6 +144,7 @@ def page(tmp_path: pathlib.Path, **llm: Any) -> str:
     return " ".join((tmp_path / "report.html").read_text().split())
 
 
+@pytest.mark.slow
 def test_drift_skew_and_what_was_checked_for_leakage_are_shown_with_their_numbers(tmp_path):
     text = page(tmp_path)
     assert "2 distances measured (the last run), 1 above their thresholds" in text
@@ -188,6 +189,7 @@ def test_the_decision_is_told_check_by_check_and_a_slice_of_one_class_has_no_auc
     assert "<td>overall</td><td>log_loss</td><td>0.6500</td> <td>0.600 to 0.700</td>" in text
 
 
+@pytest.mark.slow
 def test_an_audit_is_told_with_its_interval_and_by_score_gap(tmp_path):
     flips = {"pairs": 200, "flipped": 25, "flip_rate": 0.125, "interval_95": [0.086, 0.178]}
     audit = {"contexts": 14, "contexts_without_two_responses": 0, **flips, "by_score_gap": {"below 0.1": flips}}
@@ -247,6 +249,7 @@ def test_the_page_maps_alpha_beside_both_measured_shares_and_names_contested_pai
 
 
 @pytest.mark.parametrize("without", [0.6, 0.75])
+@pytest.mark.slow
 def test_the_report_says_what_the_pairs_did_for_the_model(tmp_path, without):
     made = summary(training={"valid_auc_without_pairs": without, "best_valid_auc": max(0.7, without)})
     file = tmp_path / "report.html"

@@ -201,6 +201,7 @@ def test_any_metric_can_be_bounded_against_the_last_blessed_model(name, differen
     assert decide(config, found, LAST).decision.blessed == (outcome != "failed")
 
 
+@pytest.mark.slow
 def test_losses_that_max_drop_allows_do_not_add_up():
     """Three more models of 2,000 users, each a little worse than the one before."""
     generator = np.random.default_rng(0)

@@ -69,11 +69,13 @@ def validate(rows, directory: pathlib.Path, *, test=None, last=None, config: Dri
     return read_drift_report(anomalies.uri)
 
 
+@pytest.mark.slow
 def test_rows_that_keep_the_schema_pass(tmp_path):
     validate([row(), row(label=1)], tmp_path)
     assert (tmp_path / "anomalies" / "Split-train" / "SchemaDiff.pb").exists()
 
 
+@pytest.mark.slow
 def test_a_label_outside_its_domain_stops_the_run_and_is_named(tmp_path):
     with pytest.raises(AnomaliesFoundError, match=r"train: label: .*"):
         validate([row(), row(label=3)], tmp_path)

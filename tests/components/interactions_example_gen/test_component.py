@@ -36,6 +36,7 @@ def execute(config, output):
     executor.Executor(BaseBeamExecutor.Context(beam_pipeline_args=arguments)).Do({}, output, properties)
 
 
+@pytest.mark.slow
 def test_the_executor_writes_the_three_artifacts(tmp_path):
     chosen = market.interactions()
     output = outputs(tmp_path)
@@ -49,6 +50,7 @@ def test_the_executor_writes_the_three_artifacts(tmp_path):
     assert (tmp_path / executor.REPORT / FILE_NAME).is_file()
 
 
+@pytest.mark.slow
 def test_malformed_rows_fail_the_execution_by_name(tmp_path):
     config = DataConfig(**market.write_tables(tmp_path, market.interactions(), ["u01,i01,never"]))
     with pytest.raises(DataError, match=r"interactions.csv:\d+: timestamp must be Unix seconds.*got 'never'"):

@@ -70,6 +70,7 @@ def test_an_items_text_has_its_parts_in_the_documented_order():
     assert item_text(ITEMS[3]) == ""
 
 
+@pytest.mark.slow
 def test_a_text_is_embedded_once_and_items_without_a_text_have_no_vector(tmp_path, model):
     report = run(tmp_path)
 

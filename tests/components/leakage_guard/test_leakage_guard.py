@@ -323,6 +323,7 @@ def test_the_one_value_that_transform_writes_for_an_empty_vocabulary_is_no_leak(
     assert list(checks.leaks_of_vocabulary("brands", [checks.EMPTY_VOCABULARY], set())) == []
 
 
+@pytest.mark.slow
 def test_a_test_value_of_a_declared_feature_is_caught_and_one_of_a_train_row_or_of_its_history_is_not(tmp_path):
     declared = DeclaredFeature(name="color", table=ITEM, kind=CATEGORICAL, history=True)
     sizes = FeatureSizes(history=2, categories=1, declared=(declared,))

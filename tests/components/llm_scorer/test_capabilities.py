@@ -87,6 +87,7 @@ def test_a_strategy_that_needs_log_probabilities_is_refused_where_there_are_none
         ("seed", '[{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]'),
     ],
 )
+@pytest.mark.slow
 def test_a_parameter_that_is_refused_by_name_is_dropped_once_for_the_run(stub, caplog, status, name, message):
     def picky(handler, body):
         if name in body:
@@ -116,6 +117,7 @@ def test_a_parameter_that_is_refused_by_name_is_dropped_once_for_the_run(stub, c
     ],
 )
 @pytest.mark.parametrize("takes", ["json_object", None])
+@pytest.mark.slow
 def test_a_refused_schema_is_tried_as_json_object_before_the_form_is_left_out(stub, caplog, message, takes):
     def picky(handler, body):
         if body.get("response_format", {"type": takes})["type"] != takes:

@@ -57,6 +57,7 @@ def write_split(artifact, split: str, rows: list[bytes]) -> None:
             writer.write(serialized)
 
 
+@pytest.mark.slow
 def test_rows_of_valid_and_test_reach_no_prompt(stub, tmp_path):
     """Every row outside the train split holds a planted item, in its history and as what was chosen."""
     planted = Item(item_id="planted", title=LEAK, train_count=0)

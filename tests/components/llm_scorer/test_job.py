@@ -229,6 +229,7 @@ def test_rows_that_leave_nothing_to_ask_are_one_sentence(stub, tmp_path):
         score(workspace(tmp_path, "one", stub_settings(stub)), beam.Create([], reshuffle=False))
 
 
+@pytest.mark.slow
 def test_openai_without_a_key_stops_before_anything_is_sent(tmp_path, monkeypatch):
     monkeypatch.delenv("STUB_KEY")
     with pytest.raises(LlmError, match="environment variable STUB_KEY is not set"):

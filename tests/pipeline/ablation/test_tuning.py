@@ -55,6 +55,7 @@ def test_the_seed_decides_the_trials():
 
 
 @pytest.mark.parametrize("stop_at", [0, 4])
+@pytest.mark.slow
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, stop_at):
     whole, stopped, rest = Training(), Training(stop_at), Training()
     search(whole)

@@ -272,6 +272,7 @@ def test_a_file_that_the_endpoint_refuses_creates_no_batch(stub, tmp_path):
         (400, "The file file-0 does not exist"),
     ],
 )
+@pytest.mark.slow
 def test_a_creation_that_does_not_find_the_fresh_file_is_retried_and_not_for_ever(stub, tmp_path, status, message):
     error = (status, {"code": "invalid_request", "message": message})
     stub.creation_error = lambda attempt: error if attempt < 2 else None
@@ -416,6 +417,7 @@ def test_never_more_tokens_are_enqueued_than_the_limit(stub, tmp_path):
 
 
 @pytest.mark.parametrize("cap", ["money", "tokens"])
+@pytest.mark.slow
 def test_the_cap_holds_at_the_batch_price_and_unspent_reserve_is_used_in_a_next_batch(stub, tmp_path, cap):
     budget = {"max_cost_usd": 12.5 * ONE_BATCH_CALL_USD} if cap == "money" else {"max_tokens": 12 * 1100 + 500}
     configured = config(stub, budget=budget)

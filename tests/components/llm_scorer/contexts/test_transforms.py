@@ -47,6 +47,7 @@ def test_the_plan_is_within_the_budget_and_asks_every_user_before_any_twice(cata
     plan(rows, catalog_directory, config(100, store_user_ids=True), check)
 
 
+@pytest.mark.slow
 def test_the_plan_does_not_depend_on_the_order_of_the_rows(catalog_directory):
     rows = market_rows()
     shuffled = random.Random(5).sample(rows, len(rows))
@@ -64,6 +65,7 @@ def test_the_plan_does_not_depend_on_the_order_of_the_rows(catalog_directory):
         assert_that(times_planned, equal_to([2] * 10))
 
 
+@pytest.mark.slow
 def test_only_positive_rows_become_contexts_and_their_item_is_the_target_item(catalog_directory):
     rows = [row("u", 3, ["i10", "i11"], "i40"), row("u", 3, ["i10", "i11"], "i41", label=0)]
 
@@ -119,6 +121,7 @@ def test_with_latest_the_last_moments_of_the_train_split_are_asked_about_first(c
     plan(rows, catalog_directory, config(8 * 8, store_user_ids=True, candidates=latest), check)
 
 
+@pytest.mark.slow
 def test_with_any_the_moments_are_spread_over_the_users_time(catalog_directory):
     rows = market_rows(users=12, length=9)
 

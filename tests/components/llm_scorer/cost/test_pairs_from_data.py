@@ -19,6 +19,7 @@ POSITIVES = sum(item.train_count for item in market_items().values())
 ENOUGH = next(n for n in range(1000) if PAIR_YIELD.preference_pairs(n) >= POSITIVES / 10)
 
 
+@pytest.mark.slow
 def test_the_plan_makes_a_preference_pair_per_ten_train_positives(stub, tmp_path):
     plan = workspace(tmp_path, "plan", stub_settings(stub, budget={}))
     whole = forecast_job(plan, beam.Create(market_rows()))[-1].size

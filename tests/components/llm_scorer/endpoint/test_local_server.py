@@ -31,6 +31,7 @@ def answers(url: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_the_server_ends_with_its_block_also_by_an_error(model_path, tmp_path):
     urls = []
 
@@ -45,6 +46,7 @@ def test_the_server_ends_with_its_block_also_by_an_error(model_path, tmp_path):
     assert not answers(urls[0])
 
 
+@pytest.mark.slow
 def test_the_server_dies_with_a_parent_that_is_killed_outright(model_path, tmp_path):
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, model_path, str(tmp_path / "log")],

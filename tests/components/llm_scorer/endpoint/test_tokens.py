@@ -50,6 +50,7 @@ def test_tokens_of_the_bundled_model_are_those_that_its_server_counted(text):
     assert count_tokens(several, BUNDLED_MODEL) == len(whole.encode(several))
 
 
+@pytest.mark.slow
 def test_the_bundled_models_server_counts_tokens_so(llm_url):
     def counted(text: str) -> int:
         return len(post(llm_url, "/tokenize", {"content": text, "add_special": False})["tokens"])

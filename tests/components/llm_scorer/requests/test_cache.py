@@ -182,6 +182,7 @@ def _store(directory: str, worker: int) -> None:
         cache.put("shared", {"worker": worker})
 
 
+@pytest.mark.slow
 def test_processes_store_side_by_side_and_lose_nothing(tmp_path):
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(3, mp_context=spawn) as pool:

@@ -51,6 +51,7 @@ def _is_free(directory) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_another_process_respects_a_claim_and_a_killed_one_holds_none(tmp_path):
     spawn = multiprocessing.get_context("spawn")
     held, go = spawn.Event(), spawn.Event()

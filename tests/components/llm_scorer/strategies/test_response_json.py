@@ -91,11 +91,13 @@ def test_prose_around_one_value_changes_no_entry(listed, before, after, indent, 
 
 
 @given(entries, entries, prose)
+@pytest.mark.slow
 def test_two_values_are_never_read(one, other, between):
     assert scores(json.dumps({"scores": one}) + between + json.dumps({"scores": other})) is None
 
 
 @given(st.one_of(st.text(), st.recursive(st.none() | st.text() | st.floats(), st.lists)))
+@pytest.mark.slow
 def test_no_content_raises(content):
     assert scores(content) is None
 

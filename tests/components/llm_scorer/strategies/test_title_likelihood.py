@@ -72,6 +72,7 @@ def test_a_candidate_needs_both_of_its_answers(failed):
     assert second.llm_score == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_forced_tokens_have_the_probabilities_that_the_model_gave_them_when_it_chose_them_itself(llm_url):
     prompt = "Movies I liked: Toy Story (1995), GoldenEye (1995). I also liked"
     free = (
@@ -94,6 +95,7 @@ def test_forced_tokens_have_the_probabilities_that_the_model_gave_them_when_it_c
     assert forced == pytest.approx([t["logprob"] for t in tokens], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_history_of_westerns_makes_a_western_likelier_than_it_makes_a_cartoon(llm_url):
     items = {
         name: Item(item_id=name, title=title, categories=(genre,))
