@@ -25,7 +25,7 @@ from sllmr.models.ranking import scorer
 from sllmr.models.training.recipe import train
 from sllmr.pipeline.ablation.domain import Domain, prepare_domain
 from sllmr.pipeline.ablation.statistics import paired_interval
-from sllmr.pipeline.baseline import in_slice
+from sllmr.pipeline.baseline import auc_by_slice, in_slice
 from sllmr.pipeline.config import Config
 from sllmr.pipeline.datasets.movielens import prepare_movielens_100k
 
@@ -128,17 +128,19 @@ def compared(domain: Domain, logits: Mapping[str, np.ndarray]) -> dict[str, Any]
 
 
 def summary(file: pathlib.Path) -> list[str]:
-    """Of each slice: both AUCs, their difference over the seeds with its 95% interval by user and seed."""
-    runs = [json.loads(line) for line in file.read_text().splitlines()]
+    """Of each slice: both AUCs, their difference over the seeds with its 95% interval by user and seed, popularity."""
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    runs = [line for line in found if "slices" in line]
+    popularity = next(line["popularity"] for line in found if "popularity" in line)
     lines = []
     for name in SLICES:
         parts = [run["slices"][name] for run in runs]
         interval = paired_interval([part["difference"] for part in parts], [part["standard_error"] for part in parts])
         means = [np.mean([part[arm] for part in parts]) for arm in ARMS]
         lines.append(
-            f"{name}: AUC {means[0]:.4f} with, {means[1]:.4f} without, difference {interval.mean:+.4f} "
-            f"({interval.lower:+.4f} to {interval.upper:+.4f}), {parts[0]['users']} users, {parts[0]['rows']} rows, "
-            f"{interval.seeds} seeds"
+            f"{name}: AUC {means[0]:.4f} with, {means[1]:.4f} without, {popularity[name]['auc']:.4f} popularity, "
+            f"difference {interval.mean:+.4f} ({interval.lower:+.4f} to {interval.upper:+.4f}), "
+            f"{parts[0]['users']} users, {parts[0]['rows']} rows, {interval.seeds} seeds"
         )
     return lines
 
@@ -153,8 +155,11 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     results = Results(RESULTS)
     domain = prepare_domain("movielens-100k", prepare(work), work / "run", Console())
+    data = {"data": "movielens-100k", "rows": domain.hashes["test_rows"]}
+    if not results.holds(data):
+        results.append(data, {"popularity": auc_by_slice(domain.test, domain.test[features.ITEM_TRAIN_COUNT], SLICES)})
     for seed in arguments.seeds:
-        cell = {"data": "movielens-100k", "features": FEATURES, "seed": seed, "rows": domain.hashes["test_rows"]}
+        cell = {**data, "features": FEATURES, "seed": seed}
         if results.holds(cell):
             continue
         trained = {arm: run_arm(domain, arm, seed) for arm in ARMS}
