@@ -45,7 +45,7 @@ docs: .venv/.complete ## build the documentation as a site into build/site
 # here: where PYTHONDONTWRITEBYTECODE is set, as in many images, every process would compile TensorFlow anew, for seconds.
 .venv/.complete: pyproject.toml uv.lock bin/tfx bin/check-needs
 	@python=$$(bin/check-needs $(PYTHON)) || exit 1; \
-	echo "setup: environment in .venv with $$python (about 3 GB, one to five minutes)"; \
+	echo "setup: environment in .venv with $$python (about 4 GB, one to five minutes)"; \
 	if ! .uv/bin/uv --version 2>/dev/null | grep -q ' $(UV_VERSION)'; then \
 	  rm -rf .uv && "$$python" -m pip install --quiet --disable-pip-version-check --target .uv "uv==$(UV_VERSION)" || exit 1; \
 	fi; \
