@@ -196,8 +196,11 @@ def choose_contexts(
 
 
 def choose_calibration(rows: Sequence[tuple[RowKey, str]], config: CandidateConfig, seed: int) -> set[RowKey]:
-    """Which of the chosen rows become calibration contexts: all of the tail stratum, then others by hash."""
-    wanted = round(config.calibration_fraction * len(rows))
+    """Which of the chosen rows become calibration contexts: all of the tail stratum, then others by hash.
+
+    At least one, unless the fraction is 0: without any, a gate that is fitted cannot be, after all that was paid for.
+    """
+    wanted = max(round(config.calibration_fraction * len(rows)), int(config.calibration_fraction > 0))
     able = [(m, name) for m, name in rows if m.can_calibrate]
     # "probe" is a salt: another one would draw other contexts and pay for them again.
     able.sort(key=lambda pair: (pair[1] != TAIL, seeded_fraction(seed, "probe", pair[0].user_id, pair[0].position)))

@@ -254,6 +254,12 @@ def test_calibration_contexts_are_the_configured_fraction_with_rare_target_items
     assert calibration == choose_calibration(rows[::-1], CandidateConfig(calibration_fraction=0.4), seed=1)
 
 
+@pytest.mark.parametrize(("fraction", "expected"), [(0.35, 1), (0.0, 0)])
+def test_a_single_context_calibrates_unless_none_shall(fraction, expected):
+    config = CandidateConfig(calibration_fraction=fraction)
+    assert len(choose_calibration([(RowKey("u", 9, True), OTHER)], config, seed=1)) == expected
+
+
 def test_an_item_that_no_prompt_can_name_becomes_no_target_item():
     untitled = CATALOG | {"i3": dataclasses.replace(CATALOG["i3"], title="")}
     assert can_calibrate(positive_row(item="i3"), CATALOG)
