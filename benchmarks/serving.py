@@ -207,14 +207,16 @@ class Network:
             {name: values[:1] for name, values in _rows(*_request(_source(), self.items, 1)).items()}
         )
         number = embedded.candidate.shape[1]
-        given = {name: part for name, part in embedded._asdict().items() if part is not None and name != "candidate"}
+        given = _fed(embedded)
         signature = [
             {name: tf.TensorSpec([None, *part.shape[1:]], part.dtype, name=name) for name, part in given.items()}
         ]
 
         @tf.function(input_signature=signature)
         def dense(parts: dict[str, tf.Tensor]) -> tf.Tensor:
-            return tf.sigmoid(self.model.backbone(type(embedded)(candidate=parts["fields"][:, :number], **parts)))
+            candidate, of_history = parts["fields"][:, :number], embedded.history_fields
+            row = type(embedded)(candidate=candidate, history_fields=of_history, **parts)
+            return tf.sigmoid(self.model.backbone(row))
 
         return dense
 
@@ -234,6 +236,12 @@ class Network:
 
         dense = self.dense()
         tf2onnx.convert.from_function(dense, dense.input_signature, opset=18, output_path=str(file))
+
+
+def _fed(embedded: Any) -> dict[str, Any]:
+    """What the dense part is fed with: the tensors of an EmbeddedFeatures that no other one holds."""
+    not_fed = ("candidate", "history_fields")
+    return {name: part for name, part in embedded._asdict().items() if part is not None and name not in not_fed}
 
 
 def _session(directory: pathlib.Path, signatures: Sequence[str]) -> dict[str, Callable[..., Any]]:
@@ -303,7 +311,7 @@ def _arms(
     if "serving_default" in run:
         arms.append(("keras", lambda: run["serving_default"](raw)))
     dense, embedded = network.dense(), network.embedded(raw)
-    parts = {name: part for name, part in embedded._asdict().items() if part is not None and name != "candidate"}
+    parts = _fed(embedded)
     arms.append(("dense", lambda: dense(parts).numpy()))
     if (folder / "dense.onnx").exists():
         import onnxruntime
