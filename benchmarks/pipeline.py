@@ -66,7 +66,8 @@ def write_tables(directory: pathlib.Path, interactions: int, items: int) -> None
         directory / "items.parquet",
     )
     cumulative = np.cumsum(1.0 / (rng.permutation(items) + 1) ** 0.8)
-    users = np.repeat(np.arange(interactions), np.fromiter(_padded(interactions, rng), np.int64, interactions))
+    sizes = list(user_sizes(interactions, rng))
+    users = np.repeat(np.arange(len(sizes)), sizes)
     schema = pa.schema({"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.int64()})
     with pq.ParquetWriter(directory / "interactions.parquet", schema) as writer:
         for start in range(0, interactions, _ROWS_AT_ONCE):
@@ -78,13 +79,6 @@ def write_tables(directory: pathlib.Path, interactions: int, items: int) -> None
                 "timestamp": rng.integers(_FIRST, _LAST, size=len(part)),
             }
             writer.write_table(pa.table(columns, schema=schema))
-
-
-def _padded(interactions: int, rng: np.random.Generator) -> Iterator[int]:
-    """The sizes of the users, and 0 for each user that could be."""
-    sizes = list(user_sizes(interactions, rng))
-    yield from sizes
-    yield from [0] * (interactions - len(sizes))
 
 
 def config() -> dict[str, Any]:
