@@ -3,7 +3,7 @@
     python -m benchmarks.loopback_server [--latency-ms 200] [--concurrency 64] [--candidates 10]
 
 prints its base URL and answers every POST .../chat/completions with the same listwise scores after the latency; above
-`concurrency` requests under way it answers 429 at once. So no client can get more than concurrency / latency answers a
+`concurrency` requests in flight it answers 429 at once. So no client can get more than concurrency / latency answers a
 second: 320 with the defaults. POST /reset zeroes the counters, GET /stats tells them. Lives until SIGTERM or the end of
 its standard input.
 """
@@ -21,7 +21,7 @@ class Endpoint:
     """What all connections share.
 
     Attributes:
-        counters: answered and rejected requests, most requests under way at once, Unix seconds of the first request's
+        counters: answered and rejected requests, most requests in flight at once, Unix seconds of the first request's
             arrival and of the last answer, CPU seconds of this process.
     """
 

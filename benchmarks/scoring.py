@@ -2,7 +2,7 @@
 
     python -m benchmarks.scoring [--requests 1000 10000 100000] [--clients sllmr sllmr_two_processes asyncio curator]
 
-The endpoint is loopback_server.py: 200 ms an answer, 64 requests under way at most, so 320 answers a second at best.
+The endpoint is loopback_server.py: 200 ms an answer, at most 64 requests in flight, so 320 answers a second at best.
 One cell is one client over so many listwise requests of ten candidates; results/scoring.jsonl gets a line for each, and
 cells that are there are skipped. The peer is installed into an environment of its own under the work folder.
 

@@ -18,7 +18,7 @@ import pathlib
 def run_sllmr(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int, processes: int = 1) -> None:
     """The scorer on Beam's local runner: chooses users and candidates from the rows, queries, writes the score table.
 
-    With more than one worker process each has its share of the calls that may be under way.
+    With more than one worker process each has its share of the calls that may be in flight.
     """
     import functools
 
@@ -70,7 +70,7 @@ def run_asyncio(url: str, source: pathlib.Path, output: pathlib.Path, concurrenc
 async def _ask_all(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int) -> int:
     import openai
 
-    # As many under way as the semaphore of a usual script lets through; a task for each request would hold them all.
+    # As many in flight as the semaphore of a usual script lets through; a task for each request would hold them all.
     in_flight = asyncio.Semaphore(concurrency)
     answers = 0
     with open(source / "requests.jsonl") as lines, open(output / "answers.jsonl", "w") as file:

@@ -30,7 +30,7 @@ def reservations(config_file: pathlib.Path, *, release: bool) -> None:
         console.print(f"No request of an earlier run in {directory} may be on the bill without a response.")
         return
     if running:
-        console.print(f"Runs under way: {_sum(running)}", soft_wrap=True)
+        console.print(f"Runs in progress: {_sum(running)}", soft_wrap=True)
     if ended and release:
         console.print(f"Released: {_sum(ended)}", soft_wrap=True)
     elif ended:

@@ -1,4 +1,4 @@
-"""A folder of earlier runs: what is gone is made again, and what cannot be compared is said."""
+"""A folder of earlier runs: what is gone is computed again, and what cannot be compared is said."""
 
 import io
 import pathlib

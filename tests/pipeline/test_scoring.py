@@ -255,7 +255,7 @@ def test_a_stopped_score_goes_on_where_it_was(config_file, stub, capsys, tmp_pat
     stub.wait_until(lambda: len(stub.received) == 6)
     os.kill(process.pid, how)
     if how != signal.SIGKILL:
-        # What is under way ends; nothing more is sent.
+        # What is in flight ends; nothing more is sent.
         stub.gate.set()
     out, err = process.communicate(timeout=60)
     if how != signal.SIGKILL:

@@ -305,7 +305,7 @@ def test_what_one_call_is_asked_to_wait_holds_back_the_others(stub, tmp_path):
 
     stub.replies = [failing(429, {"message": "slow down"}, {"Retry-After": "1"})]
     asking = session(settings, stub.base_url, str(tmp_path))
-    # The first call alone, so that nothing is under way when it is told to wait.
+    # The first call alone, so that nothing is in flight when it has to wait.
     first = threading.Thread(target=asking.score_all, args=(contexts(1),))
     first.start()
     stub.wait_until(lambda: len(stub.received) == 1)
