@@ -217,3 +217,8 @@ class TrainConfig(BaseModel):
         description="with an LLM: also train the same model without pairs, report the difference on the test rows, and "
         "take the better one by validation rows; false trains and takes the model with pairs alone",
     )
+    compare_vectors: bool = Field(
+        default=False,
+        description="also train the same model on pairs that the item vectors score, without a request, and report "
+        "what it gains beside the LLM's verdict; that model is not pushed",
+    )

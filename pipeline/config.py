@@ -188,6 +188,24 @@ class Config(BaseModel):
             raise ValueError(f"evaluation.slices: {error}") from None
         return self
 
+    @model_validator(mode="after")
+    def _vectors_can_be_compared(self) -> "Config":
+        if not self.train.compare_vectors or self.loss.llm_weight == 0:
+            return self
+        if not self.train.compare:
+            raise ValueError("train.compare_vectors needs train.compare, got false; set train.compare: true")
+        if self.item_vectors.source == "none":
+            raise ValueError(
+                "train.compare_vectors needs item vectors, got item_vectors.source none; set it to bundled, or "
+                "train.compare_vectors: false"
+            )
+        if self.llm.strategy == EMBEDDING:
+            raise ValueError(
+                "train.compare_vectors needs another scorer to compare the vectors with, got llm.strategy embedding; "
+                "set train.compare_vectors: false"
+            )
+        return self
+
     @property
     def pair_yield(self) -> PairYield:
         """How many preference pairs a scoring context makes."""
@@ -202,7 +220,8 @@ class Config(BaseModel):
     @property
     def uses_item_vectors(self) -> bool:
         """Whether a step reads item vectors, so that ItemEmbedder runs."""
-        return self.model.item_vectors or self.scorer_reads_item_vectors
+        compared = self.train.compare_vectors and self.loss.llm_weight > 0
+        return self.model.item_vectors or self.scorer_reads_item_vectors or compared
 
     @property
     def scorer_reads_item_vectors(self) -> bool:

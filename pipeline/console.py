@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sllmr.components.evaluator.decision import Change, Decision, Measured
-from sllmr.components.llm_comparison.verdict import Verdict
+from sllmr.components.llm_comparison.verdict import VectorsVerdict, Verdict
 from sllmr.components.llm_scorer.quality.audit import audit_line
 from sllmr.components.llm_scorer.quality.canary import canary_line
 from sllmr.components.llm_scorer.quality.drift import drift_line
@@ -120,8 +120,8 @@ def score_lines(book: ScoringLedger, age: ScoreAge | None) -> list[str]:
     return lines
 
 
-def print_verdict(console: Console, verdict: Verdict) -> None:
-    """Prints whether the LLM helped, with the difference on every slice."""
+def print_verdict(console: Console, verdict: Verdict, vectors: VectorsVerdict | None) -> None:
+    """Prints whether the LLM helped, with the difference on every slice, and what item vectors do in its place."""
     style = {"helps": "green", "hurts": "red", "not_distinguishable": "yellow"}[verdict.answer]
     console.print(verdict.sentence(), style=style, markup=False, soft_wrap=True)
     table = Table(title="Test AUC with the LLM against without", box=None, padding=(0, 1, 0, 0))
@@ -139,6 +139,8 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
             f"{part.examples:,}",
         )
     console.print(table)
+    if vectors is not None:
+        console.print(vectors.sentence(), style="dim", markup=False, soft_wrap=True)
 
 
 def metrics_table(

@@ -25,6 +25,7 @@ from sllmr.components.item_embedder.component import ItemEmbedder
 from sllmr.components.leakage_guard.component import LeakageGuard
 from sllmr.components.llm_comparison.component import LlmComparison
 from sllmr.components.llm_scorer.component import LlmScorer
+from sllmr.components.llm_scorer.config import EMBEDDING, LlmConfig
 from sllmr.components.pair_builder.component import PairBuilder
 from sllmr.components.trainer.component import Trainer
 from sllmr.components.trainer.config import TrainerConfig
@@ -51,6 +52,7 @@ class _DataSteps(NamedTuple):
     transform: Transform
     item_vectors: Channel | None
     pairs: Channel | None
+    vector_pairs: Channel | None
 
 
 class Cluster(NamedTuple):
@@ -66,7 +68,8 @@ class Cluster(NamedTuple):
 def build_pipeline(config: Config, output: pathlib.Path, cluster: Cluster | None = None) -> pipeline.Pipeline:
     """The sixteen steps for one configuration; fourteen without train.compare, eleven if loss.llm_weight is 0.
 
-    ItemEmbedder comes on top where item vectors are used, InfraValidator with serving.infra_validation_tag.
+    ItemEmbedder comes on top where item vectors are used, InfraValidator with serving.infra_validation_tag, and five
+    steps with train.compare_vectors.
 
     Args:
         config: checked, with absolute paths.
@@ -75,13 +78,13 @@ def build_pipeline(config: Config, output: pathlib.Path, cluster: Cluster | None
             strategy, which is all that Kubeflow's runner knows, and rows are not compared with those of the last run.
     """
     data = _data_steps(config, cluster)
-    # Whether the two models are compared changes nothing in either.
+    # Whether models are compared changes nothing in them.
     training = TrainerConfig(
         sizes=config.data.feature_sizes,
         model=config.model,
         gate=config.gate,
         loss=config.loss,
-        train=config.train.model_copy(update={"compare": True}),
+        train=config.train.model_copy(update={"compare": True, "compare_vectors": False}),
         positive_rate=config.evaluation.positive_rate,
     )
     trainer = _trainer(data, training, data.pairs)
@@ -91,17 +94,13 @@ def build_pipeline(config: Config, output: pathlib.Path, cluster: Cluster | None
         # Nothing of the LLM, the gate or the pairs is in its inputs: TFX takes it from the cache when these change.
         without = training.model_copy(update={"gate": GateConfig(), "loss": LossConfig(llm_weight=0)})
         trainer_without_pairs = _trainer(data, without, None).with_id("TrainerWithoutPairs")
-        comparison = LlmComparison(
-            with_llm=trainer.outputs["model"],
-            without_llm=trainer_without_pairs.outputs["model"],
-            examples=data.example_gen.outputs["examples"],
-            slices={name: slice_rule(name) for name in SLICES},
-            by_features=config.evaluation.slices,
-            min_users=config.evaluation.min_slice_users,
-            code_fingerprint=_code_of(LlmComparison),
-        )
+        comparison = _comparison(config, data, trainer, trainer_without_pairs)
         training_steps = (trainer_without_pairs, trainer, comparison)
         model = comparison.outputs["model"]
+        if data.vector_pairs is not None:
+            by_vectors = _trainer(data, training, data.vector_pairs).with_id("TrainerWithVectorPairs")
+            of_vectors = _comparison(config, data, by_vectors, trainer_without_pairs).with_id("VectorComparison")
+            training_steps = (*training_steps, by_vectors, of_vectors)
     model_resolver = blessed_models(model) if cluster is None else _last_blessed_model()
     evaluator = Evaluator(
         examples=data.example_gen.outputs["examples"],
@@ -129,6 +128,18 @@ def build_pipeline(config: Config, output: pathlib.Path, cluster: Cluster | None
     )
     steps = [*data.steps, *training_steps, model_resolver, evaluator, *infra_validators, pusher]
     return _in_order(steps, config, output, cluster)
+
+
+def _comparison(config: Config, data: _DataSteps, with_pairs: Trainer, without_pairs: Trainer) -> LlmComparison:
+    return LlmComparison(
+        with_llm=with_pairs.outputs["model"],
+        without_llm=without_pairs.outputs["model"],
+        examples=data.example_gen.outputs["examples"],
+        slices={name: slice_rule(name) for name in SLICES},
+        by_features=config.evaluation.slices,
+        min_users=config.evaluation.min_slice_users,
+        code_fingerprint=_code_of(LlmComparison),
+    )
 
 
 def _infra_validator(model: Channel, tag: str) -> InfraValidator:
@@ -222,25 +233,38 @@ def _row_steps(config: Config, cluster: Cluster | None = None) -> _DataSteps:
         )
         steps = (*steps, item_embedder)
         item_vectors = item_embedder.outputs["item_vectors"]
-    return _DataSteps(steps, example_gen, schema_gen, transform, item_vectors, pairs=None)
+    return _DataSteps(steps, example_gen, schema_gen, transform, item_vectors, pairs=None, vector_pairs=None)
 
 
 def _data_steps(config: Config, cluster: Cluster | None = None) -> _DataSteps:
     rows = _row_steps(config, cluster)
     if config.loss.llm_weight == 0:  # nothing reads the answers, so nothing is asked
         return rows
-    example_gen, item_vectors = rows.example_gen, rows.item_vectors
-    llm_scorer = LlmScorer(
+    steps, pairs = _scored(config, config.llm, rows)
+    rows = rows._replace(steps=(*rows.steps, *steps), pairs=pairs)
+    if not config.train.compare_vectors:
+        return rows
+    steps, pairs = _scored(config, config.llm.scored_by_vectors(), rows, of="Vector")
+    return rows._replace(steps=(*rows.steps, *steps), vector_pairs=pairs)
+
+
+def _scored(
+    config: Config, llm: LlmConfig, rows: _DataSteps, of: str = ""
+) -> tuple[tuple[base_component.BaseComponent, ...], Channel]:
+    """The steps from train rows to guarded pairs, and the pairs. `of` goes into the steps' names."""
+    example_gen = rows.example_gen
+    reads_vectors = llm.strategy == EMBEDDING or config.scorer_reads_item_vectors
+    scorer = LlmScorer(
         examples=example_gen.outputs["examples"],
         catalog=example_gen.outputs["catalog"],
-        config=config.llm,
+        config=llm,
         pair_yield=config.pair_yield,
-        item_vectors=item_vectors if config.scorer_reads_item_vectors else None,
+        item_vectors=rows.item_vectors if reads_vectors else None,
         cache_directory=config.cache_dir,
         code_fingerprint=_code_of(LlmScorer),
     )
     pair_builder = PairBuilder(
-        scores=llm_scorer.outputs["scores"],
+        scores=scorer.outputs["scores"],
         catalog=example_gen.outputs["catalog"],
         examples=example_gen.outputs["examples"],
         config=config.pairs,
@@ -248,16 +272,16 @@ def _data_steps(config: Config, cluster: Cluster | None = None) -> _DataSteps:
         seed=config.llm.seed,
         code_fingerprint=_code_of(PairBuilder),
     )
-    leakage_guard = _leakage_guard(
+    if of:
+        scorer, pair_builder = scorer.with_id(f"{of}Scorer"), pair_builder.with_id(f"{of}PairBuilder")
+    guard = _leakage_guard(
         config,
         example_gen,
         rows.transform,
-        scores=llm_scorer.outputs["scores"],
+        scores=scorer.outputs["scores"],
         pairs=pair_builder.outputs["pairs"],
-    ).with_id("LeakageGuardOfPairs")
-    return rows._replace(
-        steps=(*rows.steps, llm_scorer, pair_builder, leakage_guard), pairs=pair_builder.outputs["pairs"]
-    )
+    ).with_id(f"LeakageGuardOf{of}Pairs")
+    return (scorer, pair_builder, guard), pair_builder.outputs["pairs"]
 
 
 def _leakage_guard(

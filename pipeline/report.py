@@ -20,10 +20,13 @@ from sllmr.pipeline.run_summary import RunSummary, StepTime
 
 def write(summary: RunSummary, file: pathlib.Path) -> None:
     """Renders the summary to `file`; needs no network to be read."""
-    training, llm, verdict = summary.training, summary.llm, summary.verdict
+    training, llm, verdict, vectors = summary.training, summary.llm, summary.verdict, summary.vectors_verdict
+    scorers = {"the LLM": verdict.slices} if verdict else {}
+    if vectors:
+        scorers["item vectors"] = vectors.slices
     plots = {
-        "verdict": svg(lambda axes: _plot_verdict(axes, verdict.slices), 6.4, 2.4, "What the LLM changes, by slice")
-        if verdict
+        "verdict": svg(lambda axes: _plot_verdict(axes, scorers), 6.4, 2.4, "What the LLM changes, by slice")
+        if scorers
         else "",
         "slices": svg(lambda axes: _plot_slices(axes, summary), 5.2, 2.6, "Test AUC by slice, model and popularity"),
         "gate": svg(lambda axes: _plot_gate(axes, training.gate), 7.2, 3.0, "Mean alpha and how often the LLM agrees")
@@ -44,6 +47,7 @@ def write(summary: RunSummary, file: pathlib.Path) -> None:
         .render(
             s=summary,
             verdict=verdict.sentence() if verdict else "",
+            vectors_verdict=vectors.sentence() if vectors else "",
             checks=summary.decision.checks,
             score_lines=score_lines(llm, llm.age) if llm else [],
             score_warning=staleness_warning(llm.age, summary.config.llm.max_age_days) if llm else None,
@@ -85,25 +89,37 @@ def write_model_card(summary: RunSummary, file: pathlib.Path) -> None:
     file.write_text(environment().get_template("model_card.md.j2").render(s=summary), encoding="utf-8")
 
 
-def _plot_verdict(axes: Axes, slices: Mapping[str, SliceVerdict]) -> None:
-    """The difference that the LLM makes, by slice, with its interval."""
-    measured = [name for name, part in slices.items() if part.difference is not None]
-    for y, name in enumerate(measured):
-        _point(axes, y, slices[name].difference, slices[name].lower, slices[name].upper)
+def _plot_verdict(axes: Axes, scorers: Mapping[str, Mapping[str, SliceVerdict]]) -> None:
+    """The difference that each scorer's pairs make, by slice, with its interval."""
+    of_all = list(scorers.values())
+    measured = [name for name in of_all[0] if any(slices[name].difference is not None for slices in of_all)]
+    for n, (scorer, slices) in enumerate(scorers.items()):
+        for y, name in enumerate(measured):
+            part, label = slices[name], scorer if y == 0 else None
+            place = y + 0.3 * (n - (len(scorers) - 1) / 2)
+            _point(axes, place, part.difference, part.lower, part.upper, label, color=(ACCENT, WARM)[n])
     axes.axvline(0, color=MUTED, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(measured)), measured)
     axes.invert_yaxis()
-    axes.set_xlabel("AUC with the LLM minus without, 95% interval by user (dotted: no effect)")
+    if len(scorers) > 1:
+        axes.legend(frameon=False, loc="best")
+    axes.set_xlabel("AUC with pairs minus without, 95% interval by user (dotted: no effect)")
 
 
 def _point(
-    axes: Axes, y: int, value: float | None, lower: float | None, upper: float | None, label: str | None = None
+    axes: Axes,
+    y: float,
+    value: float | None,
+    lower: float | None,
+    upper: float | None,
+    label: str | None = None,
+    color: str = ACCENT,
 ) -> None:
     """A value with its interval, if it has one."""
     if lower is not None and upper is not None:
-        axes.plot([lower, upper], [y, y], color=ACCENT, linewidth=2)
+        axes.plot([lower, upper], [y, y], color=color, linewidth=2)
     if value is not None:
-        axes.plot(value, y, "o", color=ACCENT, label=label)
+        axes.plot(value, y, "o", color=color, label=label)
 
 
 def _plot_slices(axes: Axes, summary: RunSummary) -> None:

@@ -9,7 +9,7 @@ from sllmr.components.example_validator.drift_report import DriftReport
 from sllmr.components.interactions_example_gen.data_report import DataReport
 from sllmr.components.item_embedder.job import EmbeddingReport
 from sllmr.components.leakage_guard.report import LeakageReport
-from sllmr.components.llm_comparison.verdict import Verdict
+from sllmr.components.llm_comparison.verdict import VectorsVerdict, Verdict
 from sllmr.components.llm_scorer.results import ScoreAge, ScoringLedger
 from sllmr.components.pair_builder.counts import PairCounts
 from sllmr.models.metric_names import MetricName
@@ -134,6 +134,7 @@ class RunSummary(BaseModel):
         schema_version: of this layout.
         name: of the configuration.
         verdict: whether the LLM helps; None if nothing was compared.
+        vectors_verdict: whether pairs that item vectors score help; None without train.compare_vectors.
         backbone: of the model.
         gate: gate.mode; None without pairs.
         metrics: test rows by slice.
@@ -163,6 +164,7 @@ class RunSummary(BaseModel):
     schema_version: Literal[1] = 1
     name: str
     verdict: Verdict | None
+    vectors_verdict: VectorsVerdict | None
     backbone: str
     gate: str | None
     metrics: dict[str, SliceSummary]

@@ -123,7 +123,7 @@ def _print_end(console: Console, result: RunSummary, output: pathlib.Path) -> No
     console.print(f"drift: {result.drift.sentence()}", style="dim", markup=False, soft_wrap=True)
     console.print(f"leakage: {result.leakage.sentence()}", style="dim", markup=False, soft_wrap=True)
     if result.verdict is not None:
-        print_verdict(console, result.verdict)
+        print_verdict(console, result.verdict, result.vectors_verdict)
     console.print(metrics_table(result.metrics, result.popularity_baseline, result.backbone, result.gate))
     console.print(other_metrics_table(result.metrics["overall"].by_metric))
     console.print(f"{result.scores_are}.", style="dim", markup=False, soft_wrap=True)

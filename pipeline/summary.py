@@ -16,7 +16,7 @@ from sllmr.components.interactions_example_gen.data_report import read_report
 from sllmr.components.item_embedder.job import REPORT_FILE, EmbeddingReport
 from sllmr.components.leakage_guard.report import LeakageReport, read_leakage_report
 from sllmr.components.llm_comparison.verdict import FILE_NAME as COMPARISON_FILE
-from sllmr.components.llm_comparison.verdict import Comparison, Verdict
+from sllmr.components.llm_comparison.verdict import Comparison, VectorsVerdict, Verdict
 from sllmr.components.llm_scorer.quality.staleness import staleness
 from sllmr.components.llm_scorer.results import read_ledger
 from sllmr.components.llm_scorer.strategies.item_text import describe
@@ -90,14 +90,13 @@ def collect(config: Config, output: pathlib.Path, seconds: float) -> RunSummary:
             " model; its log is in the run's"
         )
     blessed = not refused
-    training = TrainingReport.model_validate_json(
-        pathlib.Path(steps["Trainer"].outputs["model_run"], run_fn.REPORT_FILE).read_bytes()
-    )
+    training = _training(steps["Trainer"])
     data = read_report(steps["InteractionsExampleGen"].outputs["report"])
     llm = _scores(steps, config, data.splits["train"].positives) if "LlmScorer" in steps else None
     return RunSummary(
         name=config.name,
         verdict=_verdict(steps, llm, training),
+        vectors_verdict=_vectors_verdict(steps),
         backbone=config.model.backbone,
         gate=config.gate.mode if config.loss.llm_weight > 0 else None,
         metrics={name: SliceSummary.of(m) for name, m in evaluated.slices.items()},
@@ -130,17 +129,38 @@ def collect(config: Config, output: pathlib.Path, seconds: float) -> RunSummary:
 
 
 def _verdict(steps: dict[str, Step], llm: LlmSummary | None, training: TrainingReport) -> Verdict | None:
-    """The comparison of LlmComparison with the money and time that the LLM took; None if nothing was compared."""
+    """What LlmComparison found with the money and time that the LLM took; None if nothing was compared."""
     if "LlmComparison" not in steps or llm is None:
         return None
-    found = Comparison.model_validate_json(
-        pathlib.Path(steps["LlmComparison"].outputs["comparison"], COMPARISON_FILE).read_bytes()
-    )
     known = llm.cost_usd is not None and llm.cost_of_cached_responses_usd is not None
     return Verdict(
-        **dict(found),
+        **dict(_comparison(steps["LlmComparison"])),
         cost_usd=(llm.cost_usd or 0) + (llm.cost_of_cached_responses_usd or 0) if known else None,
         seconds=round(llm.seconds + training.seconds, 1),
+    )
+
+
+def _vectors_verdict(steps: dict[str, Step]) -> VectorsVerdict | None:
+    """The same of pairs that item vectors score; None without train.compare_vectors."""
+    if "VectorComparison" not in steps:
+        return None
+    found = _comparison(steps["VectorComparison"])
+    seconds = read_ledger(steps["VectorScorer"].outputs["scores"]).seconds
+    return VectorsVerdict(
+        answer=found.answer,
+        users_needed=found.users_needed,
+        slices=found.slices,
+        seconds=round(seconds + _training(steps["TrainerWithVectorPairs"]).seconds, 1),
+    )
+
+
+def _comparison(step: Step) -> Comparison:
+    return Comparison.model_validate_json(pathlib.Path(step.outputs["comparison"], COMPARISON_FILE).read_bytes())
+
+
+def _training(trainer: Step) -> TrainingReport:
+    return TrainingReport.model_validate_json(
+        pathlib.Path(trainer.outputs["model_run"], run_fn.REPORT_FILE).read_bytes()
     )
 
 

@@ -79,25 +79,33 @@ class Choice(BaseModel):
     reason: str
 
 
-class Comparison(BaseModel):
-    """What LlmComparison found.
+class Effect(BaseModel):
+    """What pairs of one scorer change.
 
     Attributes:
-        schema_version: of this layout.
         answer: from the overall slice: `helps` if its interval is above 0, `hurts` if below, else
             `not_distinguishable`.
         users_needed: test users with which the observed overall difference would leave its interval of 0; None unless
             the answer is `not_distinguishable` and the difference is not practically 0.
         slices: by name.
-        choice: which model is pushed if the Evaluator blesses it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
     answer: Answer
     users_needed: int | None
     slices: dict[str, SliceVerdict]
+
+
+class Comparison(Effect):
+    """What LlmComparison found: the effect, and the choice that follows from the validation rows.
+
+    Attributes:
+        schema_version: of this layout.
+        choice: which model is pushed if the Evaluator blesses it.
+    """
+
+    schema_version: Literal[1] = 1
     choice: Choice
 
 
@@ -113,26 +121,47 @@ class Verdict(Comparison):
     seconds: float
 
     def sentence(self) -> str:
-        """The answer with the difference, its interval and the cost, in one paragraph."""
-        overall = self.slices[OVERALL]
-        counts = f"{overall.users:,} test users, {overall.examples:,} rows"
-        if overall.difference is None or overall.lower is None or overall.upper is None:
-            return f"Whether the LLM helps is not measurable on {counts}. {self._price()}"
-        found = (
-            f"AUC {overall.with_llm:.4f} with it and {overall.without_llm:.4f} without, difference "
-            f"{overall.difference:+.4f} (95% interval {overall.lower:+.4f} to {overall.upper:+.4f}; {counts})"
-        )
-        if self.answer == "not_distinguishable":
-            need = f" (would need about {self.users_needed:,} users)" if self.users_needed is not None else ""
-            lead = f"The LLM's effect is not distinguishable on this much test data{need}"
-        else:
-            lead = f"The LLM {self.answer}"
-        return f"{lead}: {found}. {self._price()}"
+        """The answer with the difference, its interval, the cost and the choice, in one paragraph."""
+        answer = _sentence(self, "the LLM", "the LLM's effect", self.cost_usd, self.seconds)
+        return f"{answer} {_capitalized(self.choice.reason)}."
 
-    def _price(self) -> str:
-        cost = "an unknown price" if self.cost_usd is None else f"${self.cost_usd:.4f}"
-        reason = self.choice.reason[0].upper() + self.choice.reason[1:]
-        return f"It cost {cost} and {self.seconds / 60:.1f} minutes. {reason}."
+
+class VectorsVerdict(Effect):
+    """The effect of pairs that item vectors score; their model is not pushed.
+
+    Attributes:
+        seconds: wall time of scoring and of the training with these pairs.
+    """
+
+    seconds: float
+
+    def sentence(self) -> str:
+        """The answer with the difference and its interval, in one paragraph."""
+        scorer = "scoring by item vectors"
+        answer = _sentence(self, scorer, f"the effect of {scorer}", 0.0, self.seconds)
+        return f"{answer} That model is not pushed; with llm.strategy: embedding it is the one that is compared."
+
+
+def _sentence(found: Effect, scorer: str, effect: str, cost_usd: float | None, seconds: float) -> str:
+    overall = found.slices[OVERALL]
+    counts = f"{overall.users:,} test users, {overall.examples:,} rows"
+    cost = "an unknown price" if cost_usd is None else f"${cost_usd:.4f}"
+    price = f"It cost {cost} and {seconds / 60:.1f} minutes."
+    if overall.difference is None or overall.lower is None or overall.upper is None:
+        return f"Whether {scorer} helps is not measurable on {counts}. {price}"
+    if found.answer == "not_distinguishable":
+        need = f" (would need about {found.users_needed:,} users)" if found.users_needed is not None else ""
+        lead = f"{_capitalized(effect)} is not distinguishable on this much test data{need}"
+    else:
+        lead = f"{_capitalized(scorer)} {found.answer}"
+    return (
+        f"{lead}: AUC {overall.with_llm:.4f} with it and {overall.without_llm:.4f} without, difference "
+        f"{overall.difference:+.4f} (95% interval {overall.lower:+.4f} to {overall.upper:+.4f}; {counts}). {price}"
+    )
+
+
+def _capitalized(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def compare(valid: ScoredRows, test: ScoredRows) -> Comparison:

@@ -514,6 +514,10 @@ class LlmConfig(StrictConfig):
         """Whether the scores come from item vectors or a table."""
         return self.strategy == EMBEDDING or self.replay_table is not None
 
+    def scored_by_vectors(self) -> "LlmConfig":
+        """The same contexts and candidates, as many as training needs, scored by item vectors without a request."""
+        return LlmConfig(strategy=EMBEDDING, candidates=self.candidates, seed=self.seed)
+
     @property
     def planned_pairs(self) -> int:
         """budget.pairs, which a job sets by the data if a person does not: see cost/pairs_from_data.py."""

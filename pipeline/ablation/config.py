@@ -224,6 +224,7 @@ class Ablation:
         values["model"]["item_vectors_file"] = vectors if values["model"].pop("item_vectors") else None
         if values["train"]["compare"]:  # as in results from before arms had the key
             del values["train"]["compare"]
+        del values["train"]["compare_vectors"]  # a cell scores its pairs once
         if not values["model"]["text_match"]:  # younger than the committed results
             del values["model"]["text_match"]
         if not values["train"]["item_dropout"]:  # as in results from before the key

@@ -128,6 +128,18 @@ def test_the_configuration_survives_json(tmp_path):
             "data: {interactions: a, items: b}\ngate: {mode: advantage}\nloss: {form: distillation}",
             "loss.form distillation does not ask a gate of mode advantage; set loss.form to pairwise, or another",
         ),
+        (
+            "data: {interactions: a, items: b}\ntrain: {compare: false, compare_vectors: true}",
+            "train.compare_vectors needs train.compare, got false; set train.compare: true",
+        ),
+        (
+            "data: {interactions: a, items: b}\nitem_vectors: {source: none}\ntrain: {compare_vectors: true}",
+            "train.compare_vectors needs item vectors, got item_vectors.source none; set it to bundled",
+        ),
+        (
+            "data: {interactions: a, items: b}\nllm: {strategy: embedding}\ntrain: {compare_vectors: true}",
+            "train.compare_vectors needs another scorer to compare the vectors with, got llm.strategy embedding",
+        ),
         ("data: {interactions: a, items: b}\nmodel: {backbone: dcnv9}", "dcnv9"),
         ("- a\n- b", "must hold keys and values, got list"),
         ("data: [", "is not YAML"),

@@ -170,3 +170,27 @@ def test_a_comment_changes_no_step_and_changed_code_only_the_steps_that_run_it(t
     assert changed("components", "llm_scorer/requests/handler.py", "\nFACTOR = 2\n") == {"LlmScorer", "ItemEmbedder"}
     assert {"Trainer", "TrainerWithoutPairs"} <= changed("models", "losses.py", "\nFACTOR = 2\n")
     assert changed("models", "metrics.py", "\nFACTOR = 2\n") == {"Evaluator"}
+
+
+@pytest.mark.slow
+def test_pairs_of_item_vectors_are_compared_beside_the_llms_and_reach_no_pushed_model(tables, tmp_path):
+    plain = graph(tables, tmp_path)
+    steps = graph(tables, tmp_path, train={"compare_vectors": True})
+    added = {"VectorScorer", "VectorPairBuilder", "LeakageGuardOfVectorPairs", "TrainerWithVectorPairs"}
+    assert set(steps) - set(plain) == {*added, "VectorComparison"}
+    assert producers(steps["VectorComparison"]) == {
+        "TrainerWithVectorPairs",
+        "TrainerWithoutPairs",
+        "InteractionsExampleGen",
+    }
+    assert "VectorPairBuilder" in producers(steps["TrainerWithVectorPairs"])
+    assert not {"LlmScorer", "PairBuilder"} & producers(steps["TrainerWithVectorPairs"])
+    for name in ("Evaluator", "Pusher", "LlmComparison", "Trainer"):
+        assert producers(steps[name]) == producers(plain[name])
+        # So that switching it on trains nothing again.
+        assert steps[name].exec_properties == plain[name].exec_properties
+    scorer = json.loads(steps["VectorScorer"].exec_properties["config"])
+    assert scorer["strategy"] == "embedding"
+    assert scorer["candidates"] == json.loads(plain["LlmScorer"].exec_properties["config"])["candidates"]
+    assert scorer["budget"]["pairs"] is None
+    assert steps["VectorScorer"].inputs["item_vectors"] is steps["ItemEmbedder"].outputs["item_vectors"]

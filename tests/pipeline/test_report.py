@@ -43,12 +43,15 @@ DRIFT = {
 }
 
 
-def summary(*, training: dict[str, Any] | None = None, verdict: Any = None, **llm: Any) -> RunSummary:
+def summary(
+    *, training: dict[str, Any] | None = None, verdict: Any = None, vectors_verdict: Any = None, **llm: Any
+) -> RunSummary:
     """A run with one slice and one region of the gate.
 
     Args:
         training: changes of its training report.
         verdict: of the comparison.
+        vectors_verdict: of the comparison with pairs that item vectors score.
         llm: changes of its ledger, and `age`.
     """
     split = {"rows": 10, "positives": 5, "users": 5, "first": "2024-03-01T00:00:00+00:00", "last": None}
@@ -70,6 +73,7 @@ def summary(*, training: dict[str, Any] | None = None, verdict: Any = None, **ll
         {
             "name": "shop",
             "verdict": verdict,
+            "vectors_verdict": vectors_verdict,
             "backbone": "dcnv2",
             "gate": "supervised",
             "metrics": {name: SliceSummary.of(m).model_dump() for name, m in EVALUATED.slices.items()},
@@ -270,29 +274,23 @@ def test_what_the_data_do_to_the_results_is_told(tmp_path):
     assert "<td>2024-03-01</td>" in text
 
 
+_PART = {"with_llm": 0.72, "without_llm": 0.7, "users": 321, "examples": 1234}
+_NOT_MEASURABLE = dict.fromkeys(("difference", "lower", "upper", "with_llm", "without_llm"))
+VERDICT = {
+    "answer": "not_distinguishable",
+    "users_needed": 800,
+    "slices": {
+        "overall": {"difference": 0.02, "lower": -0.01, "upper": 0.05, **_PART},
+        "cold": {**_PART, **_NOT_MEASURABLE},
+    },
+    "choice": {"with_llm": True, "difference": 0.01, "standard_error": 0.005, "reason": "it is better"},
+    "cost_usd": 1.5,
+    "seconds": 90.0,
+}
+
+
 def test_the_page_leads_with_the_verdict_and_its_interval(tmp_path):
-    part = {"with_llm": 0.72, "without_llm": 0.7, "users": 321, "examples": 1234}
-    whole = summary(
-        verdict={
-            "answer": "not_distinguishable",
-            "users_needed": 800,
-            "slices": {
-                "overall": {"difference": 0.02, "lower": -0.01, "upper": 0.05, **part},
-                "cold": {
-                    **part,
-                    "difference": None,
-                    "lower": None,
-                    "upper": None,
-                    "with_llm": None,
-                    "without_llm": None,
-                },
-            },
-            "choice": {"with_llm": True, "difference": 0.01, "standard_error": 0.005, "reason": "it is better"},
-            "cost_usd": 1.5,
-            "seconds": 90.0,
-        }
-    )
-    report.write(whole, tmp_path / "report.html")
+    report.write(summary(verdict=VERDICT), tmp_path / "report.html")
     text = " ".join((tmp_path / "report.html").read_text().split())
     sentence = (
         "effect is not distinguishable on this much test data (would need about 800 users): AUC 0.7200 with it and "
@@ -301,6 +299,15 @@ def test_the_page_leads_with_the_verdict_and_its_interval(tmp_path):
     )
     assert sentence in text
     assert text.index(sentence) < text.index("Test AUC by slice")
+    assert "item vectors" not in text[: text.index("Test AUC by slice")]
+
+
+def test_the_verdict_on_item_vectors_stands_beside_the_llms(tmp_path):
+    vectors = {name: VERDICT[name] for name in ("users_needed", "slices", "seconds")} | {"answer": "helps"}
+    report.write(summary(verdict=VERDICT, vectors_verdict=vectors), tmp_path / "report.html")
+    text = " ".join((tmp_path / "report.html").read_text().split())
+    assert text.index("effect is not distinguishable") < text.index("Scoring by item vectors helps: AUC 0.7200")
+    assert text.index("Scoring by item vectors helps") < text.index("Test AUC by slice")
 
 
 def test_the_page_says_what_the_run_was_made_with_and_what_was_set(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from sllmr.components.llm_comparison.verdict import OVERALL, ScoredRows, choose, compare
+from sllmr.components.llm_comparison.verdict import OVERALL, ScoredRows, VectorsVerdict, Verdict, choose, compare
 
 
 def rows(users: int, gain: float, *, seed: int = 0, noise: float = 1.0) -> ScoredRows:
@@ -78,3 +78,16 @@ def test_validation_rows_of_one_label_are_refused():
     valid = rows(20, 0.3)
     with pytest.raises(ValueError, match="needs validation rows of both labels"):
         choose(valid._replace(labels=np.ones_like(valid.labels)))
+
+
+def test_the_verdict_on_vectors_says_the_same_numbers_and_that_its_model_is_not_pushed():
+    found = compare(rows(300, 0.8, seed=1), rows(300, 0.8, seed=2))
+    verdict = Verdict(**dict(found), cost_usd=0.0, seconds=90.0)
+    overall = found.slices[OVERALL]
+    numbers = f"AUC {overall.with_llm:.4f} with it and {overall.without_llm:.4f} without"
+    assert verdict.sentence().startswith(f"The LLM helps: {numbers}")
+    assert "The model with the LLM is taken" in verdict.sentence()
+    of_vectors = VectorsVerdict(answer="helps", users_needed=None, slices=found.slices, seconds=90.0).sentence()
+    assert of_vectors.startswith(f"Scoring by item vectors helps: {numbers}")
+    assert "It cost $0.0000 and 1.5 minutes. That model is not pushed" in of_vectors
+    assert "is taken" not in of_vectors
