@@ -207,6 +207,8 @@ class Network:
             {name: values[:1] for name, values in _rows(*_request(_source(), self.items, 1)).items()}
         )
         number = embedded.candidate.shape[1]
+        # A tensor here; captured by the function below it would not be known while that is traced.
+        of_history = None if embedded.history_fields is None else int(embedded.history_fields)
         given = _fed(embedded)
         signature = [
             {name: tf.TensorSpec([None, *part.shape[1:]], part.dtype, name=name) for name, part in given.items()}
@@ -214,8 +216,7 @@ class Network:
 
         @tf.function(input_signature=signature)
         def dense(parts: dict[str, tf.Tensor]) -> tf.Tensor:
-            candidate, of_history = parts["fields"][:, :number], embedded.history_fields
-            row = type(embedded)(candidate=candidate, history_fields=of_history, **parts)
+            row = type(embedded)(candidate=parts["fields"][:, :number], history_fields=of_history, **parts)
             return tf.sigmoid(self.model.backbone(row))
 
         return dense
