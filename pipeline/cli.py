@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from sllmr.pipeline.config import Config
 
 
-def _check_configuration(file: str) -> None:
-    """Refuses a wrong key or value before TensorFlow and TFX are imported, which takes seconds."""
+def _check_configuration(file: str, *, reads_tables: bool) -> None:
+    """Refuses a wrong key, value or table's header before TensorFlow and TFX are imported, which takes seconds."""
     from sllmr.pipeline.start import diverted_stderr
 
     with diverted_stderr(pathlib.Path(os.devnull)):
         from sllmr.pipeline.config import load_config
 
-        load_config(file)
+        config = load_config(file)
+        if reads_tables and config.fetch is None:
+            from sllmr.components.interactions_example_gen.columns import check_tables
+
+            check_tables(config.data)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -588,7 +592,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "top",
             "export",
         ):
-            _check_configuration(arguments.config)
+            reads_tables = arguments.command in ("run", "score", "pilot", "batch")
+            _check_configuration(arguments.config, reads_tables=reads_tables)
         return execute(arguments)
     except (KeyboardInterrupt, Exception) as error:
         if arguments.debug:

@@ -1,5 +1,7 @@
 """The command line's manners."""
 
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -9,6 +11,14 @@ from sllmr.models.errors import UserError
 from sllmr.pipeline.cli import main
 
 HEAVY = ("tensorflow", "tfx", "apache_beam", "pydantic", "numpy", "openai", "matplotlib")
+
+
+def shop(folder: pathlib.Path, interactions: str) -> pathlib.Path:
+    """A configuration of two tables."""
+    (folder / "a.csv").write_text(interactions)
+    (folder / "b.csv").write_text("item_id,title\ni,Soap\n")
+    (folder / "shop.yaml").write_text("data: {interactions: a.csv, items: b.csv}")
+    return folder / "shop.yaml"
 
 
 def test_help_imports_nothing_heavy():
@@ -31,6 +41,24 @@ def test_a_wrong_configuration_is_one_message_without_a_traceback(tmp_path, caps
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("interactions", "message"),
+    [("user,item_id,timestamp\nu,i,1\n", "a.csv.*user_id"), (None, "b.csv")],
+)
+def test_a_wrong_table_is_refused_before_anything_heavy_is_imported(tmp_path, interactions, message):
+    config = shop(tmp_path, interactions or "user_id,item_id,timestamp\nu,i,1\n")
+    if interactions is None:
+        (tmp_path / "b.csv").unlink()
+    program = (
+        f"import sys\nfrom sllmr.pipeline.cli import main\nstatus = main(['run', '--config', {str(config)!r}])\n"
+        "print(status, 'loaded:', [m for m in ('tensorflow', 'tfx', 'apache_beam') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert result.stdout == "1 loaded: []\n"
+    assert re.search(message, result.stderr)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_data_from_files_asks_for_both_files(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["data", "amazon-2014", "--reviews", "r.json.gz", "--output", "out"])
@@ -38,8 +66,7 @@ def test_data_from_files_asks_for_both_files(capsys):
 
 
 def test_a_defect_leaves_its_traceback_in_the_log_and_says_where(tmp_path, capsys, monkeypatch):
-    config = tmp_path / "shop.yaml"
-    config.write_text("data: {interactions: a.csv, items: b.csv}")
+    config = shop(tmp_path, "user_id,item_id,timestamp\nu,i,1\n")
     monkeypatch.setattr("sllmr.pipeline.runner.run", lambda *_: {}["alpha_quantiles"])
     assert main(["run", "--config", str(config), "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
