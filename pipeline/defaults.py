@@ -1,4 +1,4 @@
-"""What a run does unless its file says otherwise: the design that won on validation rows (docs/evaluation.md).
+"""What a run does unless its file says otherwise: the design that won on validation rows (docs/results.md).
 
 The sections' own classes default to the paper's design, of which the arms of the ablation are changes. A run has
 gate.mode stacked, and with that mode go its loss, pairs and candidates; a file that sets another mode gets the paper's.
