@@ -90,7 +90,7 @@ def reliability_cells(
 
 def model_is_right(pairs: Mapping[str, npt.ArrayLike]) -> np.ndarray | None:
     """bool [pairs]: whether the base model scores the target item of a calibration pair higher; None without a base
-    model."""
+    model. If it scores both equally, it counts as preferring the item that the LLM does not."""
     if PREFERRED + features.BASE_LOGIT not in pairs:
         return None
     preferred, other = (np.asarray(pairs[prefix + features.BASE_LOGIT]) for prefix in (PREFERRED, OTHER))

@@ -81,6 +81,14 @@ def test_cells_say_nothing_of_what_was_not_measured():
     assert {(c.pairs, c.calibration_pairs, c.mean_alpha, c.llm_right) for c in empty} == {(0, 0, None, None)}
 
 
+def test_a_base_model_that_scores_both_items_equally_counts_as_preferring_the_other_one():
+    logits = {PREFERRED: [1.0, 1.0, 0.0, 0.0, 2.0, 2.0], OTHER: [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]}
+    pairs = {prefix + features.BASE_LOGIT: tf.constant(values) for prefix, values in logits.items()}
+    pairs[features.CALIBRATION_LABEL] = tf.constant([1, 0, 1, 0, 1, 0])
+
+    np.testing.assert_array_equal(model_is_right(pairs), [True, False, False, True, False, True])
+
+
 def test_pairs_without_a_known_choice_are_not_labeled():
     pairs = {features.CALIBRATION_LABEL: tf.constant([1, NOT_CALIBRATION, 0])}
     np.testing.assert_array_equal(labeled(pairs), [True, False, True])
@@ -89,7 +97,7 @@ def test_pairs_without_a_known_choice_are_not_labeled():
 def test_calibration_error_is_that_of_a_plain_loop_over_bins():
     source = np.random.default_rng(5)
     probability = np.append(source.uniform(size=400), [0.0, 1.0])
-    right = source.uniform(size=402) < probability**2
+    right = source.uniform(size=402) < np.where(probability < 0.5, probability**2, np.sqrt(probability))
     bins: dict[int, list[tuple[float, bool]]] = {}
     for p, r in zip(probability, right, strict=True):
         bins.setdefault(min(int(p * 10), 9), []).append((p, r))
@@ -134,6 +142,8 @@ MIXED = np.array([0.01] * 50 + [0.99] * 50)
         (CLOSED, [cell(0.01, 400, 0.8, model=0.85)], None),
         (CLOSED, [cell(0.01, 10, 0.5)], "closed"),
         (CLOSED, [cell(0.01, 0, 0.5)], "closed"),
+        (CLOSED, [cell(0.01, 14, 0.5), cell(0.02, 15, 0.5)], "closed"),
+        (CLOSED, [cell(0.01, 15, 0.5), cell(0.02, 15, 0.5)], None),  # 30 pairs tell
         (OPEN_IN_SEVEN_OF_A_HUNDRED, [cell(0.01, 400, 0.7)], None),  # below .05 on 93% of the pairs, not on 95%
         (CLOSED_IN_SEVEN_OF_A_HUNDRED, [cell(0.9, 400, 0.7)], None),
         (OPEN, [cell(0.99, 400, 0.7), cell(0.98, 0, 0.0)], "open"),
@@ -145,7 +155,8 @@ MIXED = np.array([0.01] * 50 + [0.99] * 50)
         (MIXED, [cell(0.9, 400, 0.9), cell(0.1, 400, 0.5)], None),
         (MIXED, [cell(0.9, 400, 0.8, model=0.9), cell(0.1, 400, 0.7, model=0.5)], "inverted"),
         (MIXED, [cell(0.9, 400, 0.7, model=0.5), cell(0.1, 400, 0.8, model=0.9)], None),
-        (MIXED, [cell(0.9, 20, 0.5), cell(0.1, 20, 0.9)], None),  # too few to tell
+        (MIXED, [cell(0.9, 29, 0.5), cell(0.1, 29, 0.9)], None),  # too few to tell
+        (MIXED, [cell(0.9, 30, 0.5), cell(0.1, 30, 0.9)], "inverted"),
         (MIXED, [cell(0.9, 400, 0.7), cell(0.1, 400, 0.72)], None),  # not significant
         (MIXED, [cell(0.52, 400, 0.5), cell(0.5, 400, 0.9)], None),  # as good as flat
         (MIXED, [cell(0.9, 0, 0.5), cell(0.1, 400, 0.9)], None),
