@@ -66,6 +66,9 @@ def test_the_covariance_is_that_of_obuchowskis_sums():
         expected[r, s] = s10 / m + s01 / n + s11 / (m * n)
     _, covariance = clustered_auc(user, label, scores)
     assert covariance == pytest.approx(expected, abs=1e-14)
+    assert estimate_auc(user, label, b).standard_error ** 2 == pytest.approx(expected[1, 1])
+    of_difference = expected[0, 0] + expected[1, 1] - expected[0, 1] - expected[1, 0]
+    assert compare_auc(user, label, a, b).standard_error ** 2 == pytest.approx(of_difference)
 
 
 def delong_by_loops(labels, scores) -> np.ndarray:
@@ -128,6 +131,16 @@ def test_the_interval_of_a_difference_on_two_users_stays_within_what_a_differenc
     assert (result.lower, result.upper) == (-1, 1)
 
 
+def test_two_users_with_each_label_are_enough_for_an_interval_by_students_t_on_the_logit_scale():
+    users, labels, scores = [1, 1, 1, 2, 2, 2], [1, 0, 0, 1, 0, 0], [3.0, 1, 4, 5, 2, 0]
+    result = estimate_auc(users, labels, scores)
+
+    assert result.auc == 7 / 8
+    half = 12.7062 * result.standard_error / (7 / 8 * 1 / 8)  # .975 quantile of Student's t at one degree of freedom
+    ends = [1 / (1 + math.exp(-(math.log(7) + sign * half))) for sign in (-1, 1)]
+    assert (result.lower, result.upper) == pytest.approx(ends, rel=1e-4)
+
+
 def test_equal_scorers_differ_by_nothing():
     user, label, a, _ = sample(np.random.default_rng(8), users=30)
     result = compare_auc(user, label, a, 2 * a + 1)
@@ -147,11 +160,24 @@ def test_one_user_has_an_auc_and_no_interval():
     assert compare_auc(["u"] * 2, [1, 0], [3.0, 1], [1.0, 3]) == (1.0, 0.0, 1.0, None, None, None, 2, 1, 1)
 
 
-@pytest.mark.parametrize(("sign", "lower", "upper"), [(1, 0.025 ** (1 / 5), 1), (-1, 0, 1 - 0.025 ** (1 / 5))])
-def test_a_perfect_order_of_a_few_users_is_not_certain(sign, lower, upper):
-    users, labels = np.repeat(range(5), 2), np.tile([1, 0], 5)
+@pytest.mark.parametrize("counts", [(5, 5), (2, 5), (5, 2)], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_perfect_order_is_as_certain_as_the_users_of_the_rarer_label_make_it(counts, sign):
+    with_positive, with_negative = counts
+    users = [*range(with_positive), *range(with_negative)]
+    labels = np.array([1] * with_positive + [0] * with_negative)
     result = estimate_auc(users, labels, sign * labels)
-    assert (result.lower, result.upper) == pytest.approx((lower, upper))
+    bound = 0.025 ** (1 / min(counts))
+    assert (result.lower, result.upper) == pytest.approx((bound, 1) if sign == 1 else (0, 1 - bound))
+
+
+@pytest.mark.parametrize("labels", [[1, 0, 0, 0], [1, 1, 1, 0]])
+def test_one_user_with_either_label_is_too_few_for_an_interval(labels):
+    users, scores = ["u", "v", "w", "x"], [4.0, 3.0, 2.0, 1.0]
+    assert estimate_auc(users, labels, scores)[:4] == (1.0, None, None, None)
+    assert compare_auc(users, labels, scores, scores)[3:6] == (None, None, None)
+    with pytest.raises(ValueError, match=r"at least two users with a positive and two with a negative, got \d and \d"):
+        clustered_auc(users, labels, [scores])
 
 
 @pytest.mark.parametrize(

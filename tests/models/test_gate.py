@@ -183,6 +183,13 @@ def test_supervised_loss_is_the_cross_entropy_of_the_calibration_pairs_alone():
     assert float(gate.loss(tf.constant(alpha), tf.constant(label))) == pytest.approx(expected, rel=1e-5)
 
 
+def test_an_alpha_of_0_or_1_costs_as_one_in_a_million_does_if_it_is_wrong_and_nothing_if_it_is_right():
+    gate = SupervisedGate(GateConfig())
+
+    for alpha, label, expected in ((1.0, 0, np.log(1e6)), (0.0, 1, np.log(1e6)), (1.0, 1, 0.0), (0.0, 0, 0.0)):
+        assert float(gate.loss(tf.constant([alpha]), tf.constant([label]))) == pytest.approx(expected, abs=0.1)
+
+
 def test_a_batch_without_calibration_pairs_leaves_the_gate_alone():
     gate = gate_with_weights("supervised")
     with tf.GradientTape() as tape:
@@ -318,6 +325,16 @@ def test_an_advantage_gate_of_an_llm_that_was_never_wrong_is_open_everywhere():
     assert gate.alpha(preferred, other).numpy().min() > 0.9
 
 
+@pytest.mark.parametrize(("label", "expected"), [(1, 0.9975), (0, 0.0025)])
+def test_an_llm_that_was_always_or_never_right_is_so_with_the_same_probability_whatever_the_signals(label, expected):
+    preferred, other = sides(40)
+    gate = AdvantageGate(SMOOTH.model_copy(update={"mode": "advantage"}))
+    gate.fit(preferred, other, tf.fill([40], label), np.arange(40))
+
+    probability = [sigmoid(weighted(gate.llm_weights.numpy(), preferred, gate.config, n)) for n in range(40)]
+    np.testing.assert_allclose(probability, expected, atol=1e-4)
+
+
 def stacked_alpha(gate: StackedGate, side: PairSide, n: int) -> float:
     model = max(0.0, weighted(gate.model_weights.numpy(), side, gate.config, n))
     llm = max(0.0, weighted(gate.llm_weights.numpy(), side, gate.config, n))
@@ -415,6 +432,22 @@ def test_weights_of_a_fitted_gate_are_named_by_part_and_signal():
             "llm:history_brevity*rarity": -0.3,
         }
     )
+
+
+def test_a_stacked_gates_weights_hold_the_scales_of_model_and_llm_by_name():
+    """`training.json` keeps these names, and gate.weights_from reads them."""
+    gate = fitted_gate("stacked")
+    gate.base_weights.assign([-0.8, 0.3, 0.1, 0.25])
+    gate.centres.assign([0.2, 0.4])
+    gate.spreads.assign([1.5, 0.3])
+
+    weights = gate.named_weights()
+    terms = ["bias", "history_brevity", "rarity", "history_brevity*rarity"]
+    assert list(weights) == [
+        *(f"{part}:{term}" for part in ("model", "llm", "base") for term in terms),
+        *("centre:model", "centre:llm", "spread:model", "spread:llm"),
+    ]
+    assert list(weights.values())[8:] == pytest.approx([-0.8, 0.3, 0.1, 0.25, 0.2, 0.4, 1.5, 0.3])
 
 
 @pytest.mark.parametrize("mode", ["advantage", "stacked"])
@@ -525,6 +558,7 @@ def test_another_gate_takes_the_weights_and_judges_the_same(mode):
     np.testing.assert_array_equal(other.alpha(*seen), gate.alpha(*seen))
     if mode == "stacked":
         np.testing.assert_array_equal(other.stacked_logit(seen[0]), gate.stacked_logit(seen[0]))
+        assert other.held_out_error is None
 
 
 def test_weights_of_other_signals_are_not_taken():
