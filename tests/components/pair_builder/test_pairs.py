@@ -189,9 +189,13 @@ def test_a_pair_of_the_users_choice_that_flips_is_dropped_as_well():
     assert (selection.pairs, selection.counts[INCONSISTENT]) == ([], 1)
 
 
-def test_a_tie_in_one_of_the_orders_is_no_flip():
-    selection = select_pairs(audited([0.5, 0.5], [0.1, 0.9]), PairConfig(drop_inconsistent=True))
-    assert [(p.preferred_item_id, p.other_item_id) for p in selection.pairs] == [("i1", "i0")]
+@pytest.mark.parametrize("tie_first", [True, False])
+@pytest.mark.parametrize(("strict", "expected"), [([0.1, 0.9], ("i1", "i0")), ([0.9, 0.1], ("i0", "i1"))])
+def test_a_tie_in_one_of_the_orders_is_no_flip(tie_first, strict, expected):
+    tie = [0.5, 0.5]
+    made = audited(tie, strict) if tie_first else audited(strict, tie)
+    selection = select_pairs(made, PairConfig(drop_inconsistent=True))
+    assert [(p.preferred_item_id, p.other_item_id) for p in selection.pairs] == [expected]
 
 
 def test_contexts_without_an_audit_drop_nothing_as_inconsistent():
@@ -303,17 +307,28 @@ def test_scores_of_another_seed_are_refused_with_the_fix():
 
 
 def test_the_counts_of_all_contexts_stand_in_one_file(tmp_path):
-    write_catalog(str(tmp_path), CATALOG.values())
-    rows = [record({"a": 0.25, "b": 0.75}).serialize(), record({"a": 0.5, "b": 0.5}).serialize()]
+    write_catalog(str(tmp_path), [Item(item_id=item_id) for item_id in ("h1", "i0", "i1", "i2", "i3", "i4")])
+    # i0 makes four labeled pairs; i1 and i2 are tied, each too close to i3, and only one of them can pair with i4;
+    # i3 and i4 flip.
+    rich = audited([1.0, 0.5, 0.5, 0.375, 0.0], [1.0, 0.5, 0.5, 0.25, 0.375], chosen="i0")
+    config = PairConfig(min_margin=0.25, max_per_context=1, drop_inconsistent=True)
     with BeamPipeline() as pipeline:
         built = (
             pipeline
-            | beam.Create([(row, {}) for row in rows])
-            | beam.ParDo(BuildPairs(PairConfig(), SIZES, str(tmp_path))).with_outputs(COUNTS, main="pairs")
+            | beam.Create([(made.serialize(), {}) for made in (rich, record({"i0": 0.5, "i1": 0.5}))])
+            | beam.ParDo(BuildPairs(config, SIZES, str(tmp_path))).with_outputs(COUNTS, main="pairs")
         )
         _ = built[COUNTS] | WriteCounts(str(tmp_path))
     assert read_counts(str(tmp_path)) == PairCounts(
-        contexts=2, contexts_without_pair=1, candidate_pairs=2, pairs=1, tied=1
+        contexts=2,
+        contexts_without_pair=1,
+        candidate_pairs=11,
+        pairs=5,
+        calibration_pairs=4,
+        tied=2,
+        inconsistent=1,
+        narrow=2,
+        beyond_cap=1,
     )
 
 
