@@ -140,6 +140,7 @@ def _embed(
             config=source,
             catalog_directory=str(work / "catalog"),
             cache_directory=config.cache_dir,
+            store_url=config.store,
             work_directory=str(work),
             output_directory=str(work),
             make_pipeline=functools.partial(beam.Pipeline, argv=list(config.beam.pipeline_args)),

@@ -14,6 +14,7 @@ from sllmr.components.example_validator.config import DriftConfig
 from sllmr.components.interactions_example_gen.config import DataConfig, check_local
 from sllmr.components.item_embedder.config import ItemVectorsConfig
 from sllmr.components.llm_scorer.config import EMBEDDING, LlmConfig
+from sllmr.components.llm_scorer.store.interface import check_url
 from sllmr.components.own_slices import slice_features
 from sllmr.components.pair_builder.config import PairConfig
 from sllmr.components.pair_yield import PairYield
@@ -108,6 +109,12 @@ class Config(BaseModel):
         default="~/.cache/sllmr",
         description="downloads and every LLM answer that was paid for; shared by runs, outside their folders",
     )
+    store: str | None = Field(
+        default=None,
+        description="where LLM responses, budgets, limits, and batches are kept if workers of several machines share "
+        "them: postgresql://user@host/database, without the password, which is read from the environment variable "
+        "PGPASSWORD or from ~/.pgpass; empty: SQLite files in cache_dir; see docs/runners.md",
+    )
     data: DataConfig
     drift: DriftConfig = DriftConfig()
     item_vectors: ItemVectorsConfig = ItemVectorsConfig()
@@ -125,6 +132,16 @@ class Config(BaseModel):
     @classmethod
     def _design_that_won(cls, values: Any) -> Any:
         return with_defaults(values)
+
+    @field_validator("store")
+    @classmethod
+    def _store_holds_no_secret(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            return check_url(value)
+        except ValueError as error:
+            raise ValueError(f"store {error}") from None
 
     @model_validator(mode="after")
     def _loss_asks_the_gate(self) -> "Config":

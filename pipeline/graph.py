@@ -229,6 +229,7 @@ def _row_steps(config: Config, cluster: Cluster | None = None) -> _DataSteps:
             catalog=example_gen.outputs["catalog"],
             config=config.item_vectors,
             cache_directory=config.cache_dir,
+            store_url=config.store,
             code_fingerprint=_code_of(ItemEmbedder),
         )
         steps = (*steps, item_embedder)
@@ -261,6 +262,7 @@ def _scored(
         pair_yield=config.pair_yield,
         item_vectors=rows.item_vectors if reads_vectors else None,
         cache_directory=config.cache_dir,
+        store_url=config.store,
         code_fingerprint=_code_of(LlmScorer),
     )
     pair_builder = PairBuilder(

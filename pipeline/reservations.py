@@ -22,12 +22,13 @@ def reservations(config_file: pathlib.Path, *, release: bool) -> None:
         CacheError: the record of runs cannot be read or written.
     """
     console = Console(highlight=False)
-    directory = load_config(config_file).cache_dir
-    found = release_reservations(directory) if release else reservations_by_run(directory)
+    config = load_config(config_file)
+    store = config.store or config.cache_dir
+    found = release_reservations(store) if release else reservations_by_run(store)
     ended = [run for run in found if not run.is_running]
     running = [run for run in found if run.is_running]
     if not found:
-        console.print(f"No request of an earlier run in {directory} may be on the bill without a response.")
+        console.print(f"No request of an earlier run in {store} may be on the bill without a response.")
         return
     if running:
         console.print(f"Runs in progress: {_sum(running)}", soft_wrap=True)

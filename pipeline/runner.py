@@ -75,7 +75,7 @@ def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path)
             logging.exception("the run stopped")
             again = shlex.join(["sllmr", "run", "--config", str(config_file), "--output", str(output)])
             console.print(
-                f"{what_is_kept(error, config.cache_dir, again)}; the log is {log_file}",
+                f"{what_is_kept(error, config.store or config.cache_dir, again)}; the log is {log_file}",
                 style="red",
                 markup=False,
                 soft_wrap=True,

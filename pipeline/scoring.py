@@ -194,7 +194,10 @@ def _write_table(
                     table.rename(work / FAILED_DIRECTORY)
                     console.print(f"Failed     {output / WORK_DIRECTORY / FAILED_DIRECTORY}", soft_wrap=True)
                 console.print(
-                    what_is_kept(error, config.cache_dir, again), style="yellow", markup=False, soft_wrap=True
+                    what_is_kept(error, config.store or config.cache_dir, again),
+                    style="yellow",
+                    markup=False,
+                    soft_wrap=True,
                 )
                 raise
         scores.publish(str(table), str(output))
@@ -258,6 +261,7 @@ def _embedding_job(config: Config, work: pathlib.Path) -> EmbeddingJob:
         config=config.item_vectors,
         catalog_directory=str(work / "catalog"),
         cache_directory=config.cache_dir,
+        store_url=config.store,
         work_directory=str(work),
         output_directory=str(work / _VECTORS),
         make_pipeline=functools.partial(beam.Pipeline, argv=list(config.beam.pipeline_args)),
@@ -277,6 +281,7 @@ def _workspace(config: Config, work: pathlib.Path, *, output: pathlib.Path) -> W
         config=config.llm,
         catalog_directory=str(work / "catalog"),
         cache_directory=config.cache_dir,
+        store_url=config.store,
         work_directory=str(work),
         output_directory=str(output),
         make_pipeline=functools.partial(beam.Pipeline, argv=list(config.beam.pipeline_args)),

@@ -3,7 +3,8 @@
 import pathlib
 from collections.abc import Iterator
 
-from sllmr.components.llm_scorer.requests.cache import FILE_NAME, CacheError
+from sllmr.components.llm_scorer.requests.cache import FILE_NAME
+from sllmr.components.llm_scorer.store.interface import CacheError, is_shared
 from sllmr.models.errors import UserError, file_error
 
 
@@ -17,23 +18,23 @@ def user_error(error: BaseException | None) -> UserError | None:
     return found or next((e for e in refused if e is not None), None)
 
 
-def what_is_kept(error: BaseException, cache_dir: str, again: str) -> str:
+def what_is_kept(error: BaseException, store: str, again: str) -> str:
     """One line about a command that an error stopped, as far as it is known: after an unforeseen error a response may
     not have reached the disk.
 
     Args:
         error: the exception.
-        cache_dir: of the responses.
+        store: of the responses.
         again: the command that resumes.
     """
-    if not pathlib.Path(cache_dir, FILE_NAME).exists():
+    if not is_shared(store) and not pathlib.Path(store, FILE_NAME).exists():
         return f"Stopped. To resume: {again}"
     # Beam reports what ends a step as another error.
     links = list(chain(error))
     foreseen = any(isinstance(link, UserError | KeyboardInterrupt) for link in links)
     if foreseen and not any(isinstance(link, CacheError | OSError) for link in links):
-        return f"Stopped. Every response so far is kept in {cache_dir}; to resume: {again}"
-    return f"Stopped. Responses that are in {cache_dir} are not queried again; to resume: {again}"
+        return f"Stopped. Every response so far is kept in {store}; to resume: {again}"
+    return f"Stopped. Responses that are in {store} are not queried again; to resume: {again}"
 
 
 def is_interruption(error: BaseException | None) -> bool:

@@ -18,6 +18,7 @@ class ItemEmbedderSpec(component_spec.ComponentSpec):
     PARAMETERS: ClassVar = {
         "config": component_spec.ExecutionParameter(type=str),
         "cache_directory": component_spec.ExecutionParameter(type=str),
+        "store_url": component_spec.ExecutionParameter(type=str),
         "file_fingerprint": component_spec.ExecutionParameter(type=str),
         "code_fingerprint": component_spec.ExecutionParameter(type=str),
     }
@@ -38,6 +39,7 @@ class ItemEmbedder(base_beam_component.BaseBeamComponent):
         config: ItemVectorsConfig,
         cache_directory: str,
         code_fingerprint: str,
+        store_url: str | None = None,
     ):
         """
         Args:
@@ -45,12 +47,14 @@ class ItemEmbedder(base_beam_component.BaseBeamComponent):
             config: where the vectors come from; its source is not `none`.
             cache_directory: absolute; keeps vectors between runs, so it lies outside the pipeline's root.
             code_fingerprint: fingerprint of the sources; part of TFX's cache key and of nothing else.
+            store_url: of the database that keeps an endpoint's responses; None: cache_directory does.
         """
         super().__init__(
             ItemEmbedderSpec(
                 catalog=catalog,
                 config=config.model_dump_json(),
                 cache_directory=cache_directory,
+                store_url=store_url or "",
                 # Part of TFX's cache key: a file that was written anew is read anew.
                 file_fingerprint=io_utils.generate_fingerprint("file", config.file) if config.file else "",
                 code_fingerprint=code_fingerprint,

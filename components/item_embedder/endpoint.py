@@ -31,6 +31,8 @@ from sllmr.components.llm_scorer.requests.cache import ResponseCache
 from sllmr.components.llm_scorer.requests.handler import Session
 from sllmr.components.llm_scorer.requests.ledger import RunLedger
 from sllmr.components.llm_scorer.requests.progress import ProgressReporter
+from sllmr.components.llm_scorer.requests.sharing import share_run
+from sllmr.components.llm_scorer.store.interface import CacheError
 from sllmr.models.item_vectors import unit
 
 TEXT_VERSION = "item_text.v1"
@@ -63,19 +65,21 @@ class EndpointEmbedder:
 
     Args:
         config: the endpoint.
-        cache_directory: of the response cache, and of the bundled LLM's weights if it is the model.
+        cache_directory: of the bundled LLM's weights if it is the model.
+        store_url: of the database that keeps the responses; None: cache_directory does.
         work_directory: for a local server's log.
     """
 
-    def __init__(self, config: EmbeddingEndpoint, cache_directory: str, work_directory: str):
+    def __init__(self, config: EmbeddingEndpoint, cache_directory: str, store_url: str | None, work_directory: str):
         self._config: LlmConfig = config.client_config()
         self._max_failure_rate = config.max_failure_rate
         self._cache_directory = cache_directory
+        self._store = store_url or cache_directory
         self._work_directory = work_directory
 
     def estimate(self, texts: Sequence[str]) -> Estimate:
         """What `embed` would send and cost, without a request."""
-        cache = ResponseCache(self._cache_directory)
+        cache = ResponseCache(self._store)
         try:
             requests = _TextRequests(self._config, texts)
             estimator = Estimator({}, requests, self._config, cache)
@@ -98,15 +102,17 @@ class EndpointEmbedder:
             raise LlmError(in_terms_of_the_endpoint(str(error))) from None
 
     def _embed(self, texts: Sequence[str]) -> Embedded:
-        expected = self.estimate(texts)
         requests = _TextRequests(self._config, texts)
-        run = RunLedger(self._cache_directory, uuid.uuid4().hex)
-        run.add({ledger.PRIOR_NANO_USD: expected.prior_nano_usd, ledger.PRIOR_TOKENS: expected.prior_tokens})
+        run = RunLedger(self._store, uuid.uuid4().hex)
         answers: list[np.ndarray | Answer] = []
         try:
-            with run.driven(), self._endpoint(expected) as base_url:
+            with run.driven(), contextlib.ExitStack() as endpoint:
+                share_run(run, self._config, TEXT_VERSION, texts)
+                expected = self.estimate(texts)
+                run.spent_before(expected.prior_nano_usd, expected.prior_tokens)
+                base_url = endpoint.enter_context(self._endpoint(expected))
                 session: Session[np.ndarray | Answer] = Session(
-                    self._config, base_url, self._cache_directory, run.run_id, requests
+                    self._config, base_url, self._store, run.run_id, requests
                 )
                 with ProgressReporter(
                     run,
@@ -120,7 +126,8 @@ class EndpointEmbedder:
             run.forget()
         except BaseException as error:
             # Also Ctrl-C: threads that still work would go on spending.
-            run.end()
+            with contextlib.suppress(CacheError):
+                run.end()
             if isinstance(error, Exception) and (reason := run.end_reason) and not isinstance(error, LlmError):
                 raise LlmError(reason) from None
             raise

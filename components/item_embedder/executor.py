@@ -23,6 +23,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             config=ItemVectorsConfig.model_validate_json(exec_properties["config"]),
             catalog_directory=artifact_utils.get_single_uri(input_dict["catalog"]),
             cache_directory=exec_properties["cache_directory"],
+            store_url=exec_properties["store_url"] or None,
             work_directory=self._get_tmp_dir(),
             output_directory=artifact_utils.get_single_uri(output_dict["item_vectors"]),
             make_pipeline=self._make_beam_pipeline,

@@ -72,6 +72,7 @@ class EmbeddingJob:
         catalog_directory: of the ItemCatalog.
         cache_directory: keeps vectors and the bundled model's weights between runs, outside TFX's executions; every
             worker must reach it.
+        store_url: of the database that keeps an endpoint's responses; None: cache_directory does.
         work_directory: for what the workers write for the driver.
         output_directory: gets VECTORS_FILE and REPORT_FILE.
         make_pipeline: a fresh Beam pipeline with the runner's options.
@@ -84,6 +85,7 @@ class EmbeddingJob:
     work_directory: str
     output_directory: str
     make_pipeline: Callable[[], beam.Pipeline]
+    store_url: str | None = None
     min_items_with_vector: float = MIN_ITEMS_WITH_VECTOR
 
     def run(self) -> EmbeddingReport:
@@ -132,7 +134,7 @@ class EmbeddingJob:
         return self._embedder(self.config.endpoint).estimate(sorted(set(self._texts().values())))
 
     def _embedder(self, endpoint: EmbeddingEndpoint) -> EndpointEmbedder:
-        return EndpointEmbedder(endpoint, self.cache_directory, self.work_directory)
+        return EndpointEmbedder(endpoint, self.cache_directory, self.store_url, self.work_directory)
 
     def _texts(self) -> dict[str, str]:
         return dict(_texts(self.catalog_directory))

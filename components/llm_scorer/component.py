@@ -20,6 +20,7 @@ class LlmScorerSpec(types.ComponentSpec):
     PARAMETERS = {  # noqa: RUF012  the form that TFX's base class declares
         "config": component_spec.ExecutionParameter(type=str),
         "cache_directory": component_spec.ExecutionParameter(type=str),
+        "store_url": component_spec.ExecutionParameter(type=str),
         "pair_yield": component_spec.ExecutionParameter(type=str),
         "prompt_version": component_spec.ExecutionParameter(type=str),
         "code_fingerprint": component_spec.ExecutionParameter(type=str),
@@ -50,6 +51,7 @@ class LlmScorer(base_beam_component.BaseBeamComponent):
         code_fingerprint: str,
         pair_yield: PairYield,
         item_vectors: channel.BaseChannel | None = None,
+        store_url: str | None = None,
     ):
         """
         Args:
@@ -60,6 +62,7 @@ class LlmScorer(base_beam_component.BaseBeamComponent):
             cache_directory: absolute; keeps answers between runs, so it lies outside the pipeline's root.
             code_fingerprint: fingerprint of the sources; part of TFX's cache key and of nothing else.
             item_vectors: of ItemEmbedder, for strategy `embedding` and for candidates near a history; None: none.
+            store_url: of the database that keeps answers and counters; None: cache_directory does.
 
         Raises:
             ValueError: the prompt file does not fit the strategy.
@@ -71,6 +74,7 @@ class LlmScorer(base_beam_component.BaseBeamComponent):
                 item_vectors=item_vectors,
                 config=config.model_dump_json(),
                 cache_directory=cache_directory,
+                store_url=store_url or "",
                 # Else no part of TFX's cache key: other pairs of the same scores need no scorer.
                 pair_yield=json.dumps(dataclasses.asdict(pair_yield)) if config.budget.pairs is None else "",
                 # Part of TFX's cache key: an edited prompt makes new requests.

@@ -40,6 +40,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             config=LlmConfig.model_validate_json(str(exec_properties["config"])),
             catalog_directory=catalog.uri,
             cache_directory=str(exec_properties["cache_directory"]),
+            store_url=str(exec_properties["store_url"]) or None,
             work_directory=self._get_tmp_dir(),
             output_directory=scores.uri,
             make_pipeline=self._make_beam_pipeline,

@@ -107,7 +107,7 @@ def pilot(
             try:
                 scored = _score(config, artifacts, work, usd=usd, contexts=contexts)
             except BaseException as error:
-                kept = what_is_kept(error, config.cache_dir, shlex.join(again))
+                kept = what_is_kept(error, config.store or config.cache_dir, shlex.join(again))
                 console.print(kept, style="yellow", markup=False, soft_wrap=True)
                 raise
             console.print("Training the base model without the sample's users", style="dim")
@@ -162,7 +162,7 @@ def _score(config: Config, artifacts: Artifacts, work: pathlib.Path, *, usd: flo
     planned = list(planned_contexts(whole))
     llm = config.llm.with_item_vectors(whole.item_vectors_file).resolve()
     ordered = in_proportion(planned, catalog, llm.candidates.short_history_max)
-    with contextlib.closing(ResponseCache(config.cache_dir)) as cache:
+    with contextlib.closing(ResponseCache(config.store or config.cache_dir)) as cache:
         new_estimator = functools.partial(Estimator, catalog, create_strategy(llm), llm, cache)
         sample = within(ordered, users=users, usd=usd, contexts=contexts, estimator=new_estimator)
     ids = {context.context_id for context in sample}
@@ -202,6 +202,7 @@ def _workspace(config: Config, artifacts: Artifacts, work: pathlib.Path) -> Work
         config=config.llm,
         catalog_directory=artifacts["InteractionsExampleGen"]["catalog"],
         cache_directory=config.cache_dir,
+        store_url=config.store,
         work_directory=str(work),
         output_directory=str(output),
         make_pipeline=functools.partial(beam.Pipeline, argv=list(config.beam.pipeline_args)),

@@ -9,7 +9,7 @@ import pytest
 
 from sllmr.components.interactions_example_gen.files import DataError
 from sllmr.components.llm_scorer.errors import LlmError
-from sllmr.components.llm_scorer.requests.cache import CacheError
+from sllmr.components.llm_scorer.store.interface import CacheError
 from sllmr.pipeline.start import UnexpectedError, command_log, diverted_stderr
 from sllmr.pipeline.stopped import user_error, what_is_kept
 

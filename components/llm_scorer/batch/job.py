@@ -7,7 +7,6 @@ answered, at its own price.
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import itertools
 import json
@@ -40,10 +39,6 @@ from sllmr.components.llm_scorer.messages import LlmRequest, Usage
 from sllmr.components.llm_scorer.requests import ledger
 from sllmr.components.llm_scorer.requests.cache import (
     ResponseCache,
-    file_errors,
-    lock_errors,
-    make_directory,
-    open_lock,
 )
 from sllmr.components.llm_scorer.requests.identity import check_endpoint_of_cached
 from sllmr.components.llm_scorer.requests.ledger import (
@@ -54,6 +49,8 @@ from sllmr.components.llm_scorer.requests.ledger import (
     unsettled_reservations,
 )
 from sllmr.components.llm_scorer.results import BatchReport, TokenCounts
+from sllmr.components.llm_scorer.store.opening import open_locks
+from sllmr.components.llm_scorer.store.sqlite import file_errors, make_directory
 from sllmr.components.llm_scorer.strategies import create_strategy
 
 NAME_IN_METADATA = "sllmr_plan"
@@ -76,8 +73,10 @@ _FILE_NOT_FOUND = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _QUEUE_FULL = re.compile(r"token_limit_exceeded|enqueued.token.limit", re.IGNORECASE)
-_LOCK_FILE = "batches.lock"
 _FILES = "batches"
+_ALL = "0" * 15
+"""Key of the lock that stands for all batches."""
+
 _STORED_AT_ONCE = 1000
 _Result = TypeVar("_Result")
 _logger = logging.getLogger(__name__)
@@ -135,20 +134,24 @@ class _Survey:
 class BatchJob:
     """Brings the answers to a plan's requests into the cache by the Batch API."""
 
-    def __init__(self, config: LlmConfig, cache_directory: str, requests: Callable[[], Iterable[LlmRequest]]):
+    def __init__(
+        self, config: LlmConfig, cache_directory: str, store: str, requests: Callable[[], Iterable[LlmRequest]]
+    ):
         """
         Args:
             config: resolved, and one that `check_batch` lets pass.
-            cache_directory: of the response cache; also holds the record of batches.
+            cache_directory: holds the files that are uploaded.
+            store: of the response cache and the record of batches.
             requests: yields the plan's requests, anew at each call.
         """
         self._config = config
         self._base_url = str(config.base_url)
-        self._directory = cache_directory
+        self._store = store
+        self._files = os.path.join(cache_directory, _FILES)
         self._requests = requests
         self._client = LlmClient(config, self._base_url)
-        self._cache = ResponseCache(cache_directory)
-        self._state = BatchState(cache_directory)
+        self._cache = ResponseCache(store)
+        self._state = BatchState(store)
         self._strategy = create_strategy(config)
         self._fetched: set[bytes] = set()
         self._refusal = ""
@@ -216,22 +219,22 @@ class BatchJob:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Keeps other processes from the record of batches; the lock of a killed one is free."""
-        with open_lock(os.path.join(self._directory, _LOCK_FILE)) as lock:
-            try:
-                with lock_errors(lock.name):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with contextlib.closing(open_locks(self._store, "batches")) as locks:
+            held = locks.try_lock(_ALL)
+            if held is None:
                 raise LlmError(
-                    f"one process at a time may work on the batches of {self._directory}, and another one does; wait "
-                    "for it or stop it"
-                ) from None
-            files = os.path.join(self._directory, _FILES)
-            make_directory(files)
-            with file_errors(files):
-                for name in os.listdir(files):
-                    # Of a killed process; what it had not created is written anew.
-                    os.unlink(os.path.join(files, name))
-            yield
+                    f"one process at a time may work on the batches of {self._store}, and another one does; wait for it"
+                    " or stop it"
+                )
+            try:
+                make_directory(self._files)
+                with file_errors(self._files):
+                    for name in os.listdir(self._files):
+                        # Of a killed process; what it had not created is written anew.
+                        os.unlink(os.path.join(self._files, name))
+                yield
+            finally:
+                held.release()
 
     def _settle_creations(self) -> None:
         """Finds out what became of the creations that a killed process had begun."""
@@ -244,7 +247,7 @@ class BatchJob:
         survey = _Survey()
         price = self._config.price
         seen: set[bytes] = set()
-        unsettled = unsettled_reservations(self._directory)
+        unsettled = unsettled_reservations(self._store)
         for request in self._requests():
             key = request.key
             digest = bytes.fromhex(key[:32])
@@ -334,7 +337,7 @@ class BatchJob:
         room = limits.max_enqueued_tokens
         if room is not None:
             room -= sum(batch.tokens for batch in self._here(UNDER_WAY))
-        pending = _PendingFile(os.path.join(self._directory, _FILES))
+        pending = _PendingFile(self._files)
         for request in self._requests():
             digest = bytes.fromhex(request.key[:32])
             if digest not in survey.waiting:
@@ -363,7 +366,7 @@ class BatchJob:
                 if self._queue_was_full:
                     # One for each that ends: a file that the queue has no room for is not uploaded in vain.
                     return names
-                pending = _PendingFile(os.path.join(self._directory, _FILES))
+                pending = _PendingFile(self._files)
             pending.add(line, request, url, tokens)
         if pending.keys:
             names |= self._create(pending)

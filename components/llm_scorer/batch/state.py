@@ -6,17 +6,19 @@ batch at the endpoint by its name. Neither keys nor user ids occur here; a reque
 """
 
 import dataclasses
-import os
 from collections.abc import Collection, Iterable, Mapping
 
 from sllmr.components.llm_scorer.messages import Usage
-from sllmr.components.llm_scorer.requests.cache import Store, connect, make_directory, transaction
+from sllmr.components.llm_scorer.store.interface import Content, Statements
+from sllmr.components.llm_scorer.store.opening import open_database
 
 FILE_NAME = "batches.sqlite"
-_BATCHES = Store(
+_BATCHES = Content(
+    file_name=FILE_NAME,
     name="record of batches",
     if_damaged="fetch what is in flight from the endpoint's dashboard, then move the file away",
     if_unusable="batches in flight stay at the endpoint",
+    is_receipt=True,
 )
 
 CREATING = "creating"
@@ -74,39 +76,39 @@ class Handing:
 
 
 class BatchState:
-    """The batches of one cache directory; every method is one transaction that reaches the disk."""
+    """The batches of one store; every method is one transaction that reaches the disk."""
 
-    def __init__(self, directory: str):
+    def __init__(self, store: str):
         """
         Raises:
-            CacheError: the file is not such a store, or cannot be used.
+            CacheError: the store is damaged, or cannot be used.
         """
-        make_directory(directory)
-        path = os.path.join(directory, FILE_NAME)
-        self._connection = connect(path, _BATCHES, synchronous="FULL")
-        with transaction(self._connection):
-            self._connection.execute(
+        self._database = open_database(store, _BATCHES)
+        self._database.create(
+            "batches",
+            [
                 "CREATE TABLE IF NOT EXISTS batches (name TEXT PRIMARY KEY, base_url TEXT, kind TEXT, requests "
-                "INTEGER, tokens INTEGER, creation_begun_at REAL, batch_id TEXT, step TEXT)"
-            )
-            self._connection.execute(
+                "INTEGER, tokens INTEGER, creation_begun_at REAL, batch_id TEXT, step TEXT)",
                 "CREATE TABLE IF NOT EXISTS lines (key TEXT, batch TEXT, outcome TEXT DEFAULT '', "
                 "lost_prompt INTEGER DEFAULT 0, lost_cached_prompt INTEGER DEFAULT 0, lost_completion INTEGER "
-                "DEFAULT 0, PRIMARY KEY (key, batch)) WITHOUT ROWID"
-            )
+                "DEFAULT 0, PRIMARY KEY (key, batch)) WITHOUT ROWID",
+            ],
+        )
 
     def add(self, batch: Batch, keys: Iterable[str]) -> None:
         """Records a batch that is about to be created."""
         row = dataclasses.asdict(batch)
-        with transaction(self._connection):
-            self._connection.execute(f"INSERT INTO batches ({', '.join(row)}) VALUES ({_marks(row)})", [*row.values()])
-            self._connection.executemany(
-                "INSERT INTO lines (key, batch) VALUES (?, ?)", [(key, batch.name) for key in keys]
-            )
+        lines = [(key, batch.name) for key in keys]
+
+        def add(statements: Statements) -> None:
+            statements.execute(f"INSERT INTO batches ({', '.join(row)}) VALUES ({_marks(row)})", [*row.values()])
+            statements.executemany("INSERT INTO lines (key, batch) VALUES (?, ?)", lines)
+
+        self._database.transact(add)
 
     def update(self, batch: Batch) -> None:
         """Records a step of a batch."""
-        self._connection.execute(
+        self._database.execute(
             "UPDATE batches SET creation_begun_at = ?, batch_id = ?, step = ? WHERE name = ?",
             (batch.creation_begun_at, batch.batch_id, batch.step, batch.name),
         )
@@ -118,32 +120,36 @@ class BatchState:
             outcomes: for each of its requests ANSWERED, or why it has no answer.
             lost: tokens of answers that were billed and cannot be used.
         """
-        with transaction(self._connection):
-            self._connection.executemany(
+        rows = [
+            (outcome, *dataclasses.astuple(lost.get(key, Usage())), key, batch.name)
+            for key, outcome in outcomes.items()
+        ]
+
+        def finish(statements: Statements) -> None:
+            statements.executemany(
                 "UPDATE lines SET outcome = ?, lost_prompt = ?, lost_cached_prompt = ?, lost_completion = ? "
                 "WHERE key = ? AND batch = ?",
-                [
-                    (outcome, *dataclasses.astuple(lost.get(key, Usage())), key, batch.name)
-                    for key, outcome in outcomes.items()
-                ],
+                rows,
             )
-            self._connection.execute("UPDATE batches SET step = ? WHERE name = ?", (DONE, batch.name))
+            statements.execute("UPDATE batches SET step = ? WHERE name = ?", (DONE, batch.name))
+
+        self._database.transact(finish)
 
     def batches(self, steps: Iterable[str]) -> list[Batch]:
         """Those at one of the steps, in the order in which they were added."""
         steps = tuple(steps)
         names = [field.name for field in dataclasses.fields(Batch)]
         query = f"SELECT {', '.join(names)} FROM batches WHERE step IN ({_marks(steps)}) ORDER BY rowid"
-        return [Batch(**dict(zip(names, row, strict=True))) for row in self._connection.execute(query, steps)]
+        return [Batch(**dict(zip(names, row, strict=True))) for row in self._database.execute(query, steps)]
 
     def keys(self, batch: Batch) -> set[str]:
         """The requests of a batch."""
-        return {key for (key,) in self._connection.execute("SELECT key FROM lines WHERE batch = ?", (batch.name,))}
+        return {key for (key,) in self._database.execute("SELECT key FROM lines WHERE batch = ?", (batch.name,))}
 
     def handing(self, key: str) -> Handing:
         """What became of a request in all its batches."""
         found = Handing()
-        rows = self._connection.execute(
+        rows = self._database.execute(
             "SELECT batches.name, step, outcome, lost_prompt, lost_cached_prompt, lost_completion FROM lines "
             "JOIN batches ON lines.batch = batches.name WHERE key = ? ORDER BY batches.rowid",
             (key,),
@@ -163,14 +169,14 @@ class BatchState:
 
     def keys_in_flight(self) -> set[str]:
         """All requests in batches whose answers are not fetched yet."""
-        rows = self._connection.execute(
+        rows = self._database.execute(
             f"SELECT key FROM lines JOIN batches ON lines.batch = batches.name WHERE step IN ({_marks(UNDER_WAY)})",
             UNDER_WAY,
         )
         return {key for (key,) in rows}
 
     def close(self) -> None:
-        self._connection.close()
+        self._database.close()
 
 
 def _marks(values: Collection[str]) -> str:

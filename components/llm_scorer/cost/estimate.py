@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os.path
 from collections.abc import Iterable, Mapping
 
 from sllmr.components.catalog import Item
@@ -117,11 +116,11 @@ class Estimator:
         self._failed_earlier = 0
         self._to_retry = Usage()
         self._seen: set[bytes] = set()
-        with contextlib.closing(BatchState(os.path.dirname(cache.path))) as batches:
+        with contextlib.closing(BatchState(cache.store)) as batches:
             self._keys_in_flight = batches.keys_in_flight()
         self._contexts = self._pairs = self._calibration_contexts = self._cached = self._in_flight = 0
         self._prior_nano_usd = self._prior_tokens = 0
-        self._unsettled = unsettled_reservations(os.path.dirname(cache.path))
+        self._unsettled = unsettled_reservations(cache.store)
         self._unsettled_requests = self._unsettled_nano_usd = 0
         self._to_send = Usage()
         # Of the answers at hand: how many of them tell their tokens, these, and those that were to be expected.

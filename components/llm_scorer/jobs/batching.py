@@ -37,4 +37,4 @@ def batch_job(workspace: Workspace, train_rows: beam.PTransform) -> BatchJob:
         for context in read_plan(plan):
             yield from strategy.requests(context, catalog)
 
-    return BatchJob(config, workspace.cache_directory, requests)
+    return BatchJob(config, workspace.cache_directory, workspace.store, requests)

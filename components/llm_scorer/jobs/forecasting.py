@@ -30,7 +30,7 @@ def forecast_job(workspace: Workspace, train_rows: beam.PTransform) -> list[Fore
     if not contexts:
         raise LlmError(NOTHING_TO_SCORE)
     askable = read_askable(workspace)
-    cache = ResponseCache(workspace.cache_directory)
+    cache = ResponseCache(workspace.store)
     try:
         return forecast(contexts, read_catalog(workspace.catalog_directory), askable, strategy, config, cache)
     finally:

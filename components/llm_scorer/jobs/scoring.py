@@ -34,8 +34,10 @@ from sllmr.components.llm_scorer.requests.cache import ResponseCache
 from sllmr.components.llm_scorer.requests.handler import LlmHandler
 from sllmr.components.llm_scorer.requests.ledger import RunLedger
 from sllmr.components.llm_scorer.requests.progress import ProgressReporter
+from sllmr.components.llm_scorer.requests.sharing import share_run
 from sllmr.components.llm_scorer.requests.transforms import FAILURES, SCORES, AskLlm
 from sllmr.components.llm_scorer.results import ScoringLedger
+from sllmr.components.llm_scorer.store.interface import CacheError
 from sllmr.components.llm_scorer.strategies import create_strategy
 from sllmr.components.llm_scorer.strategies.replay import records_to_replay, user_scores_to_replay
 
@@ -104,53 +106,36 @@ def score_plan(
         The ledger, with no wall time yet.
     """
     strategy = create_strategy(config)
-    cache = ResponseCache(workspace.cache_directory, not_before=not_before)
-    expected = estimate(
-        read_plan(plan),
-        read_catalog(workspace.catalog_directory),
-        strategy,
-        config,
-        cache,
-        retry_failed=workspace.retry_failed,
-    )
-    if not expected.pairs and kept is None:
-        raise LlmError(NOTHING_TO_SCORE)
-    _logger.info("llm: %s by %s, %s", config.model, config.strategy, expected)
-    if expected.failed_earlier:
-        _logger.info("llm: %s", retry_line(expected))
-    if expected.in_flight:
-        raise LlmError(
-            f"{expected.in_flight} of {expected.requests} requests are with the Batch API; sent again, they are "
-            "paid for twice; fetch their responses with sllmr batch, or stop them with sllmr batch --cancel"
-        )
-    run = RunLedger(workspace.cache_directory, uuid.uuid4().hex)
-    run.add(
-        {
-            ledger.PRIOR_NANO_USD: expected.prior_nano_usd,
-            ledger.PRIOR_TOKENS: expected.prior_tokens,
-            ledger.PAIRS_PLANNED: expected.pairs,
-        }
-    )
+    run = RunLedger(workspace.store, uuid.uuid4().hex)
+    cache = ResponseCache(workspace.store, not_before=not_before)
     try:
-        with run.driven(), _endpoint(workspace, config, expected) as base_url:
-            handler = LlmHandler(
-                config,
-                base_url,
-                workspace.cache_directory,
-                run.run_id,
-                workspace.catalog_directory,
-                not_before=not_before,
-                retry_failed=workspace.retry_failed,
-            )
-            with ProgressReporter(
-                run, pairs=expected.pairs, to_send=expected.to_send, concurrency=config.concurrency or 1
-            ):
-                _send(workspace, plan, handler)
+        with run.driven():
+            share_run(run, config, strategy.prompt_version, _parts(plan))
+            expected = _estimate(workspace, plan, config, cache)
+            if not expected.pairs and kept is None:
+                raise LlmError(NOTHING_TO_SCORE)
+            run.spent_before(expected.prior_nano_usd, expected.prior_tokens)
+            run.add({ledger.PAIRS_PLANNED: expected.pairs})
+            with _endpoint(workspace, config, expected) as base_url:
+                handler = LlmHandler(
+                    config,
+                    base_url,
+                    workspace.store,
+                    run.run_id,
+                    workspace.catalog_directory,
+                    not_before=not_before,
+                    retry_failed=workspace.retry_failed,
+                )
+                with ProgressReporter(
+                    run, pairs=expected.pairs, to_send=expected.to_send, concurrency=config.concurrency or 1
+                ):
+                    _send(workspace, plan, handler)
         totals = run.totals()
         run.forget()
     except BaseException as error:
         # Also Ctrl-C: threads and processes that still work would go on spending.
-        run.end()
+        with contextlib.suppress(CacheError):
+            run.end()
         if isinstance(error, Exception) and (reason := run.end_reason) and not isinstance(error, LlmError):
             raise LlmError(reason) from None
         raise
@@ -159,6 +144,37 @@ def score_plan(
         # Kept open until here: the last connection to close would fold the write-ahead log into the file.
         cache.close()
     return account(workspace, plan, expected, totals, config, strategy.prompt_version, kept or Kept())
+
+
+def _parts(plan: str) -> Iterator[str]:
+    """What tells the contexts of a plan from those of another."""
+    for context in read_plan(plan):
+        yield "\n".join((context.context_id, *(candidate.item_id for candidate in context.candidates)))
+
+
+def _estimate(workspace: Workspace, plan: str, config: LlmConfig, cache: ResponseCache) -> Estimate:
+    """Sizes the plan and logs it.
+
+    Raises:
+        LlmError: requests of the plan are with the Batch API.
+    """
+    expected = estimate(
+        read_plan(plan),
+        read_catalog(workspace.catalog_directory),
+        create_strategy(config),
+        config,
+        cache,
+        retry_failed=workspace.retry_failed,
+    )
+    _logger.info("llm: %s by %s, %s", config.model, config.strategy, expected)
+    if expected.failed_earlier:
+        _logger.info("llm: %s", retry_line(expected))
+    if expected.in_flight:
+        raise LlmError(
+            f"{expected.in_flight} of {expected.requests} requests are with the Batch API; sent again, they are "
+            "paid for twice; fetch their responses with sllmr batch, or stop them with sllmr batch --cancel"
+        )
+    return expected
 
 
 def retry_line(expected: Estimate) -> str:

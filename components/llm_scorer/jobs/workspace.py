@@ -17,8 +17,9 @@ class Workspace:
     Attributes:
         config: as read from `llm`.
         catalog_directory: of the ItemCatalog.
-        cache_directory: keeps responses and the bundled model's weights between runs, outside TFX's executions; every
-            worker must reach it, as it must the other directories.
+        cache_directory: keeps the bundled model's weights between runs, outside TFX's executions; every worker must
+            reach it, as it must the other directories.
+        store_url: of the database that keeps responses, counters and batches between runs; None: cache_directory does.
         work_directory: for the plan and the local server's log.
         output_directory: of the LlmScores, laid out as components/scores.py says.
         make_pipeline: a fresh Beam pipeline with the runner's options.
@@ -36,10 +37,16 @@ class Workspace:
     work_directory: str
     output_directory: str
     make_pipeline: Callable[[], beam.Pipeline]
+    store_url: str | None = None
     retry_failed: bool = True
     held_out_rows: beam.PTransform | None = None
     item_vectors_file: str | None = None
     pair_yield: PairYield | None = None
+
+    @property
+    def store(self) -> str:
+        """What keeps responses, counters and batches: a folder, or the URL of a database."""
+        return self.store_url or self.cache_directory
 
     def resolved(self, train_rows: beam.PTransform) -> LlmConfig:
         """The configuration with item vectors and the number of pairs; no default is left that depends on another."""

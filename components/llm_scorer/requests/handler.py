@@ -4,6 +4,7 @@ RunInference hands on the outcomes of a batch when all of them are there, and ta
 that calls are in flight meanwhile, AskAhead, the step before it, begins to ask; the handler takes up what was begun.
 """
 
+import contextlib
 import gc
 import json
 import threading
@@ -27,13 +28,14 @@ from sllmr.components.llm_scorer.endpoint.tokens import dearest_usage, expected_
 from sllmr.components.llm_scorer.errors import LlmError
 from sllmr.components.llm_scorer.messages import Answer, Context, Failure, LlmRequest, Usage
 from sllmr.components.llm_scorer.requests import ledger
-from sllmr.components.llm_scorer.requests.cache import CacheError, ResponseCache
+from sllmr.components.llm_scorer.requests.cache import ResponseCache
 from sllmr.components.llm_scorer.requests.congestion import CongestionWindow
-from sllmr.components.llm_scorer.requests.in_flight import InFlight
+from sllmr.components.llm_scorer.requests.in_flight import ClaimLost, InFlight
 from sllmr.components.llm_scorer.requests.ledger import RunEnded, RunLedger, billed_usage, budget_caps, cost_nano_usd
 from sllmr.components.llm_scorer.requests.rate_limit import RateLimiter
 from sllmr.components.llm_scorer.requests.refused import RefusedInRun
 from sllmr.components.llm_scorer.requests.waiting import Waiter
+from sllmr.components.llm_scorer.store.interface import CacheError, Held
 from sllmr.components.llm_scorer.strategies.outcome import ContextScorer, Outcome
 
 Read = TypeVar("Read", covariant=True)
@@ -90,7 +92,7 @@ class LlmHandler(RemoteModelHandler[Context, Outcome, "Session[Outcome]"]):
         self,
         config: LlmConfig,
         base_url: str,
-        cache_directory: str,
+        store: str,
         run_id: str,
         catalog_directory: str,
         *,
@@ -101,7 +103,7 @@ class LlmHandler(RemoteModelHandler[Context, Outcome, "Session[Outcome]"]):
         Args:
             config: resolved.
             base_url: of the endpoint.
-            cache_directory: of the response cache and the run's counters.
+            store: of the response cache and the run's counters.
             run_id: names the run's counters.
             catalog_directory: of the items.
             not_before: responses from before this Unix second do not count.
@@ -110,7 +112,7 @@ class LlmHandler(RemoteModelHandler[Context, Outcome, "Session[Outcome]"]):
         super().__init__(namespace="LlmHandler", num_retries=0, retry_filter=_never)
         self._config = config
         self._base_url = base_url
-        self._cache_directory = cache_directory
+        self._store = store
         self._run_id = run_id
         self._catalog_directory = catalog_directory
         self._not_before = not_before
@@ -130,7 +132,7 @@ class LlmHandler(RemoteModelHandler[Context, Outcome, "Session[Outcome]"]):
         session = Session(
             self._config,
             self._base_url,
-            self._cache_directory,
+            self._store,
             self._run_id,
             ContextScorer(read_catalog(self._catalog_directory), self._config),
             not_before=self._not_before,
@@ -193,7 +195,7 @@ class Session(Generic[Read]):
     """A worker's client, cache and counters.
 
     Args:
-        config, base_url, cache_directory, run_id, not_before, retry_failed: as of LlmHandler.
+        config, base_url, store, run_id, not_before, retry_failed: as of LlmHandler.
         scorer: makes the requests and reads the responses.
     """
 
@@ -201,7 +203,7 @@ class Session(Generic[Read]):
         self,
         config: LlmConfig,
         base_url: str,
-        cache_directory: str,
+        store: str,
         run_id: str,
         scorer: Scorer[Read],
         *,
@@ -211,13 +213,13 @@ class Session(Generic[Read]):
         self._config = config
         self._retry_failed = retry_failed
         self._scorer = scorer
-        self._ledger = RunLedger(cache_directory, run_id)
+        self._ledger = RunLedger(store, run_id)
         self._client = LlmClient(config, base_url, RefusedInRun(self._ledger))
-        self._cache = ResponseCache(cache_directory, not_before=not_before)
+        self._cache = ResponseCache(store, not_before=not_before)
         self._waiter = Waiter(self._ledger)
         self._limiter = RateLimiter(config.limits, self._ledger, self._waiter)
         self._window = CongestionWindow(self._ledger, config.concurrency or 1, self._waiter)
-        self._in_flight = InFlight(cache_directory, self._waiter)
+        self._in_flight = InFlight(store, self._waiter)
         self._caps = budget_caps(config)
         # Each thread has connections of its own, to cache, ledger and endpoint, as long as it lives.
         self._threads = ThreadPoolExecutor(_threads(config), thread_name_prefix="llm")
@@ -321,11 +323,15 @@ class Session(Generic[Read]):
         answer = self._look_up(request)
         if answer is None:
             # A request that recurs between contexts may be in flight already: then the handler waits for its response.
-            with self._in_flight.claim(request.key, stop):
-                answer = self._look_up(request) or self._send(request, stop)
+            answer = self._claim_and_send(request, stop)
         counts[ledger.REQUESTS_CACHED] += answer.cached
         counts[ledger.REQUESTS_REFUSED_BY_BUDGET] += answer.reason == messages.BUDGET_EXHAUSTED
         return answer
+
+    def _claim_and_send(self, request: LlmRequest, stop: threading.Event) -> Answer:
+        while True:
+            with self._in_flight.claim(request.key, stop) as claim, contextlib.suppress(ClaimLost):
+                return self._look_up(request) or self._send(request, claim, stop)
 
     def _look_up(self, request: LlmRequest) -> Answer | None:
         """What is to be read in place of a call: a response with a score, or one without that this run got itself."""
@@ -338,7 +344,7 @@ class Session(Generic[Read]):
             return None
         return Answer(response=response, answered_at=answered_at, cached=True)
 
-    def _send(self, request: LlmRequest, stop: threading.Event) -> Answer:
+    def _send(self, request: LlmRequest, claim: Held, stop: threading.Event) -> Answer:
         """Sends until there is an answer, or no hope of one."""
         repeats = 0
         while True:
@@ -350,7 +356,7 @@ class Session(Generic[Read]):
                     detail="the next call could pass max_cost_usd or max_tokens; raise it in llm.budget and run again",
                 )
             try:
-                return self._send_once(request, reserved, stop)
+                return self._send_once(request, reserved, claim, stop)
             except CallFailed as failure:
                 if Usage.of(failure.response or {}) != Usage():
                     self._cache.add_receipts([(request.key, failure.response or {})], int(time.time()))
@@ -371,14 +377,14 @@ class Session(Generic[Read]):
                 pause_s = back_off_s(repeats, request.key) if asked_for_s is None else asked_for_s
                 self._waiter.until(self._waiter.clock() + pause_s, stop)
 
-    def _send_once(self, request: LlmRequest, reserved: dict[str, int], stop: threading.Event) -> Answer:
+    def _send_once(self, request: LlmRequest, reserved: dict[str, int], claim: Held, stop: threading.Event) -> Answer:
         expected_tokens = 0
         if self._config.limits.tokens_per_minute is not None:
             expected = expected_usage(request, self._config)
             expected_tokens = expected.prompt + expected.completion
         try:
-            response, seconds = self._response(request, expected_tokens, stop)
-        except (RunEnded, LlmError):
+            response, seconds = self._response(request, expected_tokens, claim, stop)
+        except (ClaimLost, RunEnded, LlmError):
             # Not sent, or refused as a whole: nothing was billed.
             self._ledger.settle(request.key, reserved, {})
             raise
@@ -408,13 +414,15 @@ class Session(Generic[Read]):
         return Answer(response=response, answered_at=answered_at)
 
     def _response(
-        self, request: LlmRequest, expected_tokens: int, stop: threading.Event
+        self, request: LlmRequest, expected_tokens: int, claim: Held, stop: threading.Event
     ) -> tuple[dict[str, Any], float]:
         """Sends a request once when there is room for it; returns the response and the seconds that it took."""
         with self._window.place(stop):
             self._limiter.acquire(expected_tokens, stop)
             self._window.wait_while_held(stop)
             self._waiter.check(stop)
+            if not claim.is_held():
+                raise ClaimLost
             sent_at, started = self._waiter.clock(), time.monotonic()
             try:
                 response = self._client.send(request)
@@ -451,7 +459,7 @@ class Session(Generic[Read]):
         in_flight, changed_at = None, time.monotonic()
         while (found := self._ledger.reserve(request.key, amounts, self._caps)) == ledger.NO_ROOM_YET:
             now = time.monotonic()
-            latest = self._ledger.values((ledger.IN_FLIGHT_NANO_USD, ledger.IN_FLIGHT_TOKENS))
+            latest = self._ledger.in_flight()
             if latest != in_flight:
                 in_flight, changed_at = latest, now
             elif now - changed_at > longest_s:

@@ -21,7 +21,7 @@ def check_endpoint_of_cached(request: LlmRequest, cache: ResponseCache, config: 
     """
     if config.model_id is None and request.endpoint and cache.get(request.content_key) is not None:
         raise LlmError(
-            f"the cache {cache.path} holds responses of a model named {config.model!r} that do not tell their "
+            f"the cache {cache.store} holds responses of a model named {config.model!r} that do not tell their "
             f"endpoint; set llm.model_id: {config.model} to use them if they came from the model at "
             f"{request.endpoint}, or llm.model_id: {request.endpoint} to query it anew"
         )

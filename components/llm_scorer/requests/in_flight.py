@@ -1,37 +1,27 @@
 """One call for a request that several contexts need at the same moment."""
 
 import contextlib
-import fcntl
-import os
-import struct
 import threading
 from collections.abc import Iterator
-from typing import BinaryIO
 
-from sllmr.components.llm_scorer.requests.cache import lock_errors, make_directory, open_lock
 from sllmr.components.llm_scorer.requests.waiting import Waiter
+from sllmr.components.llm_scorer.store.interface import Held
+from sllmr.components.llm_scorer.store.opening import open_locks
 
-FILE_NAME = "in_flight.lock"
-_POLL_S = 0.02
+
+class ClaimLost(Exception):
+    """Another worker may have taken the request over, as this process was suspended."""
 
 
 class InFlight:
-    """Claims on requests, respected by all threads and worker processes that share the directory, of other runs too.
+    """Claims on requests, respected by all threads and worker processes that share the store, of other runs too."""
 
-    A claim is a lock on one byte of a file, found by the request's key: the kernel lets it go when the one who holds
-    it closes the file or dies, so a killed process blocks nobody and no claim needs an expiry. The lock belongs to
-    the open file and not to the process (Linux' F_OFD_SETLK): threads exclude each other like processes. Keys that
-    share a byte (60 bits tell them apart) only wait for each other.
-    """
-
-    def __init__(self, directory: str, waiter: Waiter):
-        make_directory(directory)
-        self._path = os.path.join(directory, FILE_NAME)
+    def __init__(self, store: str, waiter: Waiter):
+        self._locks = open_locks(store, "in_flight")
         self._waiter = waiter
-        self._local = threading.local()
 
     @contextlib.contextmanager
-    def claim(self, key: str, stop: threading.Event) -> Iterator[None]:
+    def claim(self, key: str, stop: threading.Event) -> Iterator[Held]:
         """Waits until nobody else holds the key, and holds it during the block.
 
         Args:
@@ -39,31 +29,11 @@ class InFlight:
 
         Raises:
             RunEnded: while it waited.
-            CacheError: the file cannot be opened or locked.
+            CacheError: the store cannot be used.
         """
-        descriptor, byte = self._file().fileno(), int(key[:15], 16)
-        while not self._try_lock(descriptor, byte):
-            self._waiter.pause(_POLL_S, stop)
+        while (held := self._locks.try_lock(key)) is None:
+            self._waiter.pause(self._locks.poll_s, stop)
         try:
-            yield
+            yield held
         finally:
-            _set_lock(descriptor, byte, fcntl.F_UNLCK)
-
-    def _file(self) -> BinaryIO:
-        """The calling thread's own, as locks belong to it."""
-        if not hasattr(self._local, "file"):
-            self._local.file = open_lock(self._path)  # closed with the thread
-        return self._local.file
-
-    def _try_lock(self, descriptor: int, byte: int) -> bool:
-        try:
-            with lock_errors(self._path):
-                _set_lock(descriptor, byte, fcntl.F_WRLCK)
-        except (BlockingIOError, PermissionError):  # somebody else has it
-            return False
-        return True
-
-
-def _set_lock(descriptor: int, byte: int, kind: int) -> None:
-    # struct flock: type, whence, start, length, and a process id that must be 0.
-    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi0q", kind, os.SEEK_SET, byte, 1, 0))
+            held.release()

@@ -1,15 +1,14 @@
-"""Live counters of one scoring run, and its money: shared by all threads and worker processes of a machine.
+"""Live counters of one scoring run, and its money: shared by all threads and worker processes that share the store.
 
-The driver starts a run, workers add to it, the progress line and the final ledger read it. Latencies are
-counted in buckets a tenth apart, so memory does not grow with the number of calls and percentiles are right
-to 5%.
+The driver starts a run, workers add to it, the progress line and the final ledger read it. What several runs share
+while they are in progress, money for the same plan and turns at the same endpoint, is counted under a name of its own,
+see RunLedger.share. Latencies are counted in buckets a tenth apart, so memory does not grow with the number of calls,
+and percentiles are right to 5%.
 """
 
 import contextlib
 import math
 import os
-import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,16 +16,19 @@ from typing import Any, NamedTuple
 from sllmr.components.llm_scorer.config import LlmConfig, Price
 from sllmr.components.llm_scorer.endpoint.tokens import dearest_usage
 from sllmr.components.llm_scorer.messages import LlmRequest, Usage, came_by_batch
-from sllmr.components.llm_scorer.requests.cache import Store, connect, make_directory, transaction
 from sllmr.components.llm_scorer.requests.driver import Driver
+from sllmr.components.llm_scorer.store.interface import Content, Statements, is_shared
+from sllmr.components.llm_scorer.store.opening import open_database
 
 FILE_NAME = "runs.sqlite"
 
-_RUNS = Store(
+_RUNS = Content(
+    file_name=FILE_NAME,
     name="record of runs",
     if_damaged="delete it and run again (it holds counters and the amounts reserved for requests of killed runs; no "
     "response is lost)",
     if_unusable="it holds counters, and no response is lost",
+    is_receipt=False,
 )
 
 REQUESTS_SENT = "requests_sent"
@@ -59,8 +61,16 @@ _COMMITTED = {
 }
 """What a reservation and all else that is spent, set aside or was spent before add up to."""
 
+_BUDGETED = frozenset(name for names in _COMMITTED.values() for name in names)
+
 _IN_FLIGHT = {RESERVED_NANO_USD: IN_FLIGHT_NANO_USD, RESERVED_TOKENS: IN_FLIGHT_TOKENS}
 """The part of a reservation whose request has not ended yet."""
+
+BUDGET, LIMITS = "budget", "limits"
+"""What runs share, see RunLedger.share."""
+
+_SHARED = ("shared",)
+"""The counter that a run locks while it joins or leaves others."""
 
 ROOM, NO_ROOM_YET, NO_ROOM = "room", "no_room_yet", "no_room"
 """What `RunLedger.reserve` found: the amount is reserved; it may fit once requests in flight have ended; it cannot."""
@@ -71,6 +81,8 @@ _MOST_TOKENS = 10**9
 SIGNAL_AGE_S = 0.05
 """How long a worker may go on with a signal as it was before another process changed it."""
 
+_SUMS = "CAST(SUM(nano_usd) AS BIGINT), CAST(SUM(tokens) AS BIGINT)"
+_NOTE = "INSERT INTO notes VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _ENDED = "ended"
 _HAS_DRIVER = "has_driver"
 _LATENCY = "latency_bucket_"
@@ -108,19 +120,20 @@ def cost_of_response_nano_usd(request: LlmRequest, response: dict[str, Any], pri
     return cost_nano_usd(billed_usage(request, response), price.by_batch if came_by_batch(response) else price)
 
 
-def unsettled_reservations(directory: str) -> dict[str, dict[str, int]]:
+def unsettled_reservations(store: str) -> dict[str, dict[str, int]]:
     """Money and tokens that earlier runs reserved for a request and never settled, by the request's key.
 
     A request that was in flight when its run was killed, or that failed after the endpoint may have done the work, may
     be on the endpoint's bill although no response is in the cache.
     """
-    if not os.path.exists(os.path.join(directory, FILE_NAME)):
+    if not _has_runs(store):
         return {}
-    run = RunLedger(directory, "")
-    try:
+    with contextlib.closing(RunLedger(store, "")) as run:
         return run.all_reservations()
-    finally:
-        run.close()
+
+
+def _has_runs(store: str) -> bool:
+    return is_shared(store) or os.path.exists(os.path.join(store, FILE_NAME))
 
 
 class Reservations(NamedTuple):
@@ -138,24 +151,25 @@ class Reservations(NamedTuple):
     tokens: int
 
 
-def reservations_by_run(directory: str) -> list[Reservations]:
+def reservations_by_run(store: str) -> list[Reservations]:
     """What is reserved and not settled, run by run."""
-    if not os.path.exists(os.path.join(directory, FILE_NAME)):
+    if not _has_runs(store):
         return []
-    with contextlib.closing(RunLedger(directory, "")) as ledger:
+    with contextlib.closing(RunLedger(store, "")) as ledger:
         totals = ledger.reservations_by_run()
-    found = []
-    for run_id, *amounts in totals:
-        with contextlib.closing(Driver(directory, run_id)) as driver:
-            found.append(Reservations(run_id, driver.is_alive(), *amounts))
-    return found
+    return [Reservations(run_id, _is_running(store, run_id), *amounts) for run_id, *amounts in totals]
 
 
-def release_reservations(directory: str) -> list[Reservations]:
+def _is_running(store: str, run_id: str) -> bool:
+    with contextlib.closing(Driver(store, run_id)) as driver:
+        return driver.is_alive()
+
+
+def release_reservations(store: str) -> list[Reservations]:
     """Forgets the reservations of all runs that have ended; returns them."""
-    ended = [run for run in reservations_by_run(directory) if not run.is_running]
+    ended = [run for run in reservations_by_run(store) if not run.is_running]
     if ended:
-        with contextlib.closing(RunLedger(directory, "")) as ledger:
+        with contextlib.closing(RunLedger(store, "")) as ledger:
             ledger.release(run.run_id for run in ended)
     return ended
 
@@ -171,44 +185,122 @@ def budget_caps(config: LlmConfig) -> dict[str, int]:
 
 
 class RunLedger:
-    """The counters of one run in `directory`; every method is one transaction."""
+    """The counters of one run in a store; every method is one transaction."""
 
-    def __init__(self, directory: str, run_id: str):
-        make_directory(directory)
-        self._path = os.path.join(directory, FILE_NAME)
+    def __init__(self, store: str, run_id: str):
+        self._store = store
         self.run_id = run_id
-        self._local = threading.local()
         self._signals: dict[str, tuple[float, int]] = {}
-        self._driver = Driver(directory, run_id)
-        self._connection().execute(
-            "CREATE TABLE IF NOT EXISTS counters "
-            "(run_id TEXT, name TEXT, value INTEGER, PRIMARY KEY (run_id, name)) WITHOUT ROWID"
+        self._scopes: dict[str, str] = {}
+        self._driver = Driver(store, run_id)
+        self._database = open_database(store, _RUNS)
+        self._database.create(
+            "counters",
+            [
+                "CREATE TABLE IF NOT EXISTS counters "
+                "(run_id TEXT, name TEXT, value INTEGER, PRIMARY KEY (run_id, name)) WITHOUT ROWID",
+                "CREATE TABLE IF NOT EXISTS notes "
+                "(run_id TEXT, name TEXT, text TEXT, PRIMARY KEY (run_id, name)) WITHOUT ROWID",
+                # Outlives the run: see unsettled_reservations.
+                "CREATE TABLE IF NOT EXISTS reservations (run_id TEXT, key TEXT, nano_usd INTEGER, tokens INTEGER, "
+                "PRIMARY KEY (run_id, key)) WITHOUT ROWID",
+                # Runs that count together, by the name under which they do: see share.
+                "CREATE TABLE IF NOT EXISTS sharing (scope TEXT, run_id TEXT, PRIMARY KEY (scope, run_id)) "
+                "WITHOUT ROWID",
+            ],
         )
-        self._connection().execute(
-            "CREATE TABLE IF NOT EXISTS notes "
-            "(run_id TEXT, name TEXT, text TEXT, PRIMARY KEY (run_id, name)) WITHOUT ROWID"
-        )
-        # Outlives the run: see unsettled_reservations.
-        self._connection().execute(
-            "CREATE TABLE IF NOT EXISTS reservations (run_id TEXT, key TEXT, nano_usd INTEGER, tokens INTEGER, "
-            "PRIMARY KEY (run_id, key)) WITHOUT ROWID"
-        )
+        self.clock = self._database.clock
+
+    def share(self, what: str, identity: str) -> None:
+        """Counts what the run spends (BUDGET) or sends (LIMITS) together with all runs in progress of that identity.
+
+        Counts of runs that have ended are forgotten once none is in progress: what they spent is in the cache and in
+        their reservations. Call it in `driven`, before what was spent is looked up and before workers start.
+        """
+        scope = f"{what} {identity}"
+        others = self._database.execute("SELECT run_id FROM sharing WHERE scope = ?", (scope,))
+        ended = [run_id for (run_id,) in others if not _is_running(self._store, run_id)]
+
+        def join(statements: Statements) -> None:
+            self._lock_counters(statements, scope, _SHARED)
+            statements.executemany(
+                "DELETE FROM sharing WHERE scope = ? AND run_id = ?", [(scope, run_id) for run_id in ended]
+            )
+            if not statements.execute("SELECT 1 FROM sharing WHERE scope = ?", (scope,)):
+                statements.execute("UPDATE counters SET value = 0 WHERE run_id = ?", (scope,))
+            statements.execute("INSERT INTO sharing VALUES (?, ?)", (scope, self.run_id))
+
+        self._database.transact(join)
+        self._scopes[what] = self.note_first(what, scope)
+
+    def _scope(self, what: str) -> str:
+        """The name under which runs count together; the run's own id if it is alone."""
+        if what not in self._scopes:
+            self._scopes[what] = self.note(what) or self.run_id
+        return self._scopes[what]
+
+    def spent_before(self, nano_usd: int, tokens: int) -> None:
+        """Counts what earlier responses to the plan did cost, as they were looked up after `share`.
+
+        Part of it may be counted already by a run in progress that shares the budget.
+        """
+        prior = {
+            RESERVED_NANO_USD: (PRIOR_NANO_USD, nano_usd),
+            RESERVED_TOKENS: (PRIOR_TOKENS, tokens),
+        }
+        scope = self._scope(BUDGET)
+
+        def count(statements: Statements) -> None:
+            known = self._lock_counters(statements, scope, _BUDGETED)
+            for cap, (name, amount) in prior.items():
+                missing = amount - sum(known[part] for part in _COMMITTED[cap])
+                if missing > 0:
+                    self._add_rows(statements, [(scope, name, missing)])
+
+        self._database.transact(count)
 
     def add(self, deltas: Mapping[str, int]) -> None:
         """Adds to counters."""
         changed = {name: value for name, value in deltas.items() if value}
         if changed:
-            self._add(self._connection(), changed)
+            self._add(self._database, changed)
             self._forget_signals(changed)
 
-    def _add(self, connection: sqlite3.Connection, deltas: Mapping[str, int]) -> None:
-        # One statement: at each, all other threads of the worker contend for the interpreter.
-        rows = ", ".join(["(?, ?, ?)"] * len(deltas))
-        connection.execute(
-            f"INSERT INTO counters VALUES {rows} "
-            "ON CONFLICT (run_id, name) DO UPDATE SET value = value + excluded.value",
-            [field for name, value in deltas.items() for field in (self.run_id, name, value)],
+    def _add(self, statements: Statements, deltas: Mapping[str, int]) -> None:
+        rows = [(self.run_id, name, int(value)) for name, value in deltas.items()]
+        scope = self._scope(BUDGET) if _BUDGETED & deltas.keys() else self.run_id
+        if scope != self.run_id:
+            rows += [(scope, name, int(value)) for name, value in deltas.items() if name in _BUDGETED]
+        self._add_rows(statements, rows)
+
+    def _add_rows(self, statements: Statements, rows: list[tuple[str, str, int]]) -> None:
+        # One statement: at each, all other threads of the worker contend for the interpreter. In order, so that
+        # transactions which lock the same rows wait for each other, and not both for ever.
+        marks = ", ".join(["(?, ?, ?)"] * len(rows))
+        statements.execute(
+            f"INSERT INTO counters VALUES {marks} "
+            "ON CONFLICT (run_id, name) DO UPDATE SET value = counters.value + excluded.value",
+            [field for row in sorted(rows) for field in row],
         )
+
+    def _lock_counters(self, statements: Statements, run_id: str, names: Iterable[str]) -> dict[str, int]:
+        """The named counters, which nobody else changes until the transaction ends; 0 if never added to."""
+        names = sorted(names)
+        if not names:
+            return {}
+        query = (
+            f"SELECT name, value FROM counters WHERE run_id = ? AND name IN ({', '.join('?' * len(names))}) "
+            f"ORDER BY name{self._database.row_lock}"
+        )
+        found = dict(statements.execute(query, (run_id, *names)))
+        if len(found) < len(names):
+            # A row that is not there cannot be locked.
+            statements.execute(
+                f"INSERT INTO counters VALUES {', '.join(['(?, ?, 0)'] * len(names))} ON CONFLICT DO NOTHING",
+                [field for name in names for field in (run_id, name)],
+            )
+            found = dict(statements.execute(query, (run_id, *names)))
+        return found
 
     def reserve(self, key: str, amounts: Mapping[str, int], caps: Mapping[str, int]) -> str:
         """Reserves money and tokens for a request, unless what is spent and reserved could then pass a cap.
@@ -222,18 +314,33 @@ class RunLedger:
             ROOM if the amounts are reserved; NO_ROOM_YET if they may fit once requests in flight have ended; else
             NO_ROOM.
         """
-        connection = self._connection()
-        with transaction(connection):
-            found = ROOM
-            for name, cap in caps.items():
-                values = self.values((*_COMMITTED[name], _IN_FLIGHT[name]))
-                in_flight = values.pop(_IN_FLIGHT[name], 0)
-                if (beyond := sum(values.values()) + amounts[name] - cap) > 0:
-                    found = NO_ROOM if found == NO_ROOM or beyond > in_flight else NO_ROOM_YET
-            if found == ROOM:
-                self._add(connection, {**amounts, **{_IN_FLIGHT[name]: amount for name, amount in amounts.items()}})
-                self._reserve_for(connection, key, amounts)
-        return found
+        scope = self._scope(BUDGET)
+
+        def reserved(statements: Statements) -> dict[str, int]:
+            """What is missing, by the names of caps."""
+            known = self._lock_counters(statements, scope, _BUDGETED)
+            beyond = {name: sum(known[n] for n in _COMMITTED[name]) + amounts[name] - cap for name, cap in caps.items()}
+            missing = {name: amount for name, amount in beyond.items() if amount > 0}
+            if not missing:
+                self._add(statements, {**amounts, **{_IN_FLIGHT[name]: amount for name, amount in amounts.items()}})
+                self._reserve_for(statements, key, amounts)
+            return missing
+
+        missing = self._database.transact(reserved)
+        if not missing:
+            return ROOM
+        in_flight = self.in_flight()
+        return NO_ROOM if any(amount > in_flight[name] for name, amount in missing.items()) else NO_ROOM_YET
+
+    def in_flight(self) -> dict[str, int]:
+        """What is reserved for requests that have not ended yet, by RESERVED_NANO_USD and RESERVED_TOKENS, of all runs
+        in progress that share the budget.
+        """
+        others = self._database.execute("SELECT run_id FROM sharing WHERE scope = ?", (self._scope(BUDGET),))
+        runs = {self.run_id, *(run_id for (run_id,) in others if _is_running(self._store, run_id))}
+        names = tuple(_IN_FLIGHT.values())
+        values = [self._values(run_id, names) for run_id in runs]
+        return {name: sum(found.get(part, 0) for found in values) for name, part in _IN_FLIGHT.items()}
 
     def settle(self, key: str, reserved: Mapping[str, int], deltas: Mapping[str, int]) -> None:
         """Replaces a reservation by `deltas` of counters: what its request did cost, or nothing if it was not billed.
@@ -252,62 +359,75 @@ class RunLedger:
         if not reserved:
             self.add(changed)
             return
-        connection = self._connection()
-        with transaction(connection):
-            self._add(connection, {name: value for name, value in changed.items() if value})
-            self._reserve_for(connection, key, freed)
-            connection.execute(
+        scope = self._scope(BUDGET)
+
+        def settled(statements: Statements) -> None:
+            # First, as `reserve` does.
+            self._lock_counters(statements, scope, _BUDGETED)
+            self._add(statements, {name: value for name, value in changed.items() if value})
+            self._reserve_for(statements, key, freed)
+            statements.execute(
                 "DELETE FROM reservations WHERE run_id = ? AND key = ? AND nano_usd <= 0 AND tokens <= 0",
                 (self.run_id, key),
             )
+
+        self._database.transact(settled)
         self._forget_signals(changed)
 
     def leave_unsettled(self, reserved: Mapping[str, int]) -> None:
         """Keeps the reservation of a request without a response that is possibly billed: no request waits for it."""
         self.add({_IN_FLIGHT[name]: -amount for name, amount in reserved.items()})
 
-    def _reserve_for(self, connection: sqlite3.Connection, key: str, amounts: Mapping[str, int]) -> None:
-        connection.execute(
+    def _reserve_for(self, statements: Statements, key: str, amounts: Mapping[str, int]) -> None:
+        statements.execute(
             "INSERT INTO reservations VALUES (?, ?, ?, ?) ON CONFLICT (run_id, key) DO UPDATE SET "
-            "nano_usd = nano_usd + excluded.nano_usd, tokens = tokens + excluded.tokens",
+            "nano_usd = reservations.nano_usd + excluded.nano_usd, tokens = reservations.tokens + excluded.tokens",
             (self.run_id, key, amounts.get(RESERVED_NANO_USD, 0), amounts.get(RESERVED_TOKENS, 0)),
         )
 
     def all_reservations(self) -> dict[str, dict[str, int]]:
         """What is reserved and not settled, of all runs, by the request's key."""
-        rows = self._connection().execute("SELECT key, SUM(nano_usd), SUM(tokens) FROM reservations GROUP BY key")
+        rows = self._database.execute(f"SELECT key, {_SUMS} FROM reservations GROUP BY key")
         return {key: {RESERVED_NANO_USD: nano_usd, RESERVED_TOKENS: tokens} for key, nano_usd, tokens in rows}
 
-    def reservations_by_run(self) -> list[tuple[str, int, int, int]]:
+    def reservations_by_run(self) -> list[tuple[Any, ...]]:
         """Of all runs: id, number of requests, money and tokens that are reserved and not settled."""
-        query = "SELECT run_id, COUNT(*), SUM(nano_usd), SUM(tokens) FROM reservations GROUP BY run_id ORDER BY run_id"
-        return self._connection().execute(query).fetchall()
+        query = f"SELECT run_id, COUNT(*), {_SUMS} FROM reservations GROUP BY run_id ORDER BY run_id"
+        return self._database.execute(query)
 
     def release(self, run_ids: Iterable[str]) -> None:
         """Forgets what these runs reserved."""
-        self._connection().executemany("DELETE FROM reservations WHERE run_id = ?", [(run_id,) for run_id in run_ids])
+        self._database.executemany("DELETE FROM reservations WHERE run_id = ?", [(run_id,) for run_id in run_ids])
 
     def take_turn(self, durations_us: Mapping[str, int], now_us: int) -> int:
         """When all the named queues are free, at `now_us` or later; each is then taken for its duration."""
-        start = now_us
+        scope = self._scope(LIMITS)
 
-        def taken(free: dict[str, int]) -> dict[str, int]:
-            nonlocal start
-            start = max([now_us, *free.values()])
-            return {name: start + duration for name, duration in durations_us.items()}
+        def taken(statements: Statements) -> int:
+            start = max([now_us, *self._lock_counters(statements, scope, durations_us).values()])
+            self._set(statements, scope, {name: start + duration for name, duration in durations_us.items()})
+            return start
 
-        self.change(tuple(durations_us), taken)
-        return start
+        return self._database.transact(taken)
+
+    def move_turns(self, name: str, duration_us: int) -> None:
+        """Makes a queue free so much later, or earlier."""
+        self._add_rows(self._database, [(self._scope(LIMITS), name, duration_us)])
 
     def change(self, names: Sequence[str], changed: Callable[[dict[str, int]], Mapping[str, int]]) -> None:
         """Sets counters to what `changed` makes of the named ones, with no other change in between."""
-        connection = self._connection()
-        with transaction(connection):
-            connection.executemany(
-                "INSERT OR REPLACE INTO counters VALUES (?, ?, ?)",
-                [(self.run_id, name, value) for name, value in changed(self.values(names)).items()],
-            )
+
+        def change(statements: Statements) -> None:
+            self._set(statements, self.run_id, changed(self._lock_counters(statements, self.run_id, names)))
+
+        self._database.transact(change)
         self._forget_signals(names)
+
+    def _set(self, statements: Statements, run_id: str, values: Mapping[str, int]) -> None:
+        statements.executemany(
+            "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT (run_id, name) DO UPDATE SET value = excluded.value",
+            [(run_id, name, value) for name, value in sorted(values.items())],
+        )
 
     def signal(self, name: str) -> int:
         """A counter that workers heed at every call, 0 where it was never added to: as another process left it at most
@@ -326,37 +446,38 @@ class RunLedger:
 
     def values(self, names: Sequence[str]) -> dict[str, int]:
         """The named counters; one that was never added to is absent."""
+        return self._values(self.run_id, names)
+
+    def _values(self, run_id: str, names: Sequence[str]) -> dict[str, int]:
         query = f"SELECT name, value FROM counters WHERE run_id = ? AND name IN ({', '.join('?' * len(names))})"
-        return dict(self._connection().execute(query, (self.run_id, *names)).fetchall())
+        return dict(self._database.execute(query, (run_id, *names)))
 
     def totals(self) -> dict[str, int]:
         """All counters; a name that was never added to is absent."""
-        rows = self._connection().execute("SELECT name, value FROM counters WHERE run_id = ?", (self.run_id,))
-        return dict(rows.fetchall())
+        return dict(self._database.execute("SELECT name, value FROM counters WHERE run_id = ?", (self.run_id,)))
 
     def note_first(self, name: str, text: str) -> str:
         """Keeps the first text of that name, whichever worker tells it; returns it."""
-        self._connection().execute("INSERT OR IGNORE INTO notes VALUES (?, ?, ?)", (self.run_id, name, text))
+        self._database.execute(_NOTE, (self.run_id, name, text))
         return self.note(name)
 
     def note(self, name: str) -> str:
         """The text of that name; empty where there is none."""
         query = "SELECT text FROM notes WHERE run_id = ? AND name = ?"
-        row = self._connection().execute(query, (self.run_id, name)).fetchone()
-        return row[0] if row else ""
+        rows = self._database.execute(query, (self.run_id, name))
+        return rows[0][0] if rows else ""
 
     def list_once(self, name: str, text: str) -> bool:
         """Adds a text to the run's list of that name; returns whether it was not there."""
-        query = "INSERT OR IGNORE INTO notes VALUES (?, ?, ?)"
-        is_new = self._connection().execute(query, (self.run_id, f"{name} {text}", text)).rowcount > 0
+        is_new = bool(self._database.execute(f"{_NOTE} RETURNING 1", (self.run_id, f"{name} {text}", text)))
         if is_new:
             self.add({name: 1})
         return is_new
 
     def listed(self, name: str) -> tuple[str, ...]:
         """The run's list of that name, in alphabetical order; `signal(name)` is its length."""
-        query = "SELECT text FROM notes WHERE run_id = ? AND name = ? || ' ' || text ORDER BY text"
-        return tuple(text for (text,) in self._connection().execute(query, (self.run_id, name)))
+        query = "SELECT text FROM notes WHERE run_id = ? AND name = ? || ' ' || text"
+        return tuple(sorted(text for (text,) in self._database.execute(query, (self.run_id, name))))
 
     def end(self, reason: str = "") -> None:
         """Tells all workers of the run to send nothing more, and the driver why."""
@@ -381,20 +502,25 @@ class RunLedger:
         return self.signal(_ENDED) > 0 or (self.signal(_HAS_DRIVER) > 0 and not self._driver.is_alive())
 
     def forget(self) -> None:
-        """Removes the run's counters."""
-        for table in ("counters", "notes"):
-            self._connection().execute(f"DELETE FROM {table} WHERE run_id = ?", (self.run_id,))
+        """Removes the run's counters, and what it shared if nobody else does."""
+
+        def remove(statements: Statements) -> None:
+            for scope in sorted({self._scope(what) for what in (BUDGET, LIMITS)} - {self.run_id}):
+                self._lock_counters(statements, scope, _SHARED)
+                statements.execute("DELETE FROM sharing WHERE scope = ? AND run_id = ?", (scope, self.run_id))
+                if not statements.execute("SELECT 1 FROM sharing WHERE scope = ?", (scope,)):
+                    statements.execute("DELETE FROM counters WHERE run_id = ?", (scope,))
+            for table in ("counters", "notes"):
+                statements.execute(f"DELETE FROM {table} WHERE run_id = ?", (self.run_id,))
+
+        for what in (BUDGET, LIMITS):
+            self._scope(what)
+        self._database.transact(remove)
 
     def close(self) -> None:
         """Closes the calling thread's connection."""
-        connection = self._local.__dict__.pop("connection", None)
-        if connection is not None:
-            connection.close()
-
-    def _connection(self) -> sqlite3.Connection:
-        if not hasattr(self._local, "connection"):
-            self._local.connection = connect(self._path, _RUNS)
-        return self._local.connection
+        self._driver.close()
+        self._database.close()
 
 
 def latency_counter(seconds: float) -> str:

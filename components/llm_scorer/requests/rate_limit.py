@@ -1,4 +1,4 @@
-"""Requests and tokens a minute, for all threads and worker processes of a machine together."""
+"""Requests and tokens a minute, for all threads and worker processes that share the store together."""
 
 import threading
 
@@ -9,6 +9,10 @@ from sllmr.components.llm_scorer.requests.waiting import Waiter
 REQUESTS = "limit_requests_free_at_us"
 TOKENS = "limit_tokens_free_at_us"
 _MINUTE_US = 60_000_000
+_AHEAD_S = 1.0
+"""How early a worker takes a turn: turns of a killed worker pass unused, and others wait for them."""
+
+_POLL_S = 1.0
 
 
 class RateLimiter:
@@ -28,6 +32,7 @@ class RateLimiter:
         self._limits = limits
         self._run = run
         self._waiter = waiter
+        self._next = threading.Lock()
 
     def acquire(self, tokens: int, stop: threading.Event) -> None:
         """Waits until a call of so many tokens may be sent.
@@ -43,11 +48,20 @@ class RateLimiter:
             )
             if limit is not None
         }
-        if durations:
-            self._waiter.until(self._run.take_turn(durations, round(self._waiter.clock() * 1e6)) / 1e6, stop)
+        if not durations:
+            return
+        # One thread at a time looks for a turn.
+        while not self._next.acquire(timeout=_POLL_S):
+            self._waiter.check(stop)
+        try:
+            start = self._run.take_turn(durations, round(self._waiter.clock() * 1e6)) / 1e6
+            self._waiter.until(start - _AHEAD_S, stop)
+        finally:
+            self._next.release()
+        self._waiter.until(start, stop)
 
     def correct(self, expected_tokens: int, tokens: int) -> None:
         """Gives back, or takes, what a call used less or more than expected."""
         if self._limits.tokens_per_minute is not None and tokens != expected_tokens:
             difference = (tokens - expected_tokens) * _MINUTE_US
-            self._run.add({TOKENS: round(difference / self._limits.tokens_per_minute)})
+            self._run.move_turns(TOKENS, round(difference / self._limits.tokens_per_minute))

@@ -1,7 +1,6 @@
 """Waiting that ends with the run."""
 
 import threading
-import time
 from collections.abc import Callable
 
 from sllmr.components.llm_scorer.requests.ledger import RunEnded, RunLedger
@@ -16,17 +15,17 @@ class Waiter:
         self,
         run: RunLedger,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ):
         """
         Args:
             run: knows whether it has ended.
-            clock: seconds, the same in all processes of the machine; not the time of day, which may be set back.
+            clock: seconds, the same in all processes that share the run; None: the run's.
             wait: waits for the event so many seconds at most; tells whether it came.
         """
         self._run = run
-        self.clock = clock
+        self.clock = clock or run.clock
         self._wait = wait
 
     def until(self, moment: float, stop: threading.Event) -> None:

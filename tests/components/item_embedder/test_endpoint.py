@@ -156,7 +156,7 @@ def test_an_endpoint_that_cannot_work_is_refused_when_the_configuration_is_built
 @pytest.mark.local_llm
 def test_the_bundled_llm_embeds_through_a_local_server(tmp_path):
     link_models(tmp_path)
-    embedder = EndpointEmbedder(EmbeddingEndpoint(model=BUNDLED_MODEL), str(tmp_path), str(tmp_path))
+    embedder = EndpointEmbedder(EmbeddingEndpoint(model=BUNDLED_MODEL), str(tmp_path), None, str(tmp_path))
     texts = ["Red lipstick for the evening", "Red lipstick for the night", "A wooden drum"]
 
     embedded = embedder.embed(texts)

@@ -100,6 +100,7 @@ def test_rows_of_valid_and_test_reach_no_prompt(stub, tmp_path):
             "config": config.model_dump_json(),
             "pair_yield": json.dumps(dataclasses.asdict(pair_yield)),
             "cache_directory": str(tmp_path / "cache"),
+            "store_url": "",
         },
     )
     wanted = math.ceil(sum(item.train_count for item in market_items().values()) / 10)
@@ -130,7 +131,12 @@ def test_the_executor_leaves_items_of_valid_and_test_rows_out_of_a_table_of_scor
     Executor(Executor.Context(beam_pipeline_args=[], tmp_dir=str(tmp_path), unique_id="1")).Do(
         {"examples": [rows], "catalog": [catalog]},
         {"scores": [scores]},
-        {"config": config.model_dump_json(), "pair_yield": "", "cache_directory": str(tmp_path / "cache")},
+        {
+            "config": config.model_dump_json(),
+            "pair_yield": "",
+            "cache_directory": str(tmp_path / "cache"),
+            "store_url": "",
+        },
     )
     records = list(read_scores(scores.uri))
     expected = {f"i{n}" for n in range(60)} - {"i40", "i41", "i42", *history}

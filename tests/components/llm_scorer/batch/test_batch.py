@@ -81,7 +81,7 @@ def train_rows() -> beam.PTransform:
 
 
 def batch_job(configured: LlmConfig, directory: pathlib.Path, requests: list[LlmRequest]) -> BatchJob:
-    return BatchJob(configured, str(directory), lambda: iter(requests))
+    return BatchJob(configured, str(directory), str(directory), lambda: iter(requests))
 
 
 def run(configured: LlmConfig, directory: pathlib.Path, requests: list[LlmRequest], **options: Any) -> BatchReport:
@@ -613,7 +613,7 @@ for line in sys.stdin:
     if where != "nowhere":
         setattr(owner, where, dying(getattr(owner, where), moment))
     try:
-        report = BatchJob(configured, directory, lambda: iter(requests)).run(wait=True)
+        report = BatchJob(configured, directory, directory, lambda: iter(requests)).run(wait=True)
         os._exit(0 if report.answered == len(requests) else 1)
     except BaseException as error:
         print(repr(error), file=sys.stderr)

@@ -125,15 +125,15 @@ def test_what_was_in_flight_at_a_kill_counts_as_spent_in_later_runs(stub, tmp_pa
     assert score(workspace(tmp_path, "released", full), beam.Create(market_rows())).requests.sent > 0
 
 
-def test_reservations_of_a_run_under_way_are_not_released(tmp_path):
-    run = RunLedger(str(tmp_path), "run")
+def test_reservations_of_a_run_under_way_are_not_released(store):
+    run = RunLedger(store, "run")
     amounts = {ledger.RESERVED_NANO_USD: 500, ledger.RESERVED_TOKENS: 7}
     with run.driven():
         assert run.reserve("a", amounts, {}) == ledger.ROOM
-        assert release_reservations(str(tmp_path)) == []
-        assert reservations_by_run(str(tmp_path)) == [Reservations("run", True, 1, 500, 7)]
-    assert release_reservations(str(tmp_path)) == [Reservations("run", False, 1, 500, 7)]
-    assert reservations_by_run(str(tmp_path)) == []
+        assert release_reservations(store) == []
+        assert reservations_by_run(store) == [Reservations("run", True, 1, 500, 7)]
+    assert release_reservations(store) == [Reservations("run", False, 1, 500, 7)]
+    assert reservations_by_run(store) == []
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 
 from sllmr.components.llm_scorer.errors import LlmError
 from sllmr.components.llm_scorer.messages import CHAT, LlmRequest
-from sllmr.components.llm_scorer.requests.cache import CacheError, ResponseCache
+from sllmr.components.llm_scorer.requests.cache import FILE_NAME, ResponseCache
+from sllmr.components.llm_scorer.store.interface import CacheError
 
 REQUEST = LlmRequest(
     kind=CHAT,
@@ -39,10 +40,10 @@ def test_whatever_can_change_the_answer_changes_the_key(change):
     assert dataclasses.replace(REQUEST, **change).key != REQUEST.key
 
 
-def test_a_response_outlives_the_process_that_stored_it(tmp_path):
-    stored_at = ResponseCache(str(tmp_path)).put("key", {"text": "ü"})
-    assert ResponseCache(str(tmp_path)).get("key") == ({"text": "ü"}, stored_at)
-    assert ResponseCache(str(tmp_path)).get("other") is None
+def test_a_response_outlives_the_process_that_stored_it(store):
+    stored_at = ResponseCache(store).put("key", {"text": "ü"})
+    assert ResponseCache(store).get("key") == ({"text": "ü"}, stored_at)
+    assert ResponseCache(store).get("other") is None
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_a_response_outlives_the_process_that_stored_it(tmp_path):
 def test_a_corrupt_entry_is_counted_and_not_believed(tmp_path, column):
     cache = ResponseCache(str(tmp_path))
     cache.put("key", {"text": "true"})
-    with sqlite3.connect(cache.path) as connection:
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
         connection.execute(f"UPDATE responses SET {column}")
     assert cache.get("key") is None
     assert cache.take_corrupt() == 1
@@ -80,7 +81,7 @@ def test_an_entry_that_is_no_json_object_is_corrupt_even_with_its_checksum(tmp_p
     cache = ResponseCache(str(tmp_path))
     cache.put("key", {"text": "true"})
     checksum = hashlib.sha256(f"key\n{value}\n5".encode()).hexdigest()
-    with sqlite3.connect(cache.path) as connection:
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
         connection.execute("UPDATE responses SET value = ?, checksum = ?, answered_at = 5", (value, checksum))
     assert cache.get("key") is None
     assert cache.take_corrupt() == 1
@@ -89,15 +90,15 @@ def test_an_entry_that_is_no_json_object_is_corrupt_even_with_its_checksum(tmp_p
 def test_a_corrupt_receipt_is_left_out(tmp_path):
     cache = ResponseCache(str(tmp_path))
     cache.add_receipts([("key", {"n": 1}), ("key", {"n": 2})], 5)
-    with sqlite3.connect(cache.path) as connection:
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
         connection.execute("UPDATE receipts SET value = CAST(x'ff' AS TEXT) WHERE value LIKE '%1%'")
     assert cache.receipts("key") == [{"n": 2}]
     assert cache.receipt_keys() == {"key"}
 
 
-def test_a_response_with_a_lone_surrogate_is_stored(tmp_path):
-    ResponseCache(str(tmp_path)).put("key", {"text": "\ud800"})
-    found = ResponseCache(str(tmp_path)).get("key")
+def test_a_response_with_a_lone_surrogate_is_stored(store):
+    ResponseCache(store).put("key", {"text": "\ud800"})
+    found = ResponseCache(store).get("key")
     assert found is not None
     assert found[0] == {"text": "\ud800"}
 
@@ -105,7 +106,7 @@ def test_a_response_with_a_lone_surrogate_is_stored(tmp_path):
 def test_an_entry_that_is_looked_up_twice_is_corrupt_once(tmp_path):
     cache = ResponseCache(str(tmp_path))
     cache.put("key", {"text": "true"})
-    with sqlite3.connect(cache.path) as connection:
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
         connection.execute("UPDATE responses SET checksum = ''")
     assert cache.get("key") is cache.get("key") is None
     assert cache.take_corrupt() == 1
@@ -114,7 +115,7 @@ def test_an_entry_that_is_looked_up_twice_is_corrupt_once(tmp_path):
 def test_a_commit_reaches_the_disk_before_the_answer_is_used(tmp_path):
     traced: list[str] = []
     cache = ResponseCache(str(tmp_path))
-    connection = cache._connection()
+    connection = cache._database._connection()
     connection.set_trace_callback(traced.append)
     cache.put("key", {"text": "paid for"})
     # A statement outside of a transaction commits itself; SQLite traces it once more for the trigger.
@@ -128,12 +129,14 @@ def test_a_commit_reaches_the_disk_before_the_answer_is_used(tmp_path):
 def test_threads_that_store_at_the_same_moment_share_a_commit(tmp_path):
     cache = ResponseCache(str(tmp_path))
     cache.put("first", {})
-    blocker = sqlite3.connect(cache.path)
+    blocker = sqlite3.connect(tmp_path / FILE_NAME)
     blocker.execute("BEGIN IMMEDIATE")
     commits: list[str] = []
 
     def store(n: int) -> None:
-        cache._connection().set_trace_callback(lambda sql: commits.append(sql) if sql.startswith("INSERT") else None)
+        cache._database._connection().set_trace_callback(
+            lambda sql: commits.append(sql) if sql.startswith("INSERT") else None
+        )
         cache.put(f"key {n}", {"n": n})
 
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
@@ -154,9 +157,9 @@ def test_threads_that_store_at_the_same_moment_share_a_commit(tmp_path):
 
 
 def test_one_that_cannot_store_leaves_the_others_their_turn(tmp_path, monkeypatch):
-    monkeypatch.setattr("sllmr.components.llm_scorer.requests.cache.BUSY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("sllmr.components.llm_scorer.store.sqlite.BUSY_TIMEOUT_S", 0.3)
     cache = ResponseCache(str(tmp_path))
-    blocker = sqlite3.connect(cache.path)
+    blocker = sqlite3.connect(tmp_path / FILE_NAME)
     blocker.execute("BEGIN IMMEDIATE")
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
         stored = [pool.submit(cache.put, f"key {n}", {"n": n}) for n in range(5)]
@@ -183,11 +186,11 @@ def _store(directory: str, worker: int) -> None:
 
 
 @pytest.mark.slow
-def test_processes_store_side_by_side_and_lose_nothing(tmp_path):
+def test_processes_store_side_by_side_and_lose_nothing(store):
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(3, mp_context=spawn) as pool:
-        list(pool.map(_store, [str(tmp_path)] * 3, range(3)))
-    cache = ResponseCache(str(tmp_path))
+        list(pool.map(_store, [store] * 3, range(3)))
+    cache = ResponseCache(store)
     for worker in range(3):
         for n in range(50):
             found = cache.get(f"{worker}-{n}")
@@ -202,7 +205,7 @@ def test_an_entry_with_any_damage_is_counted_and_absent_and_the_others_are_read(
     cache = ResponseCache(str(tmp_path))
     cache.put("bad", {"n": 1})
     cache.put("good", {"n": 2})
-    with sqlite3.connect(cache.path) as connection:
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
         # A damaged page keeps the declared type: SQLite hands the bytes out as text.
         damaged = "CAST(? AS TEXT)" if isinstance(damage, bytes) else "?"
         connection.execute(f"UPDATE responses SET {column} = {damaged} WHERE key = 'bad'", (damage,))

@@ -12,12 +12,13 @@ import pytest
 
 from sllmr.components.llm_scorer.batch.state import Batch, BatchState
 from sllmr.components.llm_scorer.messages import CHAT
-from sllmr.components.llm_scorer.requests import cache
-from sllmr.components.llm_scorer.requests.cache import CacheError, ResponseCache
+from sllmr.components.llm_scorer.requests.cache import ResponseCache
 from sllmr.components.llm_scorer.requests.driver import Driver
 from sllmr.components.llm_scorer.requests.in_flight import InFlight
 from sllmr.components.llm_scorer.requests.ledger import RunLedger, unsettled_reservations
 from sllmr.components.llm_scorer.requests.waiting import Waiter
+from sllmr.components.llm_scorer.store import sqlite
+from sllmr.components.llm_scorer.store.interface import CacheError
 
 
 def write_response(directory: str) -> None:
@@ -87,7 +88,7 @@ def test_a_full_or_read_only_disk_is_named_with_the_cure(
     tmp_path, monkeypatch, name, write, if_damaged, pragma, message
 ):
     connections: list[sqlite3.Connection] = []
-    plain: Callable[..., sqlite3.Connection] = cache.connect
+    plain: Callable[..., sqlite3.Connection] = sqlite.connect
     write(str(tmp_path))
 
     def limited(*arguments, **options):
@@ -96,8 +97,7 @@ def test_a_full_or_read_only_disk_is_named_with_the_cure(
         connections.append(connection)
         return connection
 
-    for module in ("requests.cache", "requests.ledger", "batch.state"):
-        monkeypatch.setattr(f"sllmr.components.llm_scorer.{module}.connect", limited)
+    monkeypatch.setattr(sqlite, "connect", limited)
     other = {
         "responses.sqlite": lambda: ResponseCache(str(tmp_path)).put("other", {"text": "y" * 900_000}),
         "runs.sqlite": lambda: RunLedger(str(tmp_path), "other" * 200_000).add({"n": 1}),

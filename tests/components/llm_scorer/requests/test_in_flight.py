@@ -14,12 +14,12 @@ KEY = "ab" * 32
 OTHER = "cd" * 32
 
 
-def in_flight(directory, run: str = "run") -> InFlight:
-    return InFlight(str(directory), Waiter(RunLedger(str(directory), run)))
+def in_flight(store: str, run: str = "run") -> InFlight:
+    return InFlight(store, Waiter(RunLedger(store, run)))
 
 
-def test_one_key_is_held_by_one_thread_at_a_time_and_other_keys_by_others(tmp_path):
-    claims, running, most = in_flight(tmp_path), [0, 0], [0, 0]
+def test_one_key_is_held_by_one_thread_at_a_time_and_other_keys_by_others(store):
+    claims, running, most = in_flight(store), [0, 0], [0, 0]
 
     def call(n: int) -> None:
         with claims.claim((KEY, OTHER)[n % 2], threading.Event()):
@@ -52,31 +52,31 @@ def _is_free(directory) -> bool:
 
 
 @pytest.mark.slow
-def test_another_process_respects_a_claim_and_a_killed_one_holds_none(tmp_path):
+def test_another_process_respects_a_claim_and_a_killed_one_holds_none(store):
     spawn = multiprocessing.get_context("spawn")
     held, go = spawn.Event(), spawn.Event()
-    process = spawn.Process(target=_hold, args=(str(tmp_path), held, go))
+    process = spawn.Process(target=_hold, args=(store, held, go))
     process.start()
     assert held.wait(60)
-    assert not _is_free(tmp_path)
+    assert not _is_free(store)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert _is_free(tmp_path)
+    assert _is_free(store)
 
 
-def test_two_sessions_of_one_process_respect_each_other(tmp_path):
-    with in_flight(tmp_path, "one").claim(KEY, threading.Event()):
-        assert not _is_free(tmp_path)
-    assert _is_free(tmp_path)
+def test_two_sessions_of_one_process_respect_each_other(store):
+    with in_flight(store, "one").claim(KEY, threading.Event()):
+        assert not _is_free(store)
+    assert _is_free(store)
 
 
-def test_the_end_of_the_run_ends_the_wait(tmp_path):
-    RunLedger(str(tmp_path), "run").end()
-    holder = in_flight(tmp_path, "another run")
+def test_the_end_of_the_run_ends_the_wait(store):
+    RunLedger(store, "run").end()
+    holder = in_flight(store, "another run")
     with (
         holder.claim(KEY, threading.Event()),
         pytest.raises(RunEnded),
-        in_flight(tmp_path).claim(KEY, threading.Event()),
+        in_flight(store).claim(KEY, threading.Event()),
     ):
         pass

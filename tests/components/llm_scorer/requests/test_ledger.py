@@ -38,8 +38,8 @@ def test_usage_that_makes_no_sense_counts_as_nothing(usage, expected):
     assert Usage.of({"usage": usage}) == expected
 
 
-def test_a_reservation_waits_for_those_in_flight_and_is_refused_if_it_can_pass_the_cap_without_them(tmp_path):
-    run = RunLedger(str(tmp_path), "run")
+def test_a_reservation_waits_for_those_in_flight_and_is_refused_if_it_can_pass_the_cap_without_them(store):
+    run = RunLedger(store, "run")
     run.add({ledger.PRIOR_NANO_USD: 300, ledger.NANO_USD: 100})
     caps = {ledger.RESERVED_NANO_USD: 1000}
     assert run.reserve("a", {ledger.RESERVED_NANO_USD: 500}, caps) == ledger.ROOM
@@ -47,21 +47,21 @@ def test_a_reservation_waits_for_those_in_flight_and_is_refused_if_it_can_pass_t
     assert run.reserve("b", {ledger.RESERVED_NANO_USD: 601}, caps) == ledger.NO_ROOM
     run.leave_unsettled({ledger.RESERVED_NANO_USD: 500})
     assert run.reserve("b", {ledger.RESERVED_NANO_USD: 101}, caps) == ledger.NO_ROOM
-    assert ledger.unsettled_reservations(str(tmp_path))["a"][ledger.RESERVED_NANO_USD] == 500
+    assert ledger.unsettled_reservations(store)["a"][ledger.RESERVED_NANO_USD] == 500
 
 
-def test_a_settled_reservation_is_free_and_forgotten(tmp_path):
-    run = RunLedger(str(tmp_path), "run")
+def test_a_settled_reservation_is_free_and_forgotten(store):
+    run = RunLedger(store, "run")
     amounts, caps = {ledger.RESERVED_NANO_USD: 500}, {ledger.RESERVED_NANO_USD: 600}
     assert run.reserve("a", amounts, caps) == ledger.ROOM
     run.settle("a", amounts, {ledger.NANO_USD: 100})
-    assert ledger.unsettled_reservations(str(tmp_path)) == {}
+    assert ledger.unsettled_reservations(store) == {}
     assert run.reserve("b", amounts, caps) == ledger.ROOM
     assert run.totals()[ledger.NANO_USD] == 100
 
 
-def test_threads_cannot_reserve_more_than_the_cap_together(tmp_path):
-    run = RunLedger(str(tmp_path), "run")
+def test_threads_cannot_reserve_more_than_the_cap_together(store):
+    run = RunLedger(store, "run")
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         ten, caps = {ledger.RESERVED_NANO_USD: 10}, {ledger.RESERVED_NANO_USD: 75}
         found = list(pool.map(lambda n: run.reserve(f"{n}", ten, caps), range(40)))
@@ -69,16 +69,16 @@ def test_threads_cannot_reserve_more_than_the_cap_together(tmp_path):
     assert run.totals()[ledger.RESERVED_NANO_USD] == 70
 
 
-def test_a_change_that_rests_on_what_was_there_loses_no_other(tmp_path):
-    run = RunLedger(str(tmp_path), "run")
+def test_a_change_that_rests_on_what_was_there_loses_no_other(store):
+    run = RunLedger(store, "run")
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: run.change(("n",), lambda values: {"n": 2 * values.get("n", 0) + 1}), range(40)))
     # 1, 3, 7, ..: a lost one would leave a smaller power.
     assert run.totals() == {"n": 2**40 - 1}
 
 
-def test_runs_do_not_see_each_others_counters(tmp_path):
-    one, two = RunLedger(str(tmp_path), "one"), RunLedger(str(tmp_path), "two")
+def test_runs_do_not_see_each_others_counters(store):
+    one, two = RunLedger(store, "one"), RunLedger(store, "two")
     one.add({ledger.REQUESTS_SENT: 3})
     two.add({ledger.REQUESTS_SENT: 4})
     one.forget()
@@ -96,8 +96,8 @@ def test_percentiles_are_those_of_the_latencies_to_five_percent():
     assert latency_percentiles_s({}) == {}
 
 
-def test_a_signal_of_another_process_is_heeded_soon_and_ones_own_at_once(tmp_path):
-    one, other = (RunLedger(str(tmp_path), "run") for _ in range(2))
+def test_a_signal_of_another_process_is_heeded_soon_and_ones_own_at_once(store):
+    one, other = (RunLedger(store, "run") for _ in range(2))
     assert one.signal("cut") == other.signal("cut") == 0
     one.add({"cut": 3})
     one.change(("cut",), lambda values: {"cut": values["cut"] + 4})

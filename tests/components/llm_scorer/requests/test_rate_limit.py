@@ -70,9 +70,9 @@ def test_what_a_call_really_used_is_put_right(tmp_path):
     assert clock.now - before == pytest.approx(2, abs=1e-3)
 
 
-def test_two_workers_share_one_limit(tmp_path):
+def test_two_workers_share_one_limit(store):
     clock = Clock()
-    workers = [limiter(tmp_path, clock, requests_per_minute=60) for _ in range(2)]
+    workers = [limiter(store, clock, requests_per_minute=60) for _ in range(2)]
     begun = [starts(workers[n % 2], clock, [1])[0] for n in range(4)]
     assert begun == pytest.approx([0, 1, 1, 1], abs=1e-3)
 

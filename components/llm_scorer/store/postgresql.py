@@ -1,0 +1,303 @@
+"""PostgreSQL for all workers of several machines.
+
+A process has a few connections for all its threads. A transaction whose connection breaks is repeated until the server
+is back, for RETRY_S at most, unless it took effect: the server knows that of each transaction by its number, so nothing
+is added twice.
+
+Each transaction is committed to disk (PostgreSQL's synchronous_commit) before it counts.
+"""
+
+import atexit
+import contextlib
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from sllmr.components.llm_scorer.store.interface import CacheError, Content, Result, Statements
+
+try:
+    import psycopg
+except ImportError as error:
+    raise CacheError(
+        f"a store at postgresql:// needs the client psycopg, but: {error}; pip install 'sllmr[postgres]'"
+    ) from None
+
+RETRY_S = 60.0
+"""How long a worker waits for a server that was there before: a restart, a failover, a network that is interrupted."""
+
+CONNECTIONS = 8
+"""Of a process to one server: transactions take milliseconds, and a server has 100 by default for all."""
+
+_OLDEST = 14
+_PAUSE_S = (0.1, 1.0)
+
+_SESSION = {
+    # A worker that is suspended in a transaction holds its locks no longer.
+    "idle_in_transaction_session_timeout": "30s",
+    # Nor does a machine that is gone without a word.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+
+
+class Server:
+    """The connections of this process to one database."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self._idle: list[psycopg.Connection[Any]] = []
+        self._room = threading.BoundedSemaphore(CONNECTIONS)
+        self._was_there = False
+        self._created: set[str] = set()
+        self._ahead_s: float | None = None
+
+    def transact(self, content: Content, statements: Callable[[Statements], Result]) -> Result:
+        """See Database.transact."""
+        number = result = None
+
+        def attempt(connection: psycopg.Connection[Any]) -> Result:
+            nonlocal number, result
+            if number is not None:
+                (status,) = connection.execute("SELECT pg_xact_status(%s::xid8)", (number,)).fetchone() or ("",)
+                if status == "committed":
+                    return result  # the commit went through, and its confirmation was lost
+                if status == "in progress":
+                    raise psycopg.OperationalError("the server has not noticed yet that a connection is lost")
+                number = None
+            with connection.transaction():
+                (number,) = connection.execute("SELECT pg_current_xact_id()::text").fetchone() or (None,)
+                result = statements(_Cursor(connection))
+            return result
+
+        return self.attempt(content, attempt)
+
+    def attempt(self, content: Content, use: Callable[[psycopg.Connection[Any]], Result]) -> Result:
+        """Calls `use` with a connection; again where the connection breaks or the server asks for it.
+
+        Raises:
+            CacheError: the server cannot be reached for RETRY_S, or at once if it never was; it refuses what is done.
+        """
+        started, pause_s = time.monotonic(), _PAUSE_S[0]
+        while True:
+            try:
+                with self._connection() as connection:
+                    return use(connection)
+            except psycopg.Error as error:
+                passes = _passes(error)
+                if not passes and (
+                    not isinstance(error, psycopg.ProgrammingError) or isinstance(error, psycopg.errors.SyntaxError)
+                ):
+                    raise  # a defect of ours
+                if not passes or not self._was_there or time.monotonic() - started > RETRY_S:
+                    # Those who come next do not wait as long.
+                    self._was_there = self._was_there and not passes
+                    raise self._error(content, error) from None
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _PAUSE_S[1])
+
+    def create(self, content: Content, first: str, statements: Sequence[str]) -> None:
+        """Makes what `statements` make.
+
+        Args:
+            first: expression that is NULL unless it is all there.
+        """
+        if first in self._created:
+            return
+
+        def make(cursor: Statements) -> None:
+            # Two workers that make a table at the same moment would fail.
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended('sllmr', 0))")
+            if cursor.execute(f"SELECT {first}") == [(None,)]:
+                for statement in statements:
+                    cursor.execute(statement)
+
+        self.transact(content, make)
+        self._created.add(first)
+
+    def clock(self, content: Content) -> float:
+        """Seconds of the server's clock: by this machine's, which each new connection compares with it."""
+        if self._ahead_s is None:
+            self.attempt(content, lambda connection: None)
+        return time.monotonic() + (self._ahead_s or 0.0)
+
+    def close(self) -> None:
+        """Closes the connections that are not in use."""
+        while self._idle:
+            self._idle.pop().close()
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
+        with self._room:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self._connect()
+            try:
+                yield connection
+            except BaseException:
+                connection.close()
+                raise
+            self._idle.append(connection)
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        connection = psycopg.connect(
+            self.url,
+            autocommit=True,
+            application_name="sllmr",
+            client_encoding="UTF8",
+            connect_timeout=10,
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+            tcp_user_timeout=20_000,
+        )
+        try:
+            connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+            names = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SESSION.items())
+            before = time.monotonic()
+            row = connection.execute(f"SELECT extract(epoch FROM clock_timestamp()), {names}").fetchone() or (0,)
+            ahead_s = float(row[0]) - (before + time.monotonic()) / 2
+            encoding = connection.info.parameter_status("server_encoding")
+            if connection.info.server_version < _OLDEST * 10_000 or encoding != "UTF8":
+                raise CacheError(
+                    f"the store {self.url} must be PostgreSQL {_OLDEST} or later with a database in UTF8, got "
+                    f"{connection.info.server_version // 10_000} with {encoding}; set another store"
+                )
+        except BaseException:
+            connection.close()
+            raise
+        self._was_there, self._ahead_s = True, ahead_s
+        return connection
+
+    def _error(self, content: Content, error: psycopg.Error) -> CacheError:
+        words = " ".join(str(error).split()) or type(error).__name__
+        return CacheError(
+            f"the {content.name} in {self.url} cannot be used ({words}): {content.if_unusable}; {_cure(words)}, and"
+            " run again"
+        )
+
+
+class PostgresqlDatabase:
+    """A Database in tables of a server."""
+
+    row_lock = " FOR UPDATE"
+
+    def __init__(self, server: Server, content: Content):
+        self._server = server
+        self._content = content
+
+    def as_bytes(self, column: str) -> str:
+        return f"convert_to({column}, 'UTF8')"
+
+    def as_integer(self, column: str) -> str:
+        return column
+
+    def create(self, table: str, statements: Sequence[str]) -> None:
+        self._server.create(self._content, f"to_regclass('{table}')", statements)
+
+    def keep_replaced(self, table: str, archive: str) -> None:
+        # Of the row as it is locked: two workers that store at the same moment replace one another's, and keep both.
+        self._server.create(
+            self._content,
+            "to_regproc('keep_receipt')",
+            [
+                "CREATE FUNCTION keep_receipt() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                f"INSERT INTO {archive} SELECT OLD.* ON CONFLICT DO NOTHING; RETURN NEW; END $$",
+                f"CREATE TRIGGER keep_receipt BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION keep_receipt()",
+            ],
+        )
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        if sql.startswith("SELECT"):
+            return self._server.attempt(self._content, lambda c: _Cursor(c).execute(sql, parameters))
+        return self.transact(lambda statements: statements.execute(sql, parameters))
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        rows = list(rows)
+        self.transact(lambda statements: statements.executemany(sql, rows))
+
+    def transact(self, statements: Callable[[Statements], Result]) -> Result:
+        return self._server.transact(self._content, statements)
+
+    def clock(self) -> float:
+        return self._server.clock(self._content)
+
+    def close(self) -> None:
+        """Nothing belongs to a thread."""
+
+
+class _Cursor:
+    """Statements on one connection."""
+
+    def __init__(self, connection: psycopg.Connection[Any]):
+        self._connection = connection
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        cursor = self._connection.execute(_translated(sql), tuple(parameters) or None)
+        return cursor.fetchall() if cursor.description else []
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        with self._connection.cursor() as cursor:
+            cursor.executemany(_translated(sql), list(rows))
+
+
+@functools.lru_cache(maxsize=1000)
+def _translated(sql: str) -> Any:
+    """SQLite's dialect in PostgreSQL's."""
+    if sql.startswith("CREATE TABLE"):
+        sql = sql.replace("INTEGER", "BIGINT").replace("REAL", "DOUBLE PRECISION")
+        if "WITHOUT ROWID" in sql:
+            return sql.replace("WITHOUT ROWID", "")
+        return sql.replace("(", "(rowid BIGSERIAL, ", 1)
+    return sql.replace("?", "%s")
+
+
+def _passes(error: psycopg.Error) -> bool:
+    """Whether a repetition may succeed: the connection is lost, the server starts, a standby takes over, a deadlock."""
+    return isinstance(
+        error,
+        psycopg.OperationalError
+        | psycopg.InterfaceError
+        | psycopg.errors.ReadOnlySqlTransaction
+        | psycopg.errors.IdleInTransactionSessionTimeout,
+    )
+
+
+_CURES = {
+    "permission denied for schema": "let its user make tables (GRANT CREATE ON SCHEMA ... TO ...)",
+    "password": "set the password in the environment variable PGPASSWORD or in ~/.pgpass",
+    "does not exist": "create what is missing, or set another store",
+    "too many": "raise the server's max_connections",
+    "pg_hba": "let the server accept this machine (pg_hba.conf)",
+    "No space left": "free space on the server's disk",
+}
+
+
+def _cure(message: str) -> str:
+    found = (cure for words, cure in _CURES.items() if words in message)
+    return next(found, "check that the server runs and that the store's URL is right")
+
+
+_servers: dict[tuple[str, int], Server] = {}
+_servers_lock = threading.Lock()
+
+
+def connect_to(url: str) -> Server:
+    """The process's Server of a URL."""
+    with _servers_lock:
+        # A fork must not use its parent's connections.
+        return _servers.setdefault((url, os.getpid()), Server(url))
+
+
+@atexit.register
+def disconnect() -> None:
+    """Closes the connections of this process that are not in use."""
+    with _servers_lock:
+        for (_, process), server in list(_servers.items()):
+            if process == os.getpid():
+                server.close()
+        _servers.clear()
