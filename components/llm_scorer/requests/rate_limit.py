@@ -54,6 +54,7 @@ class RateLimiter:
         while not self._next.acquire(timeout=_POLL_S):
             self._waiter.check(stop)
         try:
+            self._waiter.check(stop)
             start = self._run.take_turn(durations, round(self._waiter.clock() * 1e6)) / 1e6
             self._waiter.until(start - _AHEAD_S, stop)
         finally:

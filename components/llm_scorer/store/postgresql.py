@@ -1,8 +1,8 @@
 """PostgreSQL for all workers of several machines.
 
 A process has a few connections for all its threads. A transaction whose connection breaks is repeated until the server
-is back, for RETRY_S at most, unless it took effect: the server knows that of each transaction by its number, so nothing
-is added twice.
+is back, for RETRY_S at most, unless it took effect: each one writes its number into a row of its connection, so nothing
+is added twice. PostgreSQL's own number of a transaction cannot tell, as another one may get it after a crash.
 
 Each transaction is committed to disk (PostgreSQL's synchronous_commit) before it counts.
 """
@@ -10,9 +10,11 @@ Each transaction is committed to disk (PostgreSQL's synchronous_commit) before i
 import atexit
 import contextlib
 import functools
+import itertools
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -44,12 +46,25 @@ _SESSION = {
 }
 
 
+_MAKING = "SELECT pg_advisory_xact_lock(hashtextextended('sllmr', 0))"
+"""Two workers that make a table at the same moment would fail."""
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection, and its name in the table `commits`."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.client = uuid.uuid4().hex
+
+
 class Server:
     """The connections of this process to one database."""
 
     def __init__(self, url: str):
         self.url = url
-        self._idle: list[psycopg.Connection[Any]] = []
+        self._idle: list[_Connection] = []
+        self._numbers = itertools.count()
         self._room = threading.BoundedSemaphore(CONNECTIONS)
         self._was_there = False
         self._created: set[str] = set()
@@ -57,25 +72,31 @@ class Server:
 
     def transact(self, content: Content, statements: Callable[[Statements], Result]) -> Result:
         """See Database.transact."""
-        number = result = None
+        unsure: tuple[str, int] | None = None
+        result: Any = None
 
-        def attempt(connection: psycopg.Connection[Any]) -> Result:
-            nonlocal number, result
-            if number is not None:
-                (status,) = connection.execute("SELECT pg_xact_status(%s::xid8)", (number,)).fetchone() or ("",)
-                if status == "committed":
-                    return result  # the commit went through, and its confirmation was lost
-                if status == "in progress":
-                    raise psycopg.OperationalError("the server has not noticed yet that a connection is lost")
-                number = None
+        def attempt(connection: _Connection) -> Result:
+            nonlocal unsure, result
+            if unsure is not None:
+                # The row is locked as long as the commit may still come.
+                query = "SELECT number FROM commits WHERE client = %s FOR UPDATE"
+                row = connection.execute(query, unsure[:1]).fetchone()
+                if row is not None and row[0] == unsure[1]:
+                    return result
+            unsure, number = None, next(self._numbers)
             with connection.transaction():
-                (number,) = connection.execute("SELECT pg_current_xact_id()::text").fetchone() or (None,)
+                connection.execute(
+                    "INSERT INTO commits VALUES (%s, %s, now()) ON CONFLICT (client) DO UPDATE SET "
+                    "number = excluded.number, at = excluded.at",
+                    (connection.client, number),
+                )
                 result = statements(_Cursor(connection))
+                unsure = connection.client, number
             return result
 
         return self.attempt(content, attempt)
 
-    def attempt(self, content: Content, use: Callable[[psycopg.Connection[Any]], Result]) -> Result:
+    def attempt(self, content: Content, use: Callable[[_Connection], Result]) -> Result:
         """Calls `use` with a connection; again where the connection breaks or the server asks for it.
 
         Raises:
@@ -88,9 +109,7 @@ class Server:
                     return use(connection)
             except psycopg.Error as error:
                 passes = _passes(error)
-                if not passes and (
-                    not isinstance(error, psycopg.ProgrammingError) or isinstance(error, psycopg.errors.SyntaxError)
-                ):
+                if not passes and not isinstance(error, psycopg.ProgrammingError):
                     raise  # a defect of ours
                 if not passes or not self._was_there or time.monotonic() - started > RETRY_S:
                     # Those who come next do not wait as long.
@@ -109,8 +128,7 @@ class Server:
             return
 
         def make(cursor: Statements) -> None:
-            # Two workers that make a table at the same moment would fail.
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended('sllmr', 0))")
+            cursor.execute(_MAKING)
             if cursor.execute(f"SELECT {first}") == [(None,)]:
                 for statement in statements:
                     cursor.execute(statement)
@@ -130,7 +148,7 @@ class Server:
             self._idle.pop().close()
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
+    def _connection(self) -> Iterator[_Connection]:
         with self._room:
             try:
                 connection = self._idle.pop()
@@ -143,8 +161,8 @@ class Server:
                 raise
             self._idle.append(connection)
 
-    def _connect(self) -> psycopg.Connection[Any]:
-        connection = psycopg.connect(
+    def _connect(self) -> _Connection:
+        connection = _Connection.connect(
             self.url,
             autocommit=True,
             application_name="sllmr",
@@ -167,11 +185,22 @@ class Server:
                     f"the store {self.url} must be PostgreSQL {_OLDEST} or later with a database in UTF8, got "
                     f"{connection.info.server_version // 10_000} with {encoding}; set another store"
                 )
+            self._make_commits(connection)
         except BaseException:
             connection.close()
             raise
         self._was_there, self._ahead_s = True, ahead_s
         return connection
+
+    def _make_commits(self, connection: _Connection) -> None:
+        """Makes the table of numbers, and clears it of connections that were closed long ago."""
+        with connection.transaction():
+            connection.execute(_MAKING)
+            if connection.execute("SELECT to_regclass('commits')").fetchone() == (None,):
+                connection.execute(
+                    "CREATE TABLE commits (client TEXT PRIMARY KEY, number BIGINT NOT NULL, at TIMESTAMPTZ NOT NULL)"
+                )
+            connection.execute("DELETE FROM commits WHERE at < now() - interval '7 days'")
 
     def _error(self, content: Content, error: psycopg.Error) -> CacheError:
         words = " ".join(str(error).split()) or type(error).__name__
@@ -233,7 +262,7 @@ class PostgresqlDatabase:
 class _Cursor:
     """Statements on one connection."""
 
-    def __init__(self, connection: psycopg.Connection[Any]):
+    def __init__(self, connection: _Connection):
         self._connection = connection
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -270,6 +299,7 @@ def _passes(error: psycopg.Error) -> bool:
 _CURES = {
     "permission denied for schema": "let its user make tables (GRANT CREATE ON SCHEMA ... TO ...)",
     "password": "set the password in the environment variable PGPASSWORD or in ~/.pgpass",
+    "column": "give the store a database of its own",
     "does not exist": "create what is missing, or set another store",
     "too many": "raise the server's max_connections",
     "pg_hba": "let the server accept this machine (pg_hba.conf)",

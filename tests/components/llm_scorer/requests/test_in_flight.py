@@ -52,17 +52,17 @@ def _is_free(directory) -> bool:
 
 
 @pytest.mark.slow
-def test_another_process_respects_a_claim_and_a_killed_one_holds_none(store):
+def test_another_process_respects_a_claim_and_a_killed_one_holds_none(tmp_path):
     spawn = multiprocessing.get_context("spawn")
     held, go = spawn.Event(), spawn.Event()
-    process = spawn.Process(target=_hold, args=(store, held, go))
+    process = spawn.Process(target=_hold, args=(str(tmp_path), held, go))
     process.start()
     assert held.wait(60)
-    assert not _is_free(store)
+    assert not _is_free(str(tmp_path))
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert _is_free(store)
+    assert _is_free(str(tmp_path))
 
 
 def test_two_sessions_of_one_process_respect_each_other(store):
