@@ -24,6 +24,9 @@ SignalName = Literal[
 """The keys of models.signals.SIGNALS, as above."""
 
 
+MixedPrecision = Literal["bfloat16"]
+
+
 class ModelConfig(StrictConfig):
     """The ranking model."""
 
@@ -212,6 +215,16 @@ class TrainConfig(BaseModel):
     )
     shuffle_buffer: int = Field(default=100_000, ge=1, description="rows held to shuffle from")
     seed: int = Field(default=17, ge=0, description="of initial weights, dropout and the order of rows and pairs")
+    strategy: Literal["mirrored"] | None = Field(
+        default=None,
+        description="mirrored: each batch is split among all GPUs of the machine (without any, among its CPU devices), "
+        "with the losses of the whole batch; None: one device trains",
+    )
+    mixed_precision: MixedPrecision | None = Field(
+        default=None,
+        description="in which the hidden layers of the backbone compute while it is trained; variables, embeddings, "
+        "logits, losses, and the exported model are float32. None: everything is float32",
+    )
     compare: bool = Field(
         default=True,
         description="with an LLM: also train the same model without pairs, report the difference on the test rows, and "
@@ -222,3 +235,12 @@ class TrainConfig(BaseModel):
         description="also train the same model on pairs that the item vectors score, without a request, and report "
         "what it gains beside the LLM's verdict; that model is not pushed",
     )
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _range_of_float32(cls, precision: object) -> object:
+        if precision == "float16":
+            raise ValueError(
+                "train.mixed_precision must be bfloat16, got float16, whose range needs a loss scale; write bfloat16"
+            )
+        return precision

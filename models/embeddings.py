@@ -11,6 +11,7 @@ import tf_keras as keras
 from sllmr.models import features
 from sllmr.models.config import ModelConfig
 from sllmr.models.declared_features import ITEM, MISSING_AFTER, DeclaredFeature, DeclaredSize
+from sllmr.models.replicas import replica_sum, replicas_with
 from sllmr.models.text_match import TextMatch
 
 ITEM_VECTOR_ROW = "item_vector_row"
@@ -91,8 +92,10 @@ class EmbeddingTable(keras.layers.Layer):
         distinct, inverse = tf.unique(tf.concat(present, axis=0))
         rows = self.vectors(distinct)
         if training and self._l2:
-            batch = tf.cast(tf.shape(groups[0])[0], tf.float32)
-            self.add_loss(self._l2 * tf.reduce_sum(tf.square(rows)) / batch)
+            batch = replica_sum(tf.cast(tf.shape(groups[0])[0], tf.float32))
+            # A row that several replicas read counts once.
+            squares = tf.reduce_sum(tf.square(rows), axis=-1) / replicas_with(distinct)
+            self.add_loss(self._l2 * tf.reduce_sum(squares) / batch)
         sizes = [tf.size(ids) for ids in present]
         positions = tf.split(inverse, tf.stack(sizes), num=len(groups))
         means = []

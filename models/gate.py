@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sllmr.models import features
 from sllmr.models.config import GateConfig
 from sllmr.models.features import NOT_CALIBRATION
+from sllmr.models.replicas import replica_sum
 from sllmr.models.signals import SIGNALS, PairSide
 from sllmr.models.stacking import fit_calibrated_blend
 
@@ -82,7 +83,8 @@ class SupervisedGate(PaperGate):
         agrees = tf.cast(calibration_label, tf.float32)
         alpha = tf.clip_by_value(alpha, 1e-6, 1.0 - 1e-6)
         entropy = -(agrees * tf.math.log(alpha) + (1.0 - agrees) * tf.math.log1p(-alpha))
-        return tf.math.divide_no_nan(tf.reduce_sum(is_calibration * entropy), tf.reduce_sum(is_calibration))
+        number = replica_sum(tf.reduce_sum(is_calibration))
+        return tf.math.divide_no_nan(tf.reduce_sum(is_calibration * entropy), number)
 
 
 class FittedGate(FrozenGate):
@@ -114,6 +116,12 @@ class FittedGate(FrozenGate):
             users: int [pairs], equal for the pairs of one user.
         """
         raise NotImplementedError
+
+    def copy(self) -> "FittedGate":
+        """Another gate with the same weights, whose variables belong to the distribution strategy in scope."""
+        made = type(self)(self.config)
+        made.take_weights(self.named_weights())
+        return made
 
     def named_weights(self) -> dict[str, float]:
         """All that was fitted: of each part of the formula `bias`, one for each signal and product."""

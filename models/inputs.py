@@ -173,6 +173,24 @@ def training_batches(rows: tf.data.Dataset, pairs: tf.data.Dataset | None) -> tf
     return tf.data.Dataset.zip(batches).prefetch(_AHEAD)
 
 
+def replica_slices(batches: tf.data.Dataset, replicas: int) -> tf.data.Dataset:
+    """Each of training_batches as `replicas` elements, one after the other: even slices of its rows and of its pairs.
+
+    The slices of a small batch may be empty. `tf.distribute` would split the pairs where it splits the rows.
+    """
+
+    def part(values: tf.Tensor, replica: tf.Tensor) -> tf.Tensor:
+        number = tf.shape(values, tf.int64)[0]
+        return values[number * replica // replicas : number * (replica + 1) // replicas]
+
+    def split(batch: Features) -> tf.data.Dataset:
+        return tf.data.Dataset.range(replicas).map(
+            lambda replica: tf.nest.map_structure(lambda values: part(values, replica), batch)
+        )
+
+    return batches.flat_map(split).prefetch(_AHEAD * replicas)
+
+
 def records(patterns: Sequence[str], what: str) -> tf.data.Dataset:
     """Serialized examples of gzipped TFRecords, always in the same order.
 

@@ -1,9 +1,14 @@
-"""The losses: rows against labels, pairs against the LLM's order."""
+"""The losses: rows against labels, pairs against the LLM's order.
+
+Under a distribution strategy each is the replica's part of the loss of the whole batch, see models/replicas.py.
+"""
 
 from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
+
+from sllmr.models.replicas import batch_mean, replica_sum
 
 
 def recommendation_loss(labels: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
@@ -19,8 +24,8 @@ def recommendation_loss(labels: tf.Tensor, logits: tf.Tensor, weights: tf.Tensor
     labels = tf.cast(labels, logits.dtype)
     losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
     if weights is None:
-        return tf.reduce_mean(losses)
-    return tf.math.divide_no_nan(tf.reduce_sum(weights * losses), tf.reduce_sum(weights))
+        return batch_mean(losses)
+    return tf.math.divide_no_nan(tf.reduce_sum(weights * losses), replica_sum(tf.reduce_sum(weights)))
 
 
 def gated_pairwise_hinge(
@@ -39,7 +44,7 @@ def gated_pairwise_hinge(
     Source: S-LLMR, arXiv 2512.21526v1, the gated pairwise loss.
     """
     hinge = tf.nn.relu(margin - (preferred_logits - other_logits))
-    return tf.reduce_mean(alpha * hinge)
+    return batch_mean(alpha * hinge)
 
 
 def pointwise_mse(logits: tf.Tensor, llm_scores: tf.Tensor) -> tf.Tensor:
@@ -51,7 +56,7 @@ def pointwise_mse(logits: tf.Tensor, llm_scores: tf.Tensor) -> tf.Tensor:
 
     Source: S-LLMR, arXiv 2512.21526v1, the ablation "pointwise".
     """
-    return tf.reduce_mean(tf.square(tf.sigmoid(logits) - llm_scores))
+    return batch_mean(tf.square(tf.sigmoid(logits) - llm_scores))
 
 
 def distillation(logits: tf.Tensor, soft_labels: tf.Tensor) -> tf.Tensor:
@@ -63,7 +68,7 @@ def distillation(logits: tf.Tensor, soft_labels: tf.Tensor) -> tf.Tensor:
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, at temperature 1.
     """
-    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft_labels, logits=logits))
+    return batch_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=soft_labels, logits=logits))
 
 
 POINTWISE = {"pointwise": pointwise_mse, "distillation": distillation}

@@ -9,10 +9,12 @@ import tf_keras as keras
 
 from sllmr.models import features
 from sllmr.models.backbones import BACKBONES
-from sllmr.models.config import GateConfig, LossConfig, ModelConfig
+from sllmr.models.config import GateConfig, LossConfig, MixedPrecision, ModelConfig
 from sllmr.models.embeddings import FeatureEmbedding
 from sllmr.models.gate import GATES, FittedGate, FrozenGate
 from sllmr.models.losses import POINTWISE, GatedPairwiseLoss, recommendation_loss
+from sllmr.models.precision import layers_in
+from sllmr.models.replicas import replica_sum
 from sllmr.models.signals import PairSide
 
 ROWS = "rows"
@@ -34,6 +36,8 @@ class RankingModel(tfrs.Model):
         item_vectors: float32 [items + 2, any] by item index, exactly with model.item_vectors.
         fitted_gate: of the modes that are fitted beforehand; None makes one from `gate`.
         item_dropout, new_items: see FeatureEmbedding.
+        precision: in which the hidden layers of the backbone compute; variables, embeddings, logits, gate, and losses
+            are float32. None: everything is.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class RankingModel(tfrs.Model):
         fitted_gate: FittedGate | None = None,
         item_dropout: float = 0.0,
         new_items: np.ndarray | None = None,
+        precision: MixedPrecision | None = None,
     ):
         keras.backend.reset_uids()  # names of layers must not depend on the models that the process made before
         super().__init__(name="ranking_model")
@@ -59,7 +64,8 @@ class RankingModel(tfrs.Model):
             item_dropout=item_dropout,
             new_items=new_items,
         )
-        self.backbone = backbone(model)
+        with layers_in(precision):
+            self.backbone = backbone(model)
         self.llm_weight = loss.llm_weight
         self._form = loss.form
         self.gate: FrozenGate | None = None
@@ -86,7 +92,7 @@ class RankingModel(tfrs.Model):
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Logits, float32 [batch], from the served features of a transformed row."""
         served = {name: inputs[name] for name in self._input_names}
-        return self.backbone(self.embedding(served, training=training), training=training)
+        return tf.cast(self.backbone(self.embedding(served, training=training), training=training), tf.float32)
 
     def compute_loss(self, inputs: Mapping[str, Mapping[str, tf.Tensor]], training: bool = False) -> tf.Tensor:
         """The loss without embedding L2, which is in `losses`; one forward pass for rows and pairs.
@@ -116,13 +122,17 @@ class RankingModel(tfrs.Model):
             alpha = self.gate.alpha(*seen)
             llm_loss = self.pairwise_loss(*side_logits, self.gate.hinge_weight(alpha, *seen))
             gate_loss = self.gate.loss(alpha, pairs[features.CALIBRATION_LABEL])
-            self._parts["gate_loss"].update_state(gate_loss)
+            self._note("gate_loss", gate_loss)
             self._parts["alpha"].update_state(alpha)
-        self._parts["llm_loss"].update_state(llm_loss)
+        self._note("llm_loss", llm_loss)
         return self._rec_loss(rows, row_logits) + self.llm_weight * llm_loss + gate_loss
 
     def train_step(self, inputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
-        """tfrs.Model's step, with the gate's variables going to the gate's optimizer."""
+        """tfrs.Model's step, with the gate's variables going to the gate's optimizer.
+
+        Under a distribution strategy `inputs` are a slice of the batch. The gradients, which the optimizers sum over
+        the replicas, are those of the whole batch's loss.
+        """
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
             penalty = tf.add_n([tf.constant(0.0), *self.losses])
@@ -135,13 +145,17 @@ class RankingModel(tfrs.Model):
         self.optimizer.apply_gradients([(g, v) for g, v, is_gate in steps if not is_gate])
         if self._gate_optimizer is not None:
             self._gate_optimizer.apply_gradients([(g, v) for g, v, is_gate in steps if is_gate])
-        self._parts["loss"].update_state(total)
-        self._parts["embedding_l2"].update_state(penalty)
+        self._note("loss", total)
+        self._note("embedding_l2", penalty)
         return {metric.name: metric.result() for metric in self.metrics}
+
+    def _note(self, part: str, value: tf.Tensor) -> None:
+        """Of a replica's part of the batch's loss, what the whole batch has."""
+        self._parts[part].update_state(replica_sum(value))
 
     def _rec_loss(self, rows: Mapping[str, tf.Tensor], logits: tf.Tensor) -> tf.Tensor:
         loss = recommendation_loss(rows[features.LABEL], logits, rows.get(features.EXAMPLE_WEIGHT))
-        self._parts["rec_loss"].update_state(loss)
+        self._note("rec_loss", loss)
         self._rows.update_state(tf.shape(logits)[0])
         return loss
 

@@ -3,7 +3,7 @@
 import tensorflow as tf
 import tf_keras as keras
 
-from sllmr.models.backbones.backbone import Backbone, side_by_side
+from sllmr.models.backbones.backbone import Backbone, logit_layer, side_by_side
 from sllmr.models.config import ModelConfig
 from sllmr.models.embeddings import EmbeddedFeatures
 
@@ -64,7 +64,7 @@ class AutoInt(Backbone):
             InteractingLayer(config.attention_heads, config.attention_head_dim, config.dropout)
             for _ in range(config.attention_layers)
         ]
-        self._logit = keras.layers.Dense(1)
+        self._logit = logit_layer()
 
     def call(self, embedded: EmbeddedFeatures, training: bool = False) -> tf.Tensor:
         e = embedded.fields

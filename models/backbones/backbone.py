@@ -119,6 +119,11 @@ def mlp(config: ModelConfig, activation: Callable[[], keras.layers.Layer] = kera
     return keras.Sequential(layers, name="mlp")
 
 
+def logit_layer() -> keras.layers.Layer:
+    """The last layer, one number: in float32 whatever the precision of the others, as the losses are."""
+    return keras.layers.Dense(1, dtype="float32")
+
+
 def side_by_side(vectors: tf.Tensor) -> tf.Tensor:
     """[batch, number, dim] -> [batch, number * dim]."""
     _, number, dim = vectors.shape

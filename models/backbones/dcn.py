@@ -3,7 +3,7 @@
 import tensorflow as tf
 import tf_keras as keras
 
-from sllmr.models.backbones.backbone import Backbone, mlp, side_by_side
+from sllmr.models.backbones.backbone import Backbone, logit_layer, mlp, side_by_side
 from sllmr.models.config import ModelConfig
 from sllmr.models.embeddings import EmbeddedFeatures
 
@@ -39,7 +39,7 @@ class DCN(Backbone):
         super().__init__(name=type(self).__name__.lower())
         self._cross = [self._cross_layer() for _ in range(config.cross_layers)]
         self._mlp = mlp(config)
-        self._logit = keras.layers.Dense(1)
+        self._logit = logit_layer()
 
     def _cross_layer(self) -> keras.layers.Layer:
         return VectorCross()

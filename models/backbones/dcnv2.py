@@ -11,6 +11,16 @@ from sllmr.models.backbones.dcn import DCN
 from sllmr.models.embeddings import EmbeddedFeatures
 
 
+class MatrixCross(Cross):
+    """TFRS's Cross, whose matrix computes in the precision of the layer and not in that of its variables."""
+
+    def build(self, input_shape: tf.TensorShape) -> None:
+        super().build(input_shape)
+        if self.compute_dtype != self.variable_dtype:
+            config = {**self._dense.get_config(), "dtype": self.dtype_policy}
+            self._dense = keras.layers.Dense.from_config(config)
+
+
 class DCNv2(DCN):
     """Deep & cross network v2, full-rank, parallel structure.
 
@@ -25,7 +35,7 @@ class DCNv2(DCN):
     """
 
     def _cross_layer(self) -> keras.layers.Layer:
-        return Cross(kernel_initializer="glorot_uniform")
+        return MatrixCross(kernel_initializer="glorot_uniform")
 
     def item_half(self, item: EmbeddedFeatures) -> tuple[tf.Tensor, ...]:
         c = side_by_side(item.candidate)

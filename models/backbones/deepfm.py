@@ -1,9 +1,8 @@
 """DeepFM: a factorization machine beside an MLP."""
 
 import tensorflow as tf
-import tf_keras as keras
 
-from sllmr.models.backbones.backbone import Backbone, mlp, side_by_side
+from sllmr.models.backbones.backbone import Backbone, logit_layer, mlp, side_by_side
 from sllmr.models.config import ModelConfig
 from sllmr.models.embeddings import EmbeddedFeatures
 
@@ -22,11 +21,12 @@ class DeepFM(Backbone):
     def __init__(self, config: ModelConfig):
         super().__init__(name="deepfm")
         self._mlp = mlp(config)
-        self._logit = keras.layers.Dense(1)
+        self._logit = logit_layer()
 
     def call(self, embedded: EmbeddedFeatures, training: bool = False) -> tf.Tensor:
         deep = self._logit(self._mlp(side_by_side(embedded.fields), training=training))
-        return embedded.first_order + second_order(embedded.fields) + tf.squeeze(deep, axis=-1)
+        first_order, fields = (tf.cast(value, tf.float32) for value in (embedded.first_order, embedded.fields))
+        return first_order + second_order(fields) + tf.squeeze(deep, axis=-1)
 
 
 def second_order(fields: tf.Tensor) -> tf.Tensor:

@@ -3,7 +3,7 @@
 import tensorflow as tf
 import tf_keras as keras
 
-from sllmr.models.backbones.backbone import Backbone, mlp, side_by_side
+from sllmr.models.backbones.backbone import Backbone, logit_layer, mlp, side_by_side
 from sllmr.models.config import ModelConfig
 from sllmr.models.embeddings import EmbeddedFeatures
 
@@ -57,7 +57,7 @@ class DIN(Backbone):
         super().__init__(name="din")
         self._activation_unit = ActivationUnit(config.activation_unit)
         self._mlp = mlp(config, activation=keras.layers.PReLU)
-        self._logit = keras.layers.Dense(1)
+        self._logit = logit_layer()
 
     def call(self, embedded: EmbeddedFeatures, training: bool = False) -> tf.Tensor:
         assert embedded.history is not None

@@ -3,7 +3,7 @@
 import tensorflow as tf
 import tf_keras as keras
 
-from sllmr.models.backbones.backbone import Backbone, mlp, side_by_side
+from sllmr.models.backbones.backbone import Backbone, logit_layer, mlp, side_by_side
 from sllmr.models.config import ModelConfig
 from sllmr.models.embeddings import EmbeddedFeatures
 
@@ -42,7 +42,7 @@ class CompressedInteractionNetwork(keras.layers.Layer):
         while 2 * len(products) <= len(self._widths):
             product = products[-1][:, :, tf.newaxis] * x0[:, tf.newaxis]
             products.append(tf.reshape(product, [-1, fields ** (len(products) + 1), dim]))
-        mix = tf.eye(fields)
+        mix = tf.eye(fields, dtype=x0.dtype)
         pooled = []
         for degree, (width, kernel) in enumerate(zip(self._widths, self._kernels, strict=True), start=2):
             mix = tf.reshape(tf.matmul(mix, tf.reshape(kernel, [-1, fields * width])), [-1, width])
@@ -64,9 +64,10 @@ class XDeepFM(Backbone):
         super().__init__(name="xdeepfm")
         self._cin = CompressedInteractionNetwork(config.cin_widths)
         self._mlp = mlp(config)
-        self._logit = keras.layers.Dense(1)
+        self._logit = logit_layer()
 
     def call(self, embedded: EmbeddedFeatures, training: bool = False) -> tf.Tensor:
         crossed = self._cin(embedded.fields)
         deep = self._mlp(side_by_side(embedded.fields), training=training)
-        return embedded.first_order + tf.squeeze(self._logit(tf.concat([crossed, deep], axis=-1)), axis=-1)
+        first_order = tf.cast(embedded.first_order, tf.float32)
+        return first_order + tf.squeeze(self._logit(tf.concat([crossed, deep], axis=-1)), axis=-1)

@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from sllmr.models import features
 from sllmr.models.config import TrainConfig
 from sllmr.models.errors import UserError
+from sllmr.models.inputs import replica_slices
 from sllmr.models.optimizers import LazyAdam
 from sllmr.models.ranking import RankingModel, Scorer, scorer
 from sllmr.models.training.gate_report import alpha_quantiles, judge, pair_alpha
@@ -48,18 +49,36 @@ def fit(
     monitor: "Monitor",
     config: TrainConfig,
     *,
-    gate_optimizer: keras.optimizers.Optimizer | None = None,
+    steps: int | None = None,
+    gate_learning_rate: float | None = None,
     log_dir: str | None = None,
 ) -> Fit:
-    """Trains until the validation AUC has not risen for `patience` epochs."""
-    model.compile(optimizer=LazyAdam(config.learning_rate), gate_optimizer=gate_optimizer)
+    """Trains until the validation AUC has not risen for `patience` epochs.
+
+    Args:
+        model: made in the scope of the distribution strategy that trains it.
+        batches: of the whole batch, see models.inputs.training_batches.
+        monitor: sees each epoch.
+        config: of the optimizer and of stopping.
+        steps: batches of an epoch, with several replicas; Keras counts for one alone.
+        gate_learning_rate: of a gate that has an optimizer of its own.
+        log_dir: for TensorBoard; None writes nothing.
+    """
+    strategy = model.distribute_strategy
+    with strategy.scope():
+        own = None if gate_learning_rate is None else keras.optimizers.Adam(gate_learning_rate)
+        model.compile(LazyAdam(config.learning_rate), gate_optimizer=own)
+    if strategy.num_replicas_in_sync > 1:
+        iter(batches)  # On one device Keras discards an iterator, too: so both train in the same order.
+        slices = replica_slices(batches.repeat(), strategy.num_replicas_in_sync)
+        batches = strategy.distribute_datasets_from_function(lambda _: slices)
     stopping = keras.callbacks.EarlyStopping(
         monitor="valid_auc", mode="max", patience=config.patience, restore_best_weights=True
     )
     callbacks = [monitor, stopping]
     if log_dir is not None:
         callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False, profile_batch=0))
-    model.fit(batches, epochs=config.epochs, callbacks=callbacks, verbose=0)
+    model.fit(batches, steps_per_epoch=steps, epochs=config.epochs, callbacks=callbacks, verbose=0)
     return Fit(
         model=model,
         epochs=monitor.epochs,

@@ -11,12 +11,13 @@ import tf_keras as keras
 
 from sllmr.models import features
 from sllmr.models.base_model import held_out, stacked, with_base_model, without_own_choice, without_users
-from sllmr.models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
+from sllmr.models.config import GateConfig, LossConfig, MixedPrecision, ModelConfig, TrainConfig
 from sllmr.models.errors import UserError
-from sllmr.models.gate import FITTED_GATES, FittedGate, PaperGate, StackedGate, SupervisedGate
+from sllmr.models.gate import FITTED_GATES, GATES, FittedGate, PaperGate, StackedGate, SupervisedGate
 from sllmr.models.inputs import pair_batches, training_batches
 from sllmr.models.ranking import RankingModel, pair_input
 from sllmr.models.reliability import GateCollapse, labeled
+from sllmr.models.replicas import distribution
 from sllmr.models.training.calibration import with_soft_labels
 from sllmr.models.training.gate_report import gate_report
 from sllmr.models.training.loop import Fit, Monitor, fit
@@ -41,8 +42,47 @@ class Setup:
     valid: tf.data.Dataset
     item_vectors: np.ndarray | None
     new_items: np.ndarray | None
+    strategy: tf.distribute.Strategy
 
-    def untrained_model(self, loss: LossConfig, targets: "Targets | None" = None) -> RankingModel:
+    def fit(
+        self,
+        loss: LossConfig,
+        rows: Rows,
+        monitor: Monitor,
+        *,
+        targets: "Targets | None" = None,
+        log_dir: str | None = None,
+    ) -> Fit:
+        """Trains a new model by `train.strategy` in `train.mixed_precision`; the model of the Fit knows of neither."""
+        keras.utils.set_random_seed(self.train.seed)
+        with self.strategy.scope():
+            model = self._untrained_model(loss, targets, self.train.mixed_precision)
+            if self.train.strategy is not None:
+                model(next(iter(self.valid)))  # variables that a replica makes have other initial values
+        has_own_rate = isinstance(model.gate, SupervisedGate)
+        gate_learning_rate = self.gate.learning_rate if has_own_rate else None
+        pairs = None
+        if targets is not None:
+            pairs = pair_batches(targets.pairs, pairs_per_batch=self.train.pairs_per_batch, seed=self.train.seed)
+        done = fit(
+            model,
+            training_batches(rows(), pairs),
+            monitor,
+            self.train,
+            steps=None if self.train.strategy is None else sum(1 for _ in rows()),
+            gate_learning_rate=gate_learning_rate,
+            log_dir=log_dir,
+        )
+        if self.train.strategy is None and self.train.mixed_precision is None:
+            return done
+        plain = self._untrained_model(loss, targets, None)
+        plain(next(iter(self.valid)))  # makes its variables
+        plain.set_weights(model.get_weights())
+        return done._replace(model=plain)
+
+    def _untrained_model(
+        self, loss: LossConfig, targets: "Targets | None", precision: MixedPrecision | None
+    ) -> RankingModel:
         new_items = self.new_items if self.train.item_dropout else None
         if new_items is not None and targets is not None:
             new_items = new_items.copy()
@@ -53,9 +93,10 @@ class Setup:
             self.gate,
             loss,
             self.item_vectors,
-            fitted_gate=targets.gate if targets else None,
+            fitted_gate=targets.gate.copy() if targets and targets.gate else None,
             item_dropout=self.train.item_dropout,
             new_items=new_items,
+            precision=precision,
         )
 
 
@@ -106,8 +147,8 @@ def train(
     Args:
         vocabulary: of the transform graph.
         model_config, gate_config, loss_config, train_config: see models/config.py.
-        rows: returns shuffled batches of transformed train rows. Each training calls it once, so that the order of the
-            rows does not depend on the base model.
+        rows: returns shuffled batches of transformed train rows. Each training calls it anew, so that the order of the
+            rows does not depend on the base model; with train.strategy once more, to count the batches.
         valid: batches of transformed validation rows.
         pairs: all of models.inputs.load_pairs; None if and only if loss_config.llm_weight is 0.
         item_vectors: float32 [items + 2, any] by item index; required exactly with model_config.item_vectors.
@@ -122,8 +163,8 @@ def train(
 
     Raises:
         ValueError: pairs are given while llm_weight is 0, or are missing while it is above 0.
-        UserError: the validation rows hold one label only, or a gate that is fitted beforehand has no calibration
-            pairs.
+        UserError: the validation rows hold one label only, a gate that is fitted beforehand has no calibration pairs,
+            or train.strategy does not fit the machine.
         GateCollapse: the gate has collapsed, and gate.on_collapse is fail.
     """
     if (pairs is None) != (loss_config.llm_weight == 0):
@@ -143,6 +184,7 @@ def train(
         valid=valid,
         item_vectors=item_vectors,
         new_items=new_items,
+        strategy=distribution(train_config),
     )
 
     base, targets, without = None, None, None
@@ -244,29 +286,14 @@ def llm_targets(setup: Setup, pairs: Columns) -> Targets:
 
 def fit_with_pairs(setup: Setup, targets: Targets | None, log_dir: str | None) -> Fit:
     """Trains on all rows and on the targets; with llm_weight 0 there are no targets."""
-    keras.utils.set_random_seed(setup.train.seed)
-    model = setup.untrained_model(setup.loss, targets)
-    batches = None
-    if targets is not None:
-        batches = pair_batches(targets.pairs, pairs_per_batch=setup.train.pairs_per_batch, seed=setup.train.seed)
-    is_trained = isinstance(model.gate, PaperGate)
+    is_trained = setup.loss.form == "pairwise" and issubclass(GATES[setup.gate.mode], PaperGate)
     monitor = Monitor(setup.valid, gate_pairs=targets.llm_pairs if targets and is_trained else None)
-    has_own_rate = isinstance(model.gate, SupervisedGate)
-    return fit(
-        model,
-        training_batches(setup.rows(), batches),
-        monitor,
-        setup.train,
-        gate_optimizer=keras.optimizers.Adam(setup.gate.learning_rate) if has_own_rate else None,
-        log_dir=log_dir,
-    )
+    return setup.fit(setup.loss, setup.rows, monitor, targets=targets, log_dir=log_dir)
 
 
 def fit_without_pairs(setup: Setup, rows: Rows, phase: str) -> Fit:
     """Trains the same model on rows alone; `phase` begins each line of the log."""
-    keras.utils.set_random_seed(setup.train.seed)
-    model = setup.untrained_model(LossConfig(llm_weight=0.0))
-    return fit(model, training_batches(rows(), None), Monitor(setup.valid, f"{phase}, "), setup.train)
+    return setup.fit(LossConfig(llm_weight=0.0), rows, Monitor(setup.valid, f"{phase}, "))
 
 
 def choose(with_pairs: Fit, without: Fit | None) -> Fit:

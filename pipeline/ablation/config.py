@@ -229,6 +229,9 @@ class Ablation:
             del values["model"]["text_match"]
         if not values["train"]["item_dropout"]:  # as in results from before the key
             del values["train"]["item_dropout"]
+        for key in ("strategy", "mixed_precision"):  # younger than the committed results
+            if values["train"][key] is None:
+                del values["train"][key]
         return values
 
 

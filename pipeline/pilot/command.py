@@ -35,6 +35,7 @@ from sllmr.components.scores import read_scores
 from sllmr.models import features, inputs, preprocessing
 from sllmr.models.item_vectors import VECTORS_FILE, read_item_vectors
 from sllmr.models.ranking import RankingModel
+from sllmr.models.replicas import distribution
 from sllmr.models.tf_examples import read_tfrecords
 from sllmr.models.training.recipe import Setup, fit_base_model
 from sllmr.pipeline import run_folder
@@ -261,6 +262,7 @@ def _base_model(config: Config, artifacts: Artifacts, pairs: CalibrationPairs) -
         valid=rows("valid", _VALID_BATCH, None),
         item_vectors=vectors,
         new_items=np.array([False, *(catalog[item_id].train_count == 0 for item_id in item_ids), False]),
+        strategy=distribution(config.train),
     )
     return fit_base_model(setup, pairs.columns, np.ones(len(pairs.context), bool)).model
 
