@@ -34,7 +34,7 @@ def preprocessing_fn(inputs: Mapping[str, tf.Tensor], custom_config: Mapping[str
         if vocabulary == features.USERS and not custom_config[USE_USER_ID]:
             continue
         values = tf.concat([tf.reshape(inputs[name], [-1]) for name in group], axis=0)
-        file_name = tft.vocabulary(values, vocab_filename=vocabulary)
+        file_name = _vocabulary(values, vocabulary)
         for name, index in group.items():
             outputs[index] = _index(inputs[name], file_name)
     if SIZES in custom_config:
@@ -52,6 +52,12 @@ def preprocessing_fn(inputs: Mapping[str, tf.Tensor], custom_config: Mapping[str
     if features.EXAMPLE_WEIGHT in inputs:  # by the schema: data.events or data.columns.weight
         outputs[features.EXAMPLE_WEIGHT] = tf.identity(inputs[features.EXAMPLE_WEIGHT])
     return outputs
+
+
+def _vocabulary(values: tf.Tensor, name: str) -> tf.Tensor:
+    # TensorFlow Transform counts the values of a batch in TensorFlow only if they have weights; without, each value of
+    # each row passes through Beam. Integers, so that the sums are the exact frequencies.
+    return tft.vocabulary(values, weights=tf.ones_like(values, dtype=tf.int64), vocab_filename=name)
 
 
 def _index(values: tf.Tensor, vocabulary_file: tf.Tensor) -> tf.Tensor:
@@ -85,7 +91,7 @@ def _declared(inputs: Mapping[str, tf.Tensor], sizes: FeatureSizes) -> dict[str,
         elif f.has_vocabulary:
             columns = [inputs[f.name]] + ([inputs[f.history_name]] if f.history else [])
             texts = tf.concat([tf.reshape(column, [-1]) for column in columns], axis=0)
-            file_name = tft.vocabulary(texts, vocab_filename=f.name)
+            file_name = _vocabulary(texts, f.name)
             known_number[f.name] = _number_in(file_name)
             values[f.name] = known_number[f.name](tf.constant([_IN_NO_VOCABULARY]))[0]
         else:

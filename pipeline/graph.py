@@ -212,6 +212,9 @@ def _row_steps(config: Config, cluster: Cluster | None = None) -> _DataSteps:
             "code_fingerprint": code_version(preprocessing.__name__),
             **({preprocessing.SIZES: sizes.model_dump_json()} if sizes.declared else {}),
         },
+        # Nothing reads Transform's own statistics or its analyzer cache.
+        disable_statistics=True,
+        disable_analyzer_cache=True,
     )
     leakage_guard = _leakage_guard(config, example_gen, transform)
     steps: tuple[base_component.BaseComponent, ...] = (

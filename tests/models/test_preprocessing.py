@@ -1,3 +1,5 @@
+import collections
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -115,3 +117,14 @@ def test_the_served_model_looks_up_the_indices_that_transform_writes(tmp_path):
     assert set(looked_up) == {f.name for f in served}
     for name, indices in looked_up.items():
         np.testing.assert_array_equal(indices, transformed[name])
+
+
+@pytest.mark.slow
+def test_values_are_numbered_by_falling_frequency_over_the_batches_of_a_transform(tmp_path):
+    rows = market.rows(60)
+    output = market.write_transform(tmp_path, rows, use_user_id=True)
+
+    for vocabulary, known in vocabularies(output, use_user_id=True).items():
+        cells = [np.ravel(row[name]).tolist() for row in rows for name in features.INDEXED[vocabulary]]
+        counts = collections.Counter(str(value).encode() for part in cells for value in part if value)
+        assert known == sorted(counts, key=lambda value: (counts[value], value), reverse=True)
