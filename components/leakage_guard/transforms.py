@@ -1,12 +1,14 @@
-"""LeakageGuard's Beam part. What is held in memory at once: one user's rows, the train counts, the catalog."""
+"""LeakageGuard's Beam part. In memory at once: one user's rows, 1,000 rows, the train counts, the catalog."""
 
+import collections
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.pvalue import AsDict, AsSingleton
+import tensorflow as tf
+from apache_beam.pvalue import AsDict, AsSingleton, TaggedOutput
 
 from sllmr.components.catalog import read_catalog
 from sllmr.components.leakage_guard import checks
@@ -18,6 +20,16 @@ from sllmr.models.tf_examples import Example
 
 PAIRS, SCORES = "pairs", "scores"
 """Beside the names of splits, keys of what FindLeaks takes; either may be absent."""
+
+_SEEN = "seen"
+_ROWS_AT_ONCE = 1000
+_NUMBERS = (
+    features.LABEL,
+    features.POSITION,
+    features.HISTORY_LENGTH,
+    features.USER_TRAIN_COUNT,
+    features.ITEM_TRAIN_COUNT,
+)
 
 
 class FindLeaks(beam.PTransform):
@@ -49,29 +61,34 @@ class FindLeaks(beam.PTransform):
     def expand(self, inputs: Any) -> beam.PCollection:
         splits = [name for name in inputs if name not in (PAIRS, SCORES)]
         pipeline = inputs[TRAIN].pipeline
-        rows = [inputs[split] | f"Parse_{split}" >> beam.Map(parse_row, split) for split in splits] | (
-            "AllRows" >> beam.Flatten()
+        parsed = [
+            inputs[split]
+            | f"Batch_{split}" >> beam.BatchElements(min_batch_size=_ROWS_AT_ONCE, max_batch_size=_ROWS_AT_ONCE)
+            | f"Parse_{split}"
+            >> beam.ParDo(ParseRows(split, self._columns if split == TRAIN else {})).with_outputs(_SEEN, main="rows")
+            for split in splits
+        ]
+        rows = [part["rows"] for part in parsed] | "AllRows" >> beam.Flatten()
+        seen = (
+            [part[_SEEN] for part in parsed]
+            | "AllSeen" >> beam.Flatten()
+            | "MergeSeen" >> beam.CombineGlobally(_MergeSeen(self._columns))
         )
-        counts = AsSingleton(
-            rows
-            | "TrainPositives" >> beam.FlatMap(_train_positive)
-            | "CountByItem" >> beam.combiners.Count.PerElement()
-            | "TrainCounts" >> beam.combiners.ToDict()
-        )
-        of_users = {"rows": rows}
+        counts = AsSingleton(seen | "TrainCounts" >> beam.Map(_train_counts))
+        of_users = rows
         if PAIRS in inputs:
-            of_users[PAIRS] = inputs[PAIRS] | "ParsePairs" >> beam.Map(parse_pair)
+            pairs = inputs[PAIRS] | "ParsePairs" >> beam.Map(_tagged_pair)
+            of_users = (rows, pairs) | "RowsAndPairs" >> beam.Flatten()
         leaks = [
-            of_users | "ByUser" >> beam.CoGroupByKey() | "LeaksOfUsers" >> beam.FlatMap(_leaks_of_user, counts),
+            of_users | "ByUser" >> beam.GroupByKey() | "LeaksOfUsers" >> beam.FlatMap(_leaks_of_user, counts),
             pipeline
             | "Catalog" >> beam.Create([self._catalog_directory])
             | "LeaksOfCatalog" >> beam.FlatMap(_leaks_of_catalog, counts),
         ]
         checked = [
-            rows | "CountRows" >> beam.combiners.Count.Globally() | "NameRows" >> beam.Map(lambda n: ("rows", n)),
+            seen | "NameRows" >> beam.Map(_number_of_rows),
             pipeline | "Sizes" >> beam.Create(list(_sizes(self._catalog_directory, self._vocabularies).items())),
         ]
-        seen = inputs[TRAIN] | "SeenValues" >> beam.CombineGlobally(_SeenValues(self._columns))
         leaks.append(
             pipeline
             | "Vocabularies" >> beam.Create([(name, list(values)) for name, values in self._vocabularies.items()])
@@ -116,20 +133,61 @@ class WriteLeakageReport(beam.DoFn):
             file.write(json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
 
 
-def parse_row(serialized: bytes, split: str) -> tuple[str, SeenRow]:
-    """The user, and the row, of a serialized tf.Example of models.features.row_features."""
-    columns = _Columns(serialized)
-    row = SeenRow(
-        split=split,
-        item_id=columns.text(features.ITEM_ID),
-        label=columns.number(features.LABEL),
-        position=columns.number(features.POSITION),
-        history=columns.texts(features.HISTORY_ITEM_IDS),
-        history_length=columns.number(features.HISTORY_LENGTH),
-        user_train_count=columns.number(features.USER_TRAIN_COUNT),
-        item_train_count=columns.number(features.ITEM_TRAIN_COUNT),
-    )
-    return columns.text(features.USER_ID), row
+class _Seen(NamedTuple):
+    """What some rows hold, and of train rows alone: positives by item, and the values of each vocabulary's columns."""
+
+    rows: int
+    train_counts: dict[str, int]
+    values: dict[str, set[bytes]]
+
+
+class ParseRows(beam.DoFn):
+    """Batches of serialized rows to (user, fields of SeenRow), and under _SEEN one _Seen a batch.
+
+    Args:
+        split: whose rows they are.
+        columns: by vocabulary, the raw columns whose values it holds; empty but for the train rows.
+    """
+
+    def __init__(self, split: str, columns: Mapping[str, Sequence[str]]):
+        self._split = split
+        self._columns = columns
+        texts = {features.USER_ID, features.ITEM_ID, features.HISTORY_ITEM_IDS}
+        texts.update(name for group in columns.values() for name in group)
+        self._spec = {name: tf.io.RaggedFeature(tf.string) for name in sorted(texts)}
+        self._spec |= {name: tf.io.FixedLenFeature((), tf.int64) for name in _NUMBERS}
+
+    def process(self, serialized: Sequence[bytes]) -> Iterator[Any]:
+        """Parses one batch at once in TensorFlow."""
+        parsed = tf.io.parse_example(serialized, self._spec)
+        users, items, history = (
+            parsed[name].to_list() for name in (features.USER_ID, features.ITEM_ID, features.HISTORY_ITEM_IDS)
+        )
+        numbers = zip(*(parsed[name].numpy().tolist() for name in _NUMBERS), strict=True)
+        train_counts = collections.Counter[str]()
+        for (user,), (item,), texts, (label, *of_row) in zip(users, items, history, numbers, strict=True):
+            position, history_length, user_train_count, item_train_count = of_row
+            item_id = item.decode()
+            # A plain tuple, which Beam's coder for primitives takes without pickling.
+            yield (
+                user.decode(),
+                (
+                    self._split,
+                    item_id,
+                    label,
+                    position,
+                    tuple([text.decode() for text in texts if text]),
+                    history_length,
+                    user_train_count,
+                    item_train_count,
+                ),
+            )
+            train_counts[item_id] += label and self._split == TRAIN
+        values = {
+            name: set(tf.unique(tf.concat([parsed[column].flat_values for column in group], axis=0))[0].numpy())
+            for name, group in self._columns.items()
+        }
+        yield TaggedOutput(_SEEN, _Seen(len(serialized), dict(+train_counts), values))
 
 
 def parse_pair(serialized: bytes) -> tuple[str, SeenPair]:
@@ -170,52 +228,59 @@ class _Columns:
         return self._features[name].int64_list.value[0]
 
 
-def _train_positive(row: tuple[str, Any]) -> Iterator[str]:
-    if row[1].split == TRAIN and row[1].label:
-        yield row[1].item_id
+def _tagged_pair(serialized: bytes) -> tuple[str, tuple]:
+    user_id, pair = parse_pair(serialized)
+    return user_id, (PAIRS, *pair)
+
+
+def _train_counts(seen: _Seen) -> dict[str, int]:
+    return seen.train_counts
+
+
+def _number_of_rows(seen: _Seen) -> tuple[str, int]:
+    return "rows", seen.rows
 
 
 def _with_context_id(row: tuple[str, Any], seed: int) -> Iterator[tuple[str, tuple[str, tuple]]]:
-    user_id, seen = row
+    user_id, fields = row
+    seen = SeenRow(*fields)
     if seen.label:
-        yield context_id(user_id, seen.position, seed), (user_id, tuple(seen))
+        yield context_id(user_id, seen.position, seed), (user_id, fields)
 
 
-class _SeenValues(beam.CombineFn):
-    """Serialized rows -> by vocabulary the set of their values. A row is parsed once, and no value travels alone.
-
-    Args:
-        columns: by vocabulary, the raw columns whose values it holds.
-    """
+class _MergeSeen(beam.CombineFn):
+    """Sum of _Seen; `columns`: by vocabulary, as of ParseRows."""
 
     def __init__(self, columns: Mapping[str, Sequence[str]]):
         self._columns = columns
 
-    def create_accumulator(self) -> dict[str, set[bytes]]:
-        return {name: set() for name in self._columns}
+    def create_accumulator(self) -> _Seen:
+        return _Seen(0, collections.Counter(), {name: set() for name in self._columns})
 
-    def add_input(self, seen: dict[str, set[bytes]], serialized: bytes) -> dict[str, set[bytes]]:
-        row = Example.FromString(serialized).features.feature
-        for name, columns in self._columns.items():
-            for column in columns:
-                seen[name].update(row[column].bytes_list.value)
-        return seen
+    def add_input(self, accumulator: _Seen, seen: _Seen) -> _Seen:
+        accumulator.train_counts.update(seen.train_counts)
+        for name, values in seen.values.items():
+            accumulator.values[name].update(values)
+        return accumulator._replace(rows=accumulator.rows + seen.rows)
 
-    def merge_accumulators(self, accumulators: Iterable[dict[str, set[bytes]]]) -> dict[str, set[bytes]]:
+    def merge_accumulators(self, accumulators: Iterable[_Seen]) -> _Seen:
         merged = self.create_accumulator()
-        for seen in accumulators:
-            for name, values in seen.items():
-                merged[name] |= values
+        for accumulator in accumulators:
+            merged = self.add_input(merged, accumulator)
         return merged
 
-    def extract_output(self, seen: dict[str, set[bytes]]) -> dict[str, set[bytes]]:
-        return seen
+    def extract_output(self, accumulator: _Seen) -> _Seen:
+        return accumulator
 
 
-def _leaks_of_user(user: tuple[str, Any], train_counts: Mapping[str, int]) -> Iterator[Leak]:
-    user_id, joined = user
-    rows = [SeenRow(*row) for row in joined["rows"]]
-    pairs = [SeenPair(*pair) for pair in joined.get(PAIRS, ())]
+def _leaks_of_user(user: tuple[str, Iterable[tuple]], train_counts: Mapping[str, int]) -> Iterator[Leak]:
+    user_id, seen = user
+    rows, pairs = [], []
+    for first, *further in seen:
+        if first == PAIRS:
+            pairs.append(SeenPair(*further))
+        else:
+            rows.append(SeenRow(first, *further))
     return checks.leaks_of_user(user_id, rows, pairs, train_counts)
 
 
@@ -230,11 +295,9 @@ def _leaks_of_catalog(directory: str, train_counts: Mapping[str, int]) -> Iterat
     return checks.leaks_of_catalog(((item.item_id, item.train_count, item.is_tail) for item in items), train_counts)
 
 
-def _leaks_of_vocabulary(
-    vocabulary: tuple[str, Sequence[bytes]], seen: Mapping[str, Collection[bytes]]
-) -> Iterator[Leak]:
+def _leaks_of_vocabulary(vocabulary: tuple[str, Sequence[bytes]], seen: _Seen) -> Iterator[Leak]:
     name, values = vocabulary
-    in_train = {value.decode() for value in seen[name]}
+    in_train = {value.decode() for value in seen.values[name]}
     return checks.leaks_of_vocabulary(name, (value.decode() for value in values), in_train)
 
 

@@ -25,7 +25,6 @@ from sllmr.components.leakage_guard.transforms import (
     FindLeaks,
     WriteLeakageReport,
     parse_pair,
-    parse_row,
 )
 from sllmr.components.pair_builder.config import PairConfig
 from sllmr.components.pair_builder.pairs import pair_values, select_pairs
@@ -40,6 +39,21 @@ SIZES = FeatureSizes(history=4, categories=2)
 SEED = 3
 SPLITS = ("train", "valid", "test")
 _EMPTY = {"string": lambda shape: np.full(shape, b"", object).tolist(), "int64": lambda shape: 0}
+
+
+def _seen_row(row: Example, split: str) -> tuple[str, checks.SeenRow]:
+    """By protobuf, where the guard parses with TensorFlow."""
+    seen = checks.SeenRow(
+        split=split,
+        item_id=strings(row, features.ITEM_ID)[0].decode(),
+        label=number(row, features.LABEL),
+        position=number(row, features.POSITION),
+        history=tuple(value.decode() for value in strings(row, features.HISTORY_ITEM_IDS) if value),
+        history_length=number(row, features.HISTORY_LENGTH),
+        user_train_count=number(row, features.USER_TRAIN_COUNT),
+        item_train_count=number(row, features.ITEM_TRAIN_COUNT),
+    )
+    return strings(row, features.USER_ID)[0].decode(), seen
 
 
 class Market:
@@ -105,7 +119,7 @@ class Market:
 
     def leaks(self) -> list[checks.Leak]:
         """What the pure checks find, joined by plain dictionaries."""
-        rows = [parse_row(row.SerializeToString(), split) for split, part in self.rows.items() for row in part]
+        rows = [_seen_row(row, split) for split, part in self.rows.items() for row in part]
         pairs = [parse_pair(pair.SerializeToString()) for pair in self.pairs]
         counts = collections.Counter(row.item_id for _, row in rows if row.split == "train" and row.label)
         found = []
