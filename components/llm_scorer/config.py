@@ -92,8 +92,8 @@ class Budget(BaseModel):
 
 
 class Limits(BaseModel):
-    """How fast requests are sent; endpoints publish an account's limits. All workers of a machine share them, with
-    requests spread evenly over the minute; retries count.
+    """How fast requests are sent; endpoints publish an account's limits. All runs in progress that query the model and
+    use the same store share them, with requests spread evenly over the minute; retries count.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

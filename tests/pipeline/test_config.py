@@ -188,6 +188,50 @@ def test_beams_dask_runner_is_refused(tmp_path):
         load_config(write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    "store",
+    [
+        "postgresql://host/db",
+        "postgresql://scorer@host:5432/db?sslmode=verify-full&sslrootcert=/etc/ca.pem",
+        "postgresql://scorer%40shop@one:5432,two:5433/db?target_session_attrs=read-write",
+        "postgresql://[::1]:5432/db",
+        "postgresql:///db?host=/run/postgresql",
+    ],
+)
+def test_a_shared_store_is_a_url_of_postgresql(tmp_path, store):
+    text = f"data: {{interactions: a, items: b}}\nstore: '{store}'"
+    assert load_config(write(tmp_path, text)).store == store
+
+
+@pytest.mark.parametrize(
+    ("store", "fix"),
+    [
+        ("postgresql://me:hunter2@host/db", "PGPASSWORD"),
+        ("postgresql://me:@host/db", "PGPASSWORD"),
+        ("postgresql://me@host/db?password=hunter2", "PGPASSWORD"),
+        ("postgresql://me@host/db?sslpassword=hunter2", "PGPASSWORD"),
+        # What looks like a part of the URL may be the rest of a password.
+        ("postgresql://me:hunter2/x@host/db", "%XX"),
+        ("postgresql://me:5/hunter2@host/db", "%XX"),
+        ("postgresql://me:hunter2?x@host/db", "%XX"),
+        ("postgresql://me:5?hunter2@host/db", "%XX"),
+        ("postgresql://me:hunter2#x@host/db", "%XX"),
+        ("postgresql://me:5#hunter2@host/db", "%XX"),
+        ("postgresql://me:hunter2@[host/db", "%XX"),
+        ("postgresql://me:hunter2", "%XX"),
+        ("host=db user=me password=hunter2", "postgresql://user@host/database"),
+        ("mysql://me:hunter2@host/db", "PGPASSWORD"),
+        ("postgresql://hunter2", "postgresql://user@host/database"),
+    ],
+)
+def test_a_password_in_the_store_is_refused_and_not_repeated(tmp_path, store, fix):
+    text = f"data: {{interactions: a, items: b}}\nstore: '{store}'"
+    with pytest.raises(ConfigError, match="store must") as caught:
+        load_config(write(tmp_path, text))
+    assert "hunter2" not in str(caught.value)
+    assert fix in str(caught.value)
+
+
 def test_a_password_in_the_base_url_is_refused_and_not_repeated(tmp_path):
     text = "data: {interactions: a, items: b}\nllm: {base_url: 'https://me:hunter2@host/v1'}"
     with pytest.raises(ConfigError) as caught:

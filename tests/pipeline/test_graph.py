@@ -105,6 +105,15 @@ def test_item_vectors_are_made_where_the_model_reads_them_and_both_trainers_get_
 
 
 @pytest.mark.slow
+def test_the_scorer_and_the_embedder_get_the_shared_store(tables, tmp_path):
+    url = "postgresql://scorer@db/shop"
+    for steps, expected in ((graph(tables, tmp_path, store=url), url), (graph(tables, tmp_path), "")):
+        for name in ("LlmScorer", "ItemEmbedder"):
+            assert steps[name].exec_properties["store_url"] == expected
+            assert steps[name].exec_properties["cache_directory"] == str(tmp_path / "cache")
+
+
+@pytest.mark.slow
 def test_a_file_of_vectors_that_is_written_anew_changes_the_cache_key(tables, tmp_path):
     file = tmp_path / "v.npz"
 

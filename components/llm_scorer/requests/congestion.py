@@ -22,7 +22,7 @@ class CongestionWindow:
     A server that throttles (429, 503) halves the places, down to one; w answered calls then add a place, w being
     the places there are. A throttled call that was sent before the last cut changes nothing: it tells of the
     load that was cut already. What a server asks to wait (Retry-After), all wait. The cut and the wait stand in the
-    run's ledger, so all worker processes of a machine heed what one of them met; the places are each worker's
+    run's ledger, so all worker processes of the run heed what one of them met; the places are each worker's
     own.
 
     Beam's ReactiveThrottler, which RemoteModelHandler brings, counts calls of `request`, which are batches here; it

@@ -6,7 +6,7 @@ import time
 import uuid
 
 from sllmr.components.llm_scorer.store.interface import CacheError, Content, Held
-from sllmr.components.llm_scorer.store.postgresql import RETRY_S, Server
+from sllmr.components.llm_scorer.store.postgresql import RETRY_S, Server, connect_to
 
 BEAT_S = 5.0
 """Seconds between two renewals."""
@@ -93,7 +93,7 @@ class _Heart:
     def __init__(self, server: Server):
         self._server = server
         # Of its own: others may hold all connections of the process while they wait.
-        self._own = Server(server.url)
+        self._own = connect_to(server.url, "leases")
         self._held: dict[str, _Lease] = {}
         self._lock = threading.Lock()
         threading.Thread(target=self._beat, name="store-leases", daemon=True).start()

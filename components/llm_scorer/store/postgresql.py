@@ -312,22 +312,22 @@ def _cure(message: str) -> str:
     return next(found, "check that the server runs and that the store's URL is right")
 
 
-_servers: dict[tuple[str, int], Server] = {}
+_servers: dict[tuple[str, str, int], Server] = {}
 _servers_lock = threading.Lock()
 
 
-def connect_to(url: str) -> Server:
-    """The process's Server of a URL."""
+def connect_to(url: str, purpose: str = "") -> Server:
+    """The process's Server of a URL; one with a purpose has connections of its own."""
     with _servers_lock:
         # A fork must not use its parent's connections.
-        return _servers.setdefault((url, os.getpid()), Server(url))
+        return _servers.setdefault((url, purpose, os.getpid()), Server(url))
 
 
 @atexit.register
 def disconnect() -> None:
     """Closes the connections of this process that are not in use."""
     with _servers_lock:
-        for (_, process), server in list(_servers.items()):
+        for (_, _, process), server in _servers.items():
             if process == os.getpid():
                 server.close()
         _servers.clear()
