@@ -7,13 +7,14 @@ import uuid
 
 from sllmr.components.llm_scorer.store.interface import CacheError, Content, Held
 from sllmr.components.llm_scorer.store.postgresql import RETRY_S, Server, connect_to
+from sllmr.components.llm_scorer.store.processes import has_ended, process_name
 
 BEAT_S = 5.0
 """Seconds between two renewals."""
 
 LEASE_S = RETRY_S + 30
-"""How long a lease lasts: a worker that waits for the server keeps its own, and one that is killed blocks others so
-long."""
+"""How long a lease lasts: a worker that waits for the server keeps its own, and one whose machine is lost blocks others
+so long. Those of a process that was killed end at once if another one of its machine asks for one of them."""
 
 _LEASES = Content(
     file_name="",
@@ -40,32 +41,48 @@ class Leases:
             _LEASES,
             "to_regclass('leases')",
             [
-                "CREATE TABLE leases (name TEXT PRIMARY KEY, holder TEXT NOT NULL, expires_at TIMESTAMPTZ NOT NULL) "
-                "WITHOUT ROWID"
+                "CREATE TABLE leases (name TEXT PRIMARY KEY, holder TEXT NOT NULL, process TEXT NOT NULL, "
+                "expires_at TIMESTAMPTZ NOT NULL) WITHOUT ROWID"
             ],
         )
 
     def try_lock(self, key: str) -> Held | None:
-        name, holder, asked_at = f"{self._name} {key}", uuid.uuid4().hex, _now()
+        name = f"{self._name} {key}"
+        held = self._take(name)
+        if held is None and (process := self._process(name)) is not None and has_ended(process):
+            # All that it held: others wait for these as well.
+            self._server.transact(
+                _LEASES, lambda statements: statements.execute("DELETE FROM leases WHERE process = ?", (process,))
+            )
+            held = self._take(name)
+        return held
+
+    def _take(self, name: str) -> Held | None:
+        holder, asked_at = uuid.uuid4().hex, _now()
         taken = self._server.transact(
             _LEASES,
             lambda statements: statements.execute(
-                "INSERT INTO leases VALUES (?, ?, clock_timestamp() + make_interval(secs => ?)) ON CONFLICT (name) DO "
-                "UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at "
+                "INSERT INTO leases VALUES (?, ?, ?, clock_timestamp() + make_interval(secs => ?)) ON CONFLICT (name) "
+                "DO UPDATE SET holder = excluded.holder, process = excluded.process, expires_at = excluded.expires_at "
                 "WHERE leases.expires_at <= clock_timestamp() RETURNING 1",
-                (name, holder, LEASE_S),
+                (name, holder, process_name(), LEASE_S),
             ),
         )
         return _heart(self._server).keep(name, holder, asked_at) if taken else None
 
     def is_locked(self, key: str) -> bool:
+        process = self._process(f"{self._name} {key}")
+        return process is not None and not has_ended(process)
+
+    def _process(self, name: str) -> str | None:
+        """The process that holds a lease; None if nobody does."""
         found = self._server.attempt(
             _LEASES,
             lambda connection: connection.execute(
-                "SELECT 1 FROM leases WHERE name = %s AND expires_at > clock_timestamp()", (f"{self._name} {key}",)
-            ).fetchall(),
+                "SELECT process FROM leases WHERE name = %s AND expires_at > clock_timestamp()", (name,)
+            ).fetchone(),
         )
-        return bool(found)
+        return None if found is None else found[0]
 
     def close(self) -> None:
         """Nothing is open."""

@@ -19,7 +19,7 @@ from sllmr.components.llm_scorer.messages import BUDGET_EXHAUSTED
 from sllmr.components.llm_scorer.requests.ledger import release_reservations, reservations_by_run
 from sllmr.components.llm_scorer.requests.rate_limit import REQUESTS
 from sllmr.components.llm_scorer.results import ScoringLedger, read_ledger
-from sllmr.components.llm_scorer.store import leases
+from sllmr.components.llm_scorer.store import leases, processes
 from tests.components.llm_scorer.forks import FORKS
 from tests.components.llm_scorer.market import market_items
 from tests.components.llm_scorer.postgresql_server import PASSWORD
@@ -80,6 +80,7 @@ class Machine:
 def run(workspace: Workspace, name: str, log: str) -> None:
     os.environ |= {"PGPASSWORD": PASSWORD, "STUB_KEY": name}
     leases.LEASE_S, leases.BEAT_S = LEASE_S, 0.5
+    processes._machine = lambda: f"machine {name}"
     with open(log, "w", encoding="utf-8") as file:
         try:
             # From both ends: in one order, the second would mostly wait for what the first has in flight.

@@ -36,22 +36,30 @@ def own_server(monkeypatch) -> Iterator[PostgresqlServer]:
 
 HOLD = """
 import sys
-from sllmr.components.llm_scorer.store import leases
+from sllmr.components.llm_scorer.store import leases, processes
 from sllmr.components.llm_scorer.store.opening import open_locks
-leases.LEASE_S, leases.BEAT_S = 1.5, 0.2
+leases.LEASE_S, leases.BEAT_S = float(sys.argv[3]), 0.2
+if sys.argv[4] == "another machine":
+    processes._machine = lambda: "another boot 1"
 held = open_locks(sys.argv[1], "in_flight").try_lock(sys.argv[2])
 print(held is not None, flush=True)
 sys.stdin.readline()
 """
 
 
+def holder(store: str, lease_s: float, machine: str) -> "subprocess.Popen[str]":
+    """A process that holds KEY until it is killed."""
+    command = [sys.executable, "-c", HOLD, store, KEY, str(lease_s), machine]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "True\n"
+    return process
+
+
 @pytest.mark.slow
 def test_a_lease_lasts_as_long_as_its_process_and_no_longer(shared_store):
     locks = open_locks(shared_store, "in_flight")
-    command = [sys.executable, "-c", HOLD, shared_store, KEY]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "True\n"
+    with holder(shared_store, 1.5, "another machine") as process:
         # Twice as long as a lease that nobody renews.
         time.sleep(3)
         assert locks.try_lock(KEY) is None
@@ -62,6 +70,16 @@ def test_a_lease_lasts_as_long_as_its_process_and_no_longer(shared_store):
     assert held.is_held()
     held.release()
     assert not locks.is_locked(KEY)
+
+
+def test_a_killed_process_of_this_machine_holds_nothing_more(shared_store):
+    locks = open_locks(shared_store, "in_flight")
+    with holder(shared_store, 3600, "this machine") as process:
+        assert locks.is_locked(KEY)
+        assert locks.try_lock(KEY) is None
+        process.kill()
+    assert not locks.is_locked(KEY)
+    assert locks.try_lock(KEY) is not None
 
 
 def test_locks_of_one_process_exclude_each_other_and_those_of_another_name_do_not(shared_store):
