@@ -14,6 +14,8 @@ from sllmr.models.embeddings import EmbeddedFeatures
 class MatrixCross(Cross):
     """TFRS's Cross, whose matrix computes in the precision of the layer and not in that of its variables."""
 
+    _dense: keras.layers.Layer
+
     def build(self, input_shape: tf.TensorShape) -> None:
         super().build(input_shape)
         if self.compute_dtype != self.variable_dtype:
