@@ -6,16 +6,21 @@ Tables are made up from a seed: items by popularity 1 / rank^0.8, users with 5 i
 distribution, and one user with a tenth of all interactions, but at most 100,000. The run trains DCNv2 without item
 vectors for one epoch; every other key has its default. Memory and CPU are those of the process with all its workers,
 which the steps share: what one step imports or leaves behind counts in the next ones. results/pipeline.jsonl gets a
-line for each number of interactions; those that are there are skipped.
+line for each number of interactions and each commit; those that are there are skipped. CPU seconds of one commit differ
+by processor and by what else runs, so compare lines of one machine that were measured one after the other.
 
+    cell.commit    of the measured code, with a + if it was changed; absent in lines from before there was this key
+    load           processes that ran or waited, mean over a minute, before and after: above the cores, others ran too
     steps          by name: seconds, cpu_s, peak_rss_mb; `start` is from the command to the first step
     seconds_per_million, by step, is in the last lines that the command prints: flat where a step is linear
 """
 
 import argparse
 import json
+import os
 import pathlib
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +33,7 @@ import yaml
 from benchmarks.measurement import Measured, Results, measure, versions
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "pipeline.jsonl"
+_ROOT = pathlib.Path(__file__).parents[1]
 SEED = 11
 START = "start"
 _LEAST, _PARETO, _MOST = 5, 1.2, 100_000  # interactions of a user
@@ -110,10 +116,20 @@ def by_step(measured: Measured) -> dict[str, dict[str, float]]:
     }
 
 
-def summary(file: pathlib.Path, items: int) -> list[str]:
-    """Of each step, the seconds a million interactions, one number for each line of the results with such a catalog."""
+def commit() -> str:
+    """The short hash of the commit that is checked out, with a + if its code was changed."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=_ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "components", "models", "pipeline")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def summary(file: pathlib.Path, items: int, measured: str) -> list[str]:
+    """Of each step, the seconds a million interactions, one number for each line of this commit with such a catalog."""
     runs = [json.loads(line) for line in file.read_text().splitlines()]
-    runs = [run for run in runs if run["cell"]["items"] == items]
+    runs = [run for run in runs if run["cell"]["items"] == items and run["cell"].get("commit") == measured]
     runs.sort(key=lambda run: run["cell"]["interactions"])
     lines = ["seconds_per_million of " + ", ".join(f"{run['cell']['interactions']:,}" for run in runs)]
     for step in runs[-1]["steps"]:
@@ -131,11 +147,13 @@ def main() -> None:
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args()
     results = Results(arguments.results)
+    measured_commit = commit()
     for interactions in arguments.interactions:
         cell = {
             "interactions": interactions,
             "items": arguments.items,
             "config": config(),
+            "commit": measured_commit,
             "versions": versions("tfx", "apache-beam", "tensorflow"),
         }
         if results.holds(cell):
@@ -147,6 +165,7 @@ def main() -> None:
         number = len(list(directory.glob("run-*"))) + 1
         command = [sys.executable, "-m", "sllmr.pipeline.cli", "run", "--config", str(directory / "shop.yaml")]
         command += ["--output", str(directory / f"run-{number}")]
+        load = [round(os.getloadavg()[0], 1)]
         measured = measure(command, environment={}, log=directory / f"run-{number}.log")
         results.append(
             cell,
@@ -154,10 +173,11 @@ def main() -> None:
                 "seconds": round(measured.seconds, 1),
                 "cpu_s": round(measured.cpu_s, 1),
                 "peak_rss_mb": round(measured.peak_rss_mb),
+                "load": [*load, round(os.getloadavg()[0], 1)],
                 "steps": by_step(measured),
             },
         )
-    for line in summary(arguments.results, arguments.items):
+    for line in summary(arguments.results, arguments.items, measured_commit):
         print(line)
 
 
