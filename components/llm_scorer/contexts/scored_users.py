@@ -21,7 +21,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import apache_beam as beam
 
@@ -265,10 +265,15 @@ class _Rank(_OfScoredUsers):
             )
 
 
-def within_budget(ranked: Collection[tuple[int, float, str, int]], pairs: int | None) -> frozenset[str] | None:
-    """The contexts that `pairs` candidates allow, by rank and hash; None: all of them."""
+def within_budget(
+    ranked: Collection[tuple[int, float, str, int]], pairs: int | None
+) -> frozenset[str] | Literal["all"]:
+    """The contexts that `pairs` candidates allow, by rank and hash.
+
+    Not None for all of them: Flink's Java side fails on a side input that is None.
+    """
     if pairs is None or sum(size for *_, size in ranked) <= pairs:
-        return None
+        return "all"
     chosen = []
     for _, _, identifier, size in sorted(ranked):
         if size <= pairs:
@@ -280,9 +285,9 @@ def within_budget(ranked: Collection[tuple[int, float, str, int]], pairs: int | 
 class _MakeContexts(_OfScoredUsers):
     """A user's rows -> the chosen contexts, and a count of what became of the user's scores as TALLY."""
 
-    def process(self, element: tuple[str, Mapping[str, Iterable]], chosen: frozenset[str] | None):
+    def process(self, element: tuple[str, Mapping[str, Iterable]], chosen: frozenset[str] | Literal["all"]):
         user = self._of(*element)
-        contexts = [c for c in user.contexts if chosen is None or c.context_id in chosen]
+        contexts = [c for c in user.contexts if chosen == "all" or c.context_id in chosen]
         yield from contexts
         if not list(element[1][TRAIN]):
             return  # without train rows: counted as unknown

@@ -94,8 +94,8 @@ def test_the_budget_goes_to_every_user_before_second_contexts():
     ranked = [(0, 0.9, "a0", 4), (1, 0.1, "a1", 4), (0, 0.5, "b0", 4), (1, 0.2, "b1", 4)]
     assert within_budget(ranked, 8) == {"a0", "b0"}
     assert within_budget(ranked, 12) == {"a0", "b0", "a1"}
-    assert within_budget(ranked, 16) is None
-    assert within_budget(ranked, None) is None
+    assert within_budget(ranked, 16) == "all"
+    assert within_budget(ranked, None) == "all"
 
 
 def planted(user: str = "u") -> dict[str, list[bytes]]:
