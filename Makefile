@@ -3,14 +3,15 @@
 SHELL := /bin/sh
 UV_VERSION := 0.13.9
 DIST ?= dist
+FLINK_JOB_SERVER_JAR ?= build/flink/job-server.jar
 # Neither an activated environment nor a user's uv settings may redirect what is installed here.
 unexport VIRTUAL_ENV
 unexport UV_PROJECT_ENVIRONMENT
 
-.PHONY: help setup run test check lint lock wheel docs
+.PHONY: help setup run test check flink-test lint lock wheel docs
 
 help: ## say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
 setup: .venv/.complete ## make the environment in .venv
 
@@ -21,7 +22,10 @@ test: .venv/.complete lint ## lint, types and every test, with the real local LL
 	@.venv/bin/python -m pytest --numprocesses=2 --dist=loadscope $(if $(COVERAGE),--cov --cov-report=term)
 
 check: .venv/.complete lint ## lint, types and the fast tests, in under 90 s
-	@.venv/bin/python -m pytest --numprocesses=2 --dist=loadscope -m "not slow" -q
+	@.venv/bin/python -m pytest --numprocesses=2 --dist=loadscope -m "not slow and not flink" -q
+
+flink-test: .venv/.complete $(FLINK_JOB_SERVER_JAR) ## on Flink: a scoring job, and a run from tables to pushed model; needs Java and Maven
+	@FLINK_JOB_SERVER_JAR=$(abspath $(FLINK_JOB_SERVER_JAR)) .venv/bin/python -m pytest -m flink
 
 lint: .venv/.complete
 	@.venv/bin/ruff check .
@@ -36,6 +40,13 @@ lock: .venv/.complete ## renew uv.lock after a change of pyproject.toml
 wheel: .venv/.complete ## build the wheel and its pinned requirements into dist
 	@.uv/bin/uv build --quiet --wheel --out-dir $(DIST) .
 	@.uv/bin/uv export --quiet --frozen --no-dev --no-emit-project --output-file $(DIST)/requirements.txt
+
+# Maven checks each download by the repository's own sum; SHA256SUMS holds those of the files that were tested.
+build/flink/job-server.jar: deploy/flink/pom.xml deploy/flink/SHA256SUMS
+	@mvn --batch-mode --quiet -Dstyle.color=never --strict-checksums --file deploy/flink/pom.xml dependency:copy-dependencies
+	@cd build/flink/lib && sha256sum --check --strict --quiet ../../../deploy/flink/SHA256SUMS
+	@mvn --batch-mode --quiet -Dstyle.color=never --strict-checksums --file deploy/flink/pom.xml jar:jar
+	@touch $@
 
 docs: .venv/.complete ## build the documentation as a site into build/site
 	@.venv/bin/python docs/generate.py

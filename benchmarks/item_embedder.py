@@ -45,7 +45,7 @@ def embed(directory: pathlib.Path, cache: pathlib.Path) -> None:
 
     from sllmr.components.item_embedder.config import ItemVectorsConfig
     from sllmr.components.item_embedder.job import EmbeddingJob
-    from sllmr.pipeline.config import BeamConfig
+    from sllmr.pipeline.beam_config import BeamConfig
 
     def make_pipeline() -> beam.Pipeline:
         return beam.Pipeline(argv=list(BeamConfig().pipeline_args))

@@ -49,7 +49,8 @@ from sllmr.components.llm_scorer.messages import Answer, Candidate, Context, Llm
 from sllmr.components.llm_scorer.sampling import seeded_fraction
 from sllmr.components.llm_scorer.strategies import create_strategy
 from sllmr.components.scores import NEGATIVE, POPULAR
-from sllmr.pipeline.config import BeamConfig, load_config
+from sllmr.pipeline.beam_config import BeamConfig
+from sllmr.pipeline.config import load_config
 from sllmr.pipeline.datasets.fetch import fetch_missing
 
 FOLDER = pathlib.Path(__file__).parent

@@ -24,7 +24,7 @@ def run_sllmr(url: str, source: pathlib.Path, output: pathlib.Path, concurrency:
 
     import sllmr.pipeline  # noqa: F401  its import sets TF_USE_LEGACY_KERAS
 
-    from sllmr.pipeline.config import BeamConfig  # isort: skip
+    from sllmr.pipeline.beam_config import BeamConfig  # isort: skip
 
     import apache_beam as beam
 

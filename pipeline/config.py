@@ -7,7 +7,7 @@ import re
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sllmr.components.evaluator.config import EvaluationConfig
 from sllmr.components.example_validator.config import DriftConfig
@@ -22,6 +22,7 @@ from sllmr.models.config import FITTED_BEFOREHAND, GateConfig, LossConfig, Model
 from sllmr.models.declared_features import ITEM, USER
 from sllmr.models.errors import UserError
 from sllmr.models.features import row_features
+from sllmr.pipeline.beam_config import BeamConfig
 from sllmr.pipeline.defaults import with_defaults
 
 PATHS = {
@@ -36,45 +37,9 @@ PATHS = {
 _NAME = r"[a-zA-Z0-9_-]+"
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_][A-Za-z0-9_]*\}?")
 
-_DASK_RUNNER = "sllmr.pipeline.dask_runner.DaskRunner"
-
 
 class ConfigError(UserError):
     """The configuration cannot be used; the message says which key, why, and the fix."""
-
-
-class BeamConfig(BaseModel):
-    """How Beam runs the data-parallel steps."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    args: tuple[str, ...] = Field(
-        default=("--direct_running_mode=in_memory", "--direct_num_workers=1"),
-        description="passed through to Beam: --runner, --direct_running_mode=multi_processing; see docs/runners.md",
-    )
-
-    @field_validator("args")
-    @classmethod
-    def _not_beams_dask_runner(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if any("apache_beam.runners.dask" in arg for arg in value):
-            raise ValueError(
-                f"beam.args must not name Beam's own Dask runner, which writes empty files, got {list(value)}; set "
-                "--runner=DaskRunner, which is this project's"
-            )
-        return value
-
-    @property
-    def pipeline_args(self) -> tuple[str, ...]:
-        """`args` with Beam's local Python runner where none is named, and this project's Dask runner under its full
-        name.
-
-        Beam's own default would first download another runner's binary, unpinned, and use that; and Beam knows no short
-        name of a Dask runner. Workers import `sllmr.components` before they unpickle anything.
-        """
-        args = tuple(re.sub(r"^(--runner=)?DaskRunner$", rf"\1{_DASK_RUNNER}", arg) for arg in self.args)
-        if not any(arg.split("=")[0] == "--runner" for arg in args):
-            args = ("--runner=FnApiRunner", *args)
-        return (*args, "--beam_plugins=sllmr.components")
 
 
 class ServingConfig(BaseModel):

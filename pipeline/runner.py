@@ -11,6 +11,7 @@ from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
 from sllmr.components.llm_scorer.needs import check_needs
 from sllmr.pipeline import report, run_folder, summary
+from sllmr.pipeline.beam_config import check_runner
 from sllmr.pipeline.config import load_config
 from sllmr.pipeline.console import (
     below_popularity,
@@ -56,11 +57,13 @@ def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path)
 
     Raises:
         ConfigError: the configuration cannot be used; nothing was run.
+        RunnerError: what `beam.args` need is not there; nothing was run.
     """
     console = Console(highlight=False)
     config = load_config(config_file)
     fetch_missing(config, console)
     check_inputs(config)
+    check_runner(config.beam)
     if config.loss.llm_weight > 0:
         check_needs(config.llm)
     folder = without_wildcards(output)

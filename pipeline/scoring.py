@@ -42,6 +42,7 @@ from sllmr.components.llm_scorer.quality.staleness import staleness
 from sllmr.components.llm_scorer.results import BatchReport, ScoringLedger
 from sllmr.components.llm_scorer.strategies.replay import user_scores_to_replay
 from sllmr.models.item_vectors import VECTORS_FILE
+from sllmr.pipeline.beam_config import check_runner
 from sllmr.pipeline.config import Config, load_config
 from sllmr.pipeline.console import print_scores, run_log
 from sllmr.pipeline.datasets.fetch import fetch_missing
@@ -298,6 +299,7 @@ def _prepare(config: Config, work: pathlib.Path, console: Console) -> beam.PTran
     """
     fetch_missing(config, console)
     check_inputs(config)
+    check_runner(config.beam)
     by_user = user_scores_to_replay(config.llm) is not None
     console.print("Reading the tables", style="dim")
     with _workspace(config, work, output=work).make_pipeline() as pipeline:

@@ -39,6 +39,7 @@ from sllmr.models.replicas import distribution
 from sllmr.models.tf_examples import read_tfrecords
 from sllmr.models.training.recipe import Setup, fit_base_model
 from sllmr.pipeline import run_folder
+from sllmr.pipeline.beam_config import check_runner
 from sllmr.pipeline.config import Config, ConfigError, load_config
 from sllmr.pipeline.console import run_log
 from sllmr.pipeline.datasets.fetch import fetch_missing
@@ -96,6 +97,7 @@ def pilot(
     check(config)
     fetch_missing(config, console)
     check_inputs(config)
+    check_runner(config.beam)
     again = ["sllmr", "pilot", "--config", str(config_file), "--output", str(output)]
     again += ["--usd", f"{usd:g}", "--contexts", str(contexts)]
     folder = without_wildcards(output)

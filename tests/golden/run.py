@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 
 from tests.golden.fields import Fields, masked, of_json, of_page
 
@@ -58,8 +59,12 @@ def patterns(result: str) -> list[re.Pattern[str]]:
     return [re.compile(pattern) for pattern in VOLATILE[result]]
 
 
-def run(directory: pathlib.Path) -> dict[str, Fields]:
+def run(directory: pathlib.Path, *, beam_args: Sequence[str] = ()) -> dict[str, Fields]:
     """Runs the pipeline in an empty folder, where no download can succeed.
+
+    Args:
+        directory: gets the tables, and the results in `out`.
+        beam_args: of the configuration's `beam.args`, for a runner other than the default one.
 
     Returns:
         The fields by result; the folder's own name in them is DIRECTORY.
@@ -69,6 +74,9 @@ def run(directory: pathlib.Path) -> dict[str, Fields]:
     """
     for name in INPUTS:
         shutil.copy(HERE / name, directory)
+    if beam_args:
+        with open(directory / "golden.yaml", "a", encoding="utf-8") as file:
+            file.write(f"beam: {{args: {json.dumps(list(beam_args))}}}\n")
     done = subprocess.run(
         [sys.executable, "-m", "sllmr.pipeline.cli", "run", "--config", "golden.yaml", "--output", "out"],
         cwd=directory,

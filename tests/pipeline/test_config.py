@@ -172,22 +172,6 @@ def test_beam_runs_locally_in_python_unless_another_runner_is_named(tmp_path):
     assert flink.beam.pipeline_args == ("--runner=FlinkRunner", PLUGINS)
 
 
-@pytest.mark.parametrize("args", ["['--runner=DaskRunner']", "['--runner', 'DaskRunner']"])
-def test_the_dask_runner_is_this_projects_own(tmp_path, args):
-    config = load_config(write(tmp_path, f"data: {{interactions: a, items: b}}\nbeam: {{args: {args}}}"))
-    *runner, plugins = config.beam.pipeline_args
-    assert "=".join(runner) == "--runner=sllmr.pipeline.dask_runner.DaskRunner"
-    assert plugins == PLUGINS
-
-
-def test_beams_dask_runner_is_refused(tmp_path):
-    text = (
-        "data: {interactions: a, items: b}\nbeam: {args: ['--runner=apache_beam.runners.dask.dask_runner.DaskRunner']}"
-    )
-    with pytest.raises(ConfigError, match=r"beam.args: .* writes empty files.* set --runner=DaskRunner"):
-        load_config(write(tmp_path, text))
-
-
 @pytest.mark.parametrize(
     "store",
     [
