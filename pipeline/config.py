@@ -7,7 +7,7 @@ import re
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sllmr.components.evaluator.config import EvaluationConfig
 from sllmr.components.example_validator.config import DriftConfig
