@@ -6,7 +6,7 @@ import pytest
 from sllmr.components.llm_scorer.config import Limits
 from sllmr.components.llm_scorer.endpoint.tokens import expected_usage
 from sllmr.components.llm_scorer.requests import handler
-from sllmr.components.llm_scorer.requests.ledger import RunEnded, RunLedger
+from sllmr.components.llm_scorer.requests.ledger import SIGNAL_AGE_S, RunEnded, RunLedger
 from sllmr.components.llm_scorer.requests.rate_limit import REQUESTS, RateLimiter
 from sllmr.components.llm_scorer.requests.waiting import Waiter
 from tests.components.llm_scorer.requests.test_handler import config, contexts, reasons, session
@@ -99,6 +99,7 @@ def test_the_end_of_the_run_ends_the_wait(tmp_path):
     with pytest.raises(RunEnded):
         limited.acquire(1, stop)
     RunLedger(str(tmp_path), "run").end()
+    time.sleep(2 * SIGNAL_AGE_S)
     with pytest.raises(RunEnded):
         limited.acquire(1, threading.Event())
 
