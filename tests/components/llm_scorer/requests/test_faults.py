@@ -13,6 +13,7 @@ import re
 import signal
 import sqlite3
 import time
+from collections.abc import Iterator
 
 import apache_beam as beam
 import numpy as np
@@ -31,6 +32,7 @@ from tests.components.llm_scorer.fault_server import FLAWED, GOOD, HOPELESS, PAS
 from tests.components.llm_scorer.forks import FORKS
 from tests.components.llm_scorer.market import market_items, market_rows
 from tests.components.llm_scorer.stub_server import StubServer, chat_response, scores_of
+from tests.pipeline.flink_cluster import running_flink
 
 KEY = "test-key-Zq81Wm42Lp97Xt65"
 CATALOG = market_items(200)
@@ -213,15 +215,29 @@ def stored_responses(root: pathlib.Path) -> int:
         return connection.execute("SELECT COUNT(*) FROM responses").fetchone()[0]
 
 
-@pytest.mark.slow
-def test_worker_processes_stop_within_two_seconds_of_the_driver_and_store_what_was_in_flight(stub, tmp_path):
+@pytest.fixture
+def two_workers(request, tmp_path_factory) -> Iterator[tuple[str, ...]]:
+    if request.param == "flink":
+        with running_flink(tmp_path_factory.mktemp("flink")) as cluster:
+            yield *cluster.args, "--sdk_worker_parallelism=2", "--beam_plugins=sllmr.components"
+    else:
+        yield "--direct_running_mode=multi_processing", "--direct_num_workers=2"
+
+
+@pytest.mark.parametrize(
+    "two_workers",
+    [pytest.param("processes", marks=pytest.mark.slow), pytest.param("flink", marks=pytest.mark.flink)],
+    indirect=True,
+)
+def test_worker_processes_stop_within_two_seconds_of_the_driver_and_store_what_was_in_flight(
+    two_workers, stub, tmp_path
+):
     stub.always = slowly
     write_catalog(str(tmp_path / "catalog"), CATALOG.values())
-    workers = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
-    job = make_job(tmp_path, stub.base_url, 240, beam_args=workers)
+    job = make_job(tmp_path, stub.base_url, 240, beam_args=two_workers)
     process = start(tmp_path, job, market_rows(60, 8, 200))
     assert process.pid is not None
-    stub.wait_until(lambda: len(stub.received) >= 2 * CONCURRENCY or not process.is_alive(), timeout=120)
+    stub.wait_until(lambda: len(stub.received) >= 2 * CONCURRENCY or not process.is_alive(), timeout=300)
     # The driver alone: nobody tells its workers.
     os.kill(process.pid, signal.SIGKILL)
     process.join()
