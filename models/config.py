@@ -225,6 +225,12 @@ class TrainConfig(BaseModel):
         description="in which the hidden layers of the backbone compute while it is trained; variables, embeddings, "
         "logits, losses, and the exported model are float32. None: everything is float32",
     )
+    warm_start: bool = Field(
+        default=False,
+        description="start from the weights of the last blessed model whose training ended before the validation rows "
+        "begin; rows of embedding tables are matched by id or value. Without such a model, or with one of another "
+        "shape, the training starts cold and says why. Needs data.split.strategy global_date",
+    )
     compare: bool = Field(
         default=True,
         description="with an LLM: also train the same model without pairs, report the difference on the test rows, and "

@@ -1,5 +1,6 @@
 """Index features -> vectors: the one input that every backbone takes."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -130,6 +131,11 @@ class ProjectedVectors(EmbeddingTable):
         return self._projection(super().vectors(indices))
 
 
+def declared_offsets(sizes: Sequence[int]) -> list[int]:
+    """What DeclaredTable adds to the indices of each feature with so many values; last, its rows beside padding."""
+    return [0, *itertools.accumulate(size + MISSING_AFTER for size in sizes)]
+
+
 class DeclaredTable(keras.layers.Layer):
     """The vectors of all declared features in one table, which is read once.
 
@@ -140,13 +146,15 @@ class DeclaredTable(keras.layers.Layer):
 
     def __init__(self, declared: Sequence[DeclaredSize], dim: int, l2: float, name: str):
         super().__init__(name=name)
-        self._before = {}
-        rows = 1
-        for size in declared:
-            self._before[size.feature.name] = rows - 1
-            rows += size.values + MISSING_AFTER
-        self._table = EmbeddingTable(rows, dim, l2, f"{name}_table")
+        *before, rows = declared_offsets([size.values for size in declared])
+        self._before = {size.feature.name: offset for size, offset in zip(declared, before, strict=True)}
+        self._table = EmbeddingTable(rows + 1, dim, l2, f"{name}_table")
         self._declared = [size.feature for size in declared]
+
+    @property
+    def table(self) -> tf.Variable:
+        """float32 [rows, dim]."""
+        return self._table.table
 
     def call(
         self, inputs: Mapping[str, tf.Tensor], by_position: bool = False, training: bool = False
@@ -318,6 +326,20 @@ class FeatureEmbedding(keras.layers.Layer):
             first_order=first_order,
             history_fields=len(history),
         )
+
+    @property
+    def tables(self) -> dict[str, list[tf.Variable]]:
+        """By vocabulary, the variables with a row for each of its indices."""
+        by_value = self._weights_by_value or {}
+        return {
+            name: [table.table, *([by_value[name].table] if name in by_value else [])]
+            for name, table in self._tables.items()
+        }
+
+    @property
+    def declared_tables(self) -> list[tf.Variable]:
+        """The variables with a row for each value of the declared features, see declared_offsets."""
+        return [table.table for table in (self._declared, self._declared_weights) if table is not None]
 
     @property
     def has_text_match(self) -> bool:

@@ -188,6 +188,16 @@ class Config(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _warm_start_has_dates(self) -> "Config":
+        if self.train.warm_start and self.data.split.strategy != "global_date":
+            raise ValueError(
+                "train.warm_start needs a split by date, so that the earlier model has seen no row that is held out "
+                f"today, got data.split.strategy {self.data.split.strategy}; set data.split: "
+                "{strategy: global_date}, or remove train.warm_start"
+            )
+        return self
+
     @property
     def pair_yield(self) -> PairYield:
         """How many preference pairs a scoring context makes."""

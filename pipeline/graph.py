@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from google.protobuf import text_format
+from tfx import types
 
 # Not from tfx.v1, which imports every cloud client: a third of the time to start.
 from tfx.components import InfraValidator, StatisticsGen, Transform
@@ -35,10 +36,13 @@ from sllmr.models.features import RowLengths, row_features
 from sllmr.models.schema import schema
 from sllmr.pipeline.blessed_models import FIRST_BLESSED, LAST_BLESSED, blessed_models
 from sllmr.pipeline.code_version import code_version
-from sllmr.pipeline.config import Config
+from sllmr.pipeline.config import Config, ConfigError
+from sllmr.pipeline.last_scores import LAST as LAST_SCORES
+from sllmr.pipeline.last_scores import last_scores
 from sllmr.pipeline.last_statistics import LAST, last_statistics
 from sllmr.pipeline.pusher import Pusher
 from sllmr.pipeline.run_folder import ARTIFACTS_DIRECTORY, METADATA_FILE
+from sllmr.pipeline.warm_start import BASE_MODEL, warm_start_model
 
 SERVING_DIRECTORY = "serving"
 
@@ -68,8 +72,8 @@ class Cluster(NamedTuple):
 def build_pipeline(config: Config, output: pathlib.Path, cluster: Cluster | None = None) -> pipeline.Pipeline:
     """The sixteen steps for one configuration; fourteen without train.compare, eleven if loss.llm_weight is 0.
 
-    ItemEmbedder comes on top where item vectors are used, InfraValidator with serving.infra_validation_tag, and five
-    steps with train.compare_vectors.
+    ItemEmbedder comes on top where item vectors are used, InfraValidator with serving.infra_validation_tag, LastScores
+    with llm.rescore, WarmStart with train.warm_start, and five steps with train.compare_vectors.
 
     Args:
         config: checked, with absolute paths.
@@ -87,20 +91,24 @@ def build_pipeline(config: Config, output: pathlib.Path, cluster: Cluster | None
         train=config.train.model_copy(update={"compare": True, "compare_vectors": False}),
         positive_rate=config.evaluation.positive_rate,
     )
-    trainer = _trainer(data, training, data.pairs)
+    warm_start = _warm_start(config, data, cluster)
+    base_model = None if warm_start is None else warm_start.outputs[BASE_MODEL]
+    trainer = _trainer(data, training, data.pairs, base_model)
     training_steps: tuple[base_component.BaseComponent, ...] = (trainer,)
     model = trainer.outputs["model"]
     if data.pairs is not None and config.train.compare:
         # Nothing of the LLM, the gate or the pairs is in its inputs: TFX takes it from the cache when these change.
         without = training.model_copy(update={"gate": GateConfig(), "loss": LossConfig(llm_weight=0)})
-        trainer_without_pairs = _trainer(data, without, None).with_id("TrainerWithoutPairs")
+        trainer_without_pairs = _trainer(data, without, None, base_model).with_id("TrainerWithoutPairs")
         comparison = _comparison(config, data, trainer, trainer_without_pairs)
         training_steps = (trainer_without_pairs, trainer, comparison)
         model = comparison.outputs["model"]
         if data.vector_pairs is not None:
-            by_vectors = _trainer(data, training, data.vector_pairs).with_id("TrainerWithVectorPairs")
+            by_vectors = _trainer(data, training, data.vector_pairs, base_model).with_id("TrainerWithVectorPairs")
             of_vectors = _comparison(config, data, by_vectors, trainer_without_pairs).with_id("VectorComparison")
             training_steps = (*training_steps, by_vectors, of_vectors)
+    if warm_start is not None:
+        training_steps = (warm_start, *training_steps)
     model_resolver = blessed_models(model) if cluster is None else _last_blessed_model()
     evaluator = Evaluator(
         examples=data.example_gen.outputs["examples"],
@@ -160,7 +168,20 @@ def _last_blessed_model() -> resolver.Resolver:
     ).with_id("Resolver")
 
 
-def _trainer(data: _DataSteps, config: TrainerConfig, pairs: Channel | None) -> Trainer:
+def _warm_start(config: Config, data: _DataSteps, cluster: Cluster | None) -> resolver.Resolver | None:
+    if not config.train.warm_start:
+        return None
+    if cluster is not None:
+        raise ConfigError(
+            "train.warm_start needs TFX's local runner, got a cluster, which has no Resolver for it; set "
+            "train.warm_start: false"
+        )
+    return warm_start_model(data.example_gen.outputs["report"])
+
+
+def _trainer(
+    data: _DataSteps, config: TrainerConfig, pairs: Channel | None, base_model: types.BaseChannel | None
+) -> Trainer:
     return Trainer(
         examples=data.transform.outputs["transformed_examples"],
         transform_graph=data.transform.outputs["transform_graph"],
@@ -168,6 +189,7 @@ def _trainer(data: _DataSteps, config: TrainerConfig, pairs: Channel | None) -> 
         report=data.example_gen.outputs["report"],
         pairs=pairs,
         item_vectors=data.item_vectors if config.model.item_vectors else None,
+        base_model=base_model,
         config=config,
         code_fingerprint=_code_of(Trainer),
     )
@@ -244,6 +266,10 @@ def _data_steps(config: Config, cluster: Cluster | None = None) -> _DataSteps:
     rows = _row_steps(config, cluster)
     if config.loss.llm_weight == 0:  # nothing reads the answers, so nothing is asked
         return rows
+    if config.llm.rescore and cluster is not None:
+        raise ConfigError(
+            "llm.rescore needs TFX's local runner, got a cluster, which has no Resolver for it; set llm.rescore: false"
+        )
     steps, pairs = _scored(config, config.llm, rows)
     rows = rows._replace(steps=(*rows.steps, *steps), pairs=pairs)
     if not config.train.compare_vectors:
@@ -258,12 +284,14 @@ def _scored(
     """The steps from train rows to guarded pairs, and the pairs. `of` goes into the steps' names."""
     example_gen = rows.example_gen
     reads_vectors = llm.strategy == EMBEDDING or config.scorer_reads_item_vectors
+    last = last_scores(example_gen.outputs["examples"]) if llm.rescore else None
     scorer = LlmScorer(
         examples=example_gen.outputs["examples"],
         catalog=example_gen.outputs["catalog"],
         config=llm,
         pair_yield=config.pair_yield,
         item_vectors=rows.item_vectors if reads_vectors else None,
+        last_scores=None if last is None else last.outputs[LAST_SCORES],
         cache_directory=config.cache_dir,
         store_url=config.store,
         code_fingerprint=_code_of(LlmScorer),
@@ -286,7 +314,7 @@ def _scored(
         scores=scorer.outputs["scores"],
         pairs=pair_builder.outputs["pairs"],
     ).with_id(f"LeakageGuardOf{of}Pairs")
-    return (scorer, pair_builder, guard), pair_builder.outputs["pairs"]
+    return (*(() if last is None else (last,)), scorer, pair_builder, guard), pair_builder.outputs["pairs"]
 
 
 def _leakage_guard(

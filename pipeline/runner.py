@@ -125,6 +125,9 @@ def _print_end(console: Console, result: RunSummary, output: pathlib.Path) -> No
             console.print(f"drift: {distance.sentence}", style="yellow", markup=False, soft_wrap=True)
     console.print(f"drift: {result.drift.sentence()}", style="dim", markup=False, soft_wrap=True)
     console.print(f"leakage: {result.leakage.sentence()}", style="dim", markup=False, soft_wrap=True)
+    if (start := result.training.warm_start) is not None:
+        cold = start.cold_because is not None
+        console.print(f"train: {start.sentence()}", style="yellow" if cold else "dim", markup=False, soft_wrap=True)
     if result.verdict is not None:
         print_verdict(console, result.verdict, result.vectors_verdict)
     console.print(metrics_table(result.metrics, result.popularity_baseline, result.backbone, result.gate))

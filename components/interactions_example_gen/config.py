@@ -4,7 +4,7 @@ import codecs
 import datetime
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -64,6 +64,10 @@ def _date_as_text(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+def _today_as_date(value: Any) -> Any:
+    return datetime.datetime.now(datetime.UTC).date().isoformat() if value == "today" else value
 
 
 IsoTime = Annotated[str, BeforeValidator(_date_as_text), AfterValidator(_check_iso)]
@@ -258,6 +262,56 @@ class SplitConfig(BaseModel):
         return self
 
 
+class WindowBounds(NamedTuple):
+    """Unix milliseconds: where the window starts, and where valid, test, and what is not read start."""
+
+    start: int
+    valid_from: int
+    test_from: int
+    until: int
+
+
+DAY = 86_400_000
+"""Milliseconds."""
+
+
+class WindowConfig(BaseModel):
+    """The days that a scheduled run takes its rows from.
+
+    Of the days before `until` the last ones test, those before them validate, and the rest trains. An interaction from
+    before the window makes no row, but it stays in the histories of later rows, so that a user's history does not
+    change because the window moved. Interactions from `until` on are not read.
+    """
+
+    model_config = FROZEN
+
+    days: int = Field(ge=3, description="length of the window, test and validation days included")
+    valid_days: int = Field(default=1, ge=1, description="of these, the days that validate")
+    test_days: int = Field(default=1, ge=1, description="of these, the last days, which test")
+    until: Annotated[IsoTime, BeforeValidator(_today_as_date)] = Field(
+        default="today",
+        validate_default=True,
+        description="end of the window, which is not part of it: an ISO 8601 date or date-time, or `today`: 0:00 UTC of"
+        " the day of the run, so that all runs of a day read the same",
+    )
+
+    @model_validator(mode="after")
+    def _leaves_days_to_train(self) -> "WindowConfig":
+        if self.valid_days + self.test_days >= self.days:
+            raise ValueError(
+                "window.valid_days + window.test_days must be below window.days to leave days for training, got"
+                f" {self.valid_days} + {self.test_days} of {self.days}; raise window.days"
+            )
+        return self
+
+    @property
+    def bounds(self) -> WindowBounds:
+        """Where the parts start and end."""
+        until = iso_to_milliseconds(self.until)
+        test_from = until - self.test_days * DAY
+        return WindowBounds(until - self.days * DAY, test_from - self.valid_days * DAY, test_from, until)
+
+
 class ColdConfig(BaseModel):
     """Which rows belong to the cold-start slice."""
 
@@ -338,6 +392,9 @@ class DataConfig(BaseModel):
         " observed: the known non-positives themselves. None: observed if some label is 0, else sampled",
     )
     split: SplitConfig = Field(default=SplitConfig(), description="train, valid, test")
+    window: WindowConfig | None = Field(
+        default=None, description="the days that rows are taken from, for runs on a schedule; None: all"
+    )
     cold: ColdConfig = Field(default=ColdConfig(), description="the cold-start slice")
     tail: TailConfig = Field(default=TailConfig(), description="the long-tail slice")
     sizes: RowLengths = Field(default=RowLengths(), description="lengths of history and categories")
@@ -384,6 +441,15 @@ class DataConfig(BaseModel):
             raise ValueError(
                 f"columns.rating needs min_rating, got {self.columns.rating!r} without one; set data.min_rating, or"
                 " data.columns.rating: '' if every rating is a positive"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _window_splits_by_date(self) -> "DataConfig":
+        if self.window is not None and (self.split.strategy != "global_date" or self.split.valid_from is not None):
+            raise ValueError(
+                "window needs split.strategy global_date without dates of its own, got"
+                f" {self.split.strategy!r}, valid_from {self.split.valid_from!r}; set split: {{strategy: global_date}}"
             )
         return self
 

@@ -127,6 +127,8 @@ def tally_user(timeline: rows.Timeline, user_rows: Sequence[rows.Row], plan: row
             tally.counts["left_out.unused_non_positives"] += 1
         elif split is not None:
             tally.see(split, event.timestamp)
+        elif event.timestamp < plan.window_start:
+            tally.counts["left_out.before_window"] += 1
         elif event.kind == POSITIVE:
             tally.counts["left_out.first_positives"] += 1
         else:
@@ -295,6 +297,8 @@ def _left_out(tally: Tally, config: DataConfig) -> dict[str, int]:
     ]
     if config.repeats == "first_only":
         names.append("repeats")
+    if config.window is not None:
+        names += ["before_window", "after_window"]
     return {name: tally.counts[f"left_out.{name}"] for name in names}
 
 

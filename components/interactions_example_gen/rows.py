@@ -37,12 +37,14 @@ class SplitPlan:
 
     Attributes:
         valid_from, test_from: global_date only.
+        window_start: events before it make no row; 0: there are none.
         observed_negatives: whether negatives are the observed ones; sampled otherwise.
         buckets: in how many parts the rows are brought into their seeded order.
     """
 
     valid_from: int = 0
     test_from: int = 0
+    window_start: int = 0
     observed_negatives: bool = False
     buckets: int = 1
 
@@ -53,7 +55,8 @@ class Timeline(NamedTuple):
     Attributes:
         events: by (timestamp, nanoseconds, order); among equals non-positives come first, then the order
             of the file decides.
-        splits: of each event; None where it makes no row (first positive, negatives after the last positive).
+        splits: of each event; None where it makes no row (first positive, negatives after the last positive, whatever
+            lies before the window).
             A positive that is None still joins the histories after it.
         positives_before: of each event, the number of positives before it.
         known_in_training: how many of the first events lie before the end of training.
@@ -116,7 +119,10 @@ def make_timeline(events: Sequence[Event], config: DataConfig, plan: SplitPlan) 
     else:
         splits = [_by_date(event.timestamp, plan) for event in events]
         known = sum(event.timestamp < plan.valid_from for event in events)
-    usable = (split if before else None for split, before in zip(splits, positives_before, strict=True))
+    usable = (
+        split if before and event.timestamp >= plan.window_start else None
+        for event, split, before in zip(events, splits, positives_before, strict=True)
+    )
     return Timeline(tuple(events), tuple(usable), tuple(positives_before), known)
 
 

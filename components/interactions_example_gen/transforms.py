@@ -156,7 +156,7 @@ class PrepareInteractions(beam.PTransform):
 
     def _plan(self, users: beam.PCollection, read_tally: beam.PCollection) -> beam.PCollection:
         config = self._config
-        if config.split.strategy == "leave_last_two" or config.split.valid_from is not None:
+        if config.split.strategy == "leave_last_two" or config.split.valid_from or config.window:
             return read_tally | "Plan" >> beam.Map(make_plan, [], (0, 1), config)
         first_and_width = read_tally | "BinWidth" >> beam.Map(first_and_bin_width)
         bins = (
@@ -205,13 +205,22 @@ def make_plan(
     observed = config.negatives == "observed"
     if config.negatives is None:
         observed = tally.counts["interactions.observed_negatives"] > 0
-    cuts = (0, 0)
-    if config.split.valid_from is not None and config.split.test_from is not None:
+    cuts, window_start = (0, 0), 0
+    if config.window is not None:
+        window_start, valid_from, test_from, _ = config.window.bounds
+        cuts = valid_from, test_from
+    elif config.split.valid_from is not None and config.split.test_from is not None:
         cuts = iso_to_milliseconds(config.split.valid_from), iso_to_milliseconds(config.split.test_from)
     elif config.split.strategy == "global_date":
         cuts = rows.date_cuts(dict(bins), *first_and_width, config)
     buckets = 1 + tally.counts["interactions.read"] // INTERACTIONS_PER_BUCKET
-    return rows.SplitPlan(valid_from=cuts[0], test_from=cuts[1], observed_negatives=observed, buckets=buckets)
+    return rows.SplitPlan(
+        valid_from=cuts[0],
+        test_from=cuts[1],
+        window_start=window_start,
+        observed_negatives=observed,
+        buckets=buckets,
+    )
 
 
 class ReadItems(beam.DoFn):
@@ -251,6 +260,7 @@ class ReadInteractions(beam.DoFn):
         """Reads one file; nothing if there is no item."""
         tally, unknown = Tally(), UnknownItems(known_items)
         latest = 1000 * (time.time() + SECONDS_OF_A_DAY)
+        window = self._config.window and self._config.window.bounds
         try:
             for row in read_interactions(path, self._config) if known_items else ():
                 tally.counts["interactions.read"] += 1
@@ -259,6 +269,8 @@ class ReadInteractions(beam.DoFn):
                 elif row.item_id not in known_items:
                     problem = unknown.problem(row.item_id)
                     tally.drop("interactions", BadRow(row.file, row.row, report.UNKNOWN_ITEM, problem))
+                elif window and row.timestamp >= window.until:
+                    tally.counts["left_out.after_window"] += 1
                 else:
                     tally.counts["interactions.observed_negatives"] += row.kind == OBSERVED_NEGATIVE
                     tally.see_user_id(row.user_id)

@@ -9,7 +9,7 @@ from tfx.types import channel, component_spec, standard_artifacts
 
 from sllmr.components.artifacts import ItemCatalog, ItemVectors, LlmScores
 from sllmr.components.llm_scorer.config import LlmConfig
-from sllmr.components.llm_scorer.executor import Executor
+from sllmr.components.llm_scorer.executor import LAST_SCORES, Executor
 from sllmr.components.llm_scorer.strategies import create_strategy
 from sllmr.components.pair_yield import PairYield
 
@@ -29,6 +29,7 @@ class LlmScorerSpec(types.ComponentSpec):
         "examples": component_spec.ChannelParameter(type=standard_artifacts.Examples),
         "catalog": component_spec.ChannelParameter(type=ItemCatalog),
         "item_vectors": component_spec.ChannelParameter(type=ItemVectors, optional=True),
+        LAST_SCORES: component_spec.ChannelParameter(type=LlmScores, optional=True),
     }
     OUTPUTS = {  # noqa: RUF012
         "scores": component_spec.ChannelParameter(type=LlmScores),
@@ -52,6 +53,7 @@ class LlmScorer(base_beam_component.BaseBeamComponent):
         pair_yield: PairYield,
         item_vectors: channel.BaseChannel | None = None,
         store_url: str | None = None,
+        last_scores: channel.BaseChannel | None = None,
     ):
         """
         Args:
@@ -63,6 +65,7 @@ class LlmScorer(base_beam_component.BaseBeamComponent):
             code_fingerprint: fingerprint of the sources; part of TFX's cache key and of nothing else.
             item_vectors: of ItemEmbedder, for strategy `embedding` and for candidates near a history; None: none.
             store_url: of the database that keeps answers and counters; None: cache_directory does.
+            last_scores: a table to bring up to date, with llm.rescore; None, or empty: everything is scored.
 
         Raises:
             ValueError: the prompt file does not fit the strategy.
@@ -72,6 +75,7 @@ class LlmScorer(base_beam_component.BaseBeamComponent):
                 examples=examples,
                 catalog=catalog,
                 item_vectors=item_vectors,
+                last_scores=last_scores,
                 config=config.model_dump_json(),
                 cache_directory=cache_directory,
                 store_url=store_url or "",

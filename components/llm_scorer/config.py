@@ -353,6 +353,11 @@ class LlmConfig(StrictConfig):
         description="a run warns if its oldest score is older; `sllmr rescore` scores older ones again; empty: "
         "no limit",
     )
+    rescore: bool = Field(
+        default=False,
+        description="a run keeps the scores of the last run in its folder and queries the LLM only about what changed, "
+        "as `sllmr rescore` does; false: every run plans anew, and only the cache saves requests",
+    )
     store_user_ids: bool = Field(default=False, description="write user ids into the score table")
     price_per_million_tokens: Price | None = Field(default=None, description="empty: the list price where it is known")
     budget: Budget = Budget()
@@ -419,6 +424,10 @@ class LlmConfig(StrictConfig):
             raise ValueError(
                 f"model {self.model} is under the terms of {self.local_model.terms}, which you must accept; read them "
                 "and set llm.accept_license: true, or set another llm.model"
+            )
+        if self.strategy == REPLAY and self.rescore:
+            raise ValueError(
+                f"rescore needs a strategy that queries an LLM, got {REPLAY}; remove llm.rescore, or set llm.strategy"
             )
         if self.strategy == REPLAY and self.replay_table is None:
             raise ValueError(f"strategy {REPLAY} needs a table, got none; set llm.replay_table")

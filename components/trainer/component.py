@@ -37,6 +37,7 @@ class Trainer(TfxTrainer):
         config: of model, gate, losses and training.
         pairs: preference pairs, split train, raw strings; None needs config.loss.llm_weight 0.
         item_vectors: of ItemEmbedder; None needs config.model.item_vectors False.
+        base_model: what config.train.warm_start starts from, as TFX calls it; None, or empty: a cold start.
         code_fingerprint: changes when the models' code does, so that TFX's cache notices.
 
     Raises:
@@ -57,6 +58,7 @@ class Trainer(TfxTrainer):
         config: TrainerConfig,
         pairs: types.BaseChannel | None = None,
         item_vectors: types.BaseChannel | None = None,
+        base_model: types.BaseChannel | None = None,
         code_fingerprint: str = "",
     ):
         if pairs is None and config.loss.llm_weight > 0:
@@ -83,6 +85,7 @@ class Trainer(TfxTrainer):
             report=report,
             pairs=pairs,
             item_vectors=item_vectors,
+            base_model=base_model,
             train_args=trainer_pb2.TrainArgs(splits=["train"]),
             eval_args=trainer_pb2.EvalArgs(splits=["valid"]),
             run_fn=RUN_FN,

@@ -11,6 +11,7 @@ import tensorflow_transform as tft
 from tfx.components.trainer.fn_args_utils import FnArgs
 
 from sllmr.components.catalog import read_catalog, values_of_items
+from sllmr.components.model_info import read_model_info
 from sllmr.components.trainer.config import TrainerConfig
 from sllmr.components.trainer.executor import (
     CATALOG_DIRECTORY,
@@ -22,9 +23,14 @@ from sllmr.models import features, inputs, preprocessing, signatures
 from sllmr.models.errors import UserError
 from sllmr.models.item_vectors import read_item_vectors
 from sllmr.models.probability_error import logit_shift
+from sllmr.models.ranking import RankingModel
+from sllmr.models.serving.index_lookup import Vocabularies
 from sllmr.models.serving.item_lookup import check_item_ids
 from sllmr.models.training.recipe import train
 from sllmr.models.training.report import TrainingReport
+from sllmr.models.warm_start import EarlierModel, Mismatch, WarmStart, read_earlier_model, start_from
+
+_log = logging.getLogger(__name__)
 
 REPORT_FILE = "training.json"
 """In the model_run artifact: a models.training.report.TrainingReport."""
@@ -55,6 +61,17 @@ def run_fn(fn_args: FnArgs) -> None:
         vectors = read_item_vectors(fn_args.custom_config[ITEM_VECTORS_FILE])
         item_vectors = vectors.by_index(item_ids)
         catalog_vectors = vectors.by_id(items.keys() - set(item_ids))
+    vocabularies = preprocessing.vocabularies(
+        transform_output, use_user_id=config.model.use_user_id, sizes=config.sizes
+    )
+    starts: list[WarmStart] = []
+    earlier = read_earlier_model(fn_args.base_model) if fn_args.base_model else None
+
+    def initialize(model: RankingModel) -> None:
+        starts.append(_start(model, vocabularies, config, earlier))
+        cold = starts[-1].cold_because is not None
+        _log.log(logging.WARNING if cold else logging.INFO, "train: %s", starts[-1].sentence())
+
     model, report = train(
         vocabulary=preprocessing.vocabulary_sizes(
             transform_output, use_user_id=config.model.use_user_id, sizes=config.sizes
@@ -76,12 +93,13 @@ def run_fn(fn_args: FnArgs) -> None:
         new_items=np.array([False, *(items[item_id].train_count == 0 for item_id in item_ids), False]),
         item_ids=item_ids,
         gate_weights=_gate_weights(config.gate.weights_from),
+        initialize=initialize if config.train.warm_start else None,
         log_dir=fn_args.model_run_dir,
         choose_better=False,
     )
     signatures.export(
         model,
-        preprocessing.vocabularies(transform_output, use_user_id=config.model.use_user_id, sizes=config.sizes),
+        vocabularies,
         config.sizes,
         fn_args.serving_model_dir,
         use_user_id=config.model.use_user_id,
@@ -90,9 +108,23 @@ def run_fn(fn_args: FnArgs) -> None:
         logit_shift=_logit_shift(config.positive_rate, fn_args.train_files, columns),
         numbers=preprocessing.train_numbers(transform_output, config.sizes),
     )
+    report = report.model_copy(update={"warm_start": starts[0] if starts else None})
     with tf.io.gfile.GFile(os.path.join(fn_args.model_run_dir, REPORT_FILE), "w") as file:
         file.write(report.model_dump_json(indent=2))
-    logging.getLogger(__name__).info("best validation AUC %.4f", report.best_valid_auc)
+    _log.info("best validation AUC %.4f", report.best_valid_auc)
+
+
+def _start(
+    model: RankingModel, vocabularies: Vocabularies, config: TrainerConfig, earlier: EarlierModel | None
+) -> WarmStart:
+    if earlier is None:
+        return WarmStart(cold_because="no blessed model was trained on rows from before the validation rows alone")
+    if (info := read_model_info(earlier.directory)).backbone != config.model.backbone:
+        return WarmStart(cold_because=f"the last blessed model has the backbone {info.backbone}")
+    try:
+        return start_from(model, vocabularies, config.sizes.declared, earlier)
+    except Mismatch as mismatch:
+        return WarmStart(cold_because=str(mismatch))
 
 
 def _logit_shift(positive_rate: float | None, train_files: Sequence[str], columns: Sequence[features.Feature]) -> float:

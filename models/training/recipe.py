@@ -29,6 +29,10 @@ Columns = Mapping[str, tf.Tensor]
 Rows = Callable[[], tf.data.Dataset]
 
 
+Initialize = Callable[[RankingModel], None]
+"""Sets the weights of an untrained model whose variables exist."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
     """What every phase of one training shares; `train` explains the fields."""
@@ -43,6 +47,7 @@ class Setup:
     item_vectors: np.ndarray | None
     new_items: np.ndarray | None
     strategy: tf.distribute.Strategy
+    initialize: Initialize | None = None
 
     def fit(
         self,
@@ -51,14 +56,18 @@ class Setup:
         monitor: Monitor,
         *,
         targets: "Targets | None" = None,
+        initialize: Initialize | None = None,
         log_dir: str | None = None,
     ) -> Fit:
         """Trains a new model by `train.strategy` in `train.mixed_precision`; the model of the Fit knows of neither."""
         keras.utils.set_random_seed(self.train.seed)
         with self.strategy.scope():
             model = self._untrained_model(loss, targets, self.train.mixed_precision)
-            if self.train.strategy is not None:
-                model(next(iter(self.valid)))  # variables that a replica makes have other initial values
+            if self.train.strategy is not None or initialize is not None:
+                # Makes all variables. Those that a replica makes have other initial values.
+                model(next(iter(self.valid)))
+        if initialize is not None:
+            initialize(model)
         has_own_rate = isinstance(model.gate, SupervisedGate)
         gate_learning_rate = self.gate.learning_rate if has_own_rate else None
         pairs = None
@@ -136,6 +145,7 @@ def train(
     new_items: np.ndarray | None = None,
     item_ids: Sequence[str] = (),
     gate_weights: Mapping[str, float] | None = None,
+    initialize: Initialize | None = None,
     log_dir: str | None = None,
     choose_better: bool = True,
 ) -> tuple[RankingModel, TrainingReport]:
@@ -157,6 +167,8 @@ def train(
         item_ids: of the vocabulary, number n for index n + 1, for the report; if empty the report names no pairs.
         gate_weights: TrainingReport.gate_weights of another training; modes advantage and stacked take them instead of
             fitting their own.
+        initialize: of the model with pairs and of that without: a warm start. The base model of a gate never has one,
+            since the earlier model has seen the held-out users. None: the usual initial weights.
         log_dir: for TensorBoard; None writes nothing.
         choose_better: whether a gate that is fitted beforehand also trains the model without pairs and returns the
             better one; the pipeline trains and compares that model as a step of its own instead.
@@ -185,6 +197,7 @@ def train(
         item_vectors=item_vectors,
         new_items=new_items,
         strategy=distribution(train_config),
+        initialize=initialize,
     )
 
     base, targets, without = None, None, None
@@ -197,7 +210,7 @@ def train(
         targets = llm_targets(setup, pairs)
     with_pairs = fit_with_pairs(setup, targets, log_dir)
     if base is not None and choose_better:
-        without = fit_without_pairs(setup, rows, "without pairs")
+        without = fit_without_pairs(setup, rows, "without pairs", initialize)
     chosen = choose(with_pairs, without)
 
     on_gate = {}
@@ -288,12 +301,12 @@ def fit_with_pairs(setup: Setup, targets: Targets | None, log_dir: str | None) -
     """Trains on all rows and on the targets; with llm_weight 0 there are no targets."""
     is_trained = setup.loss.form == "pairwise" and issubclass(GATES[setup.gate.mode], PaperGate)
     monitor = Monitor(setup.valid, gate_pairs=targets.llm_pairs if targets and is_trained else None)
-    return setup.fit(setup.loss, setup.rows, monitor, targets=targets, log_dir=log_dir)
+    return setup.fit(setup.loss, setup.rows, monitor, targets=targets, initialize=setup.initialize, log_dir=log_dir)
 
 
-def fit_without_pairs(setup: Setup, rows: Rows, phase: str) -> Fit:
+def fit_without_pairs(setup: Setup, rows: Rows, phase: str, initialize: Initialize | None = None) -> Fit:
     """Trains the same model on rows alone; `phase` begins each line of the log."""
-    return setup.fit(LossConfig(llm_weight=0.0), rows, Monitor(setup.valid, f"{phase}, "))
+    return setup.fit(LossConfig(llm_weight=0.0), rows, Monitor(setup.valid, f"{phase}, "), initialize=initialize)
 
 
 def choose(with_pairs: Fit, without: Fit | None) -> Fit:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from sllmr.models.reliability import ReliabilityCell
+from sllmr.models.warm_start import WarmStart
 
 
 class Epoch(BaseModel):
@@ -75,6 +76,7 @@ class TrainingReport(BaseModel):
 
     Attributes:
         schema_version: of this layout.
+        warm_start: what the weights started from; None without train.warm_start.
         epochs: in order.
         best_epoch: 1-based; its weights are the model's, unless that without pairs is taken.
         best_valid_auc: of the model.
@@ -103,6 +105,7 @@ class TrainingReport(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
+    warm_start: WarmStart | None = None
     epochs: list[Epoch]
     best_epoch: int
     best_valid_auc: float

@@ -210,7 +210,12 @@ class Ablation:
         for layer in layers:
             for section, changes in layer.items():
                 values[section] = {**values[section], **changes}
-        return with_absolute_paths(validate_config(values, self._file), self._file)
+        config = with_absolute_paths(validate_config(values, self._file), self._file)
+        if config.train.warm_start:
+            raise ConfigError(
+                "train.warm_start must be false in a matrix, whose arms have no earlier model, got true; remove it"
+            )
+        return config
 
     def hyperparameters(self, config: Config) -> dict[str, dict[str, Any]]:
         """The configuration that decides a training, apart from rows and pairs, without paths."""
@@ -229,8 +234,8 @@ class Ablation:
             del values["model"]["text_match"]
         if not values["train"]["item_dropout"]:  # as in results from before the key
             del values["train"]["item_dropout"]
-        for key in ("strategy", "mixed_precision"):  # younger than the committed results
-            if values["train"][key] is None:
+        for key in ("strategy", "mixed_precision", "warm_start"):  # younger than the committed results
+            if not values["train"][key]:
                 del values["train"][key]
         return values
 

@@ -1,3 +1,5 @@
+import datetime
+
 import pydantic
 import pytest
 import yaml
@@ -67,3 +69,36 @@ def test_unquoted_dates_of_yaml_are_read_as_they_are_written():
     text = "{strategy: global_date, valid_from: 2024-03-03, test_from: 2024-03-05 12:00:00}"
     split = SplitConfig.model_validate(yaml.safe_load(text))
     assert (split.valid_from, split.test_from) == ("2024-03-03", "2024-03-05T12:00:00")
+
+
+WINDOW = {"interactions": "a.csv", "items": "b.csv", "split": {"strategy": "global_date"}}
+
+
+def test_a_window_ends_today_at_0_utc_unless_a_date_is_set():
+    before = datetime.datetime.now(datetime.UTC).date()
+    window = DataConfig.model_validate({**WINDOW, "window": {"days": 7}}).window
+    assert before.isoformat() <= window.until <= datetime.datetime.now(datetime.UTC).date().isoformat()
+
+    fixed = DataConfig.model_validate({**WINDOW, "window": {"days": 7, "test_days": 2, "until": "1970-01-11"}})
+    assert [bound // 86_400_000 for bound in fixed.window.bounds] == [3, 7, 8, 10]
+    assert DataConfig.model_validate_json(fixed.model_dump_json()) == fixed
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"window": {"days": 3, "valid_days": 2}}, r"must be below window.days .* got 2 \+ 1 of 3; raise window.days"),
+        ({"window": {"days": 7, "until": "tomorrow"}}, "must be an ISO 8601 date"),
+        ({"window": {"days": 7}, "split": {}}, r"window needs split.strategy global_date .* got 'leave_last_two'"),
+        (
+            {
+                "window": {"days": 7},
+                "split": {"strategy": "global_date", "valid_from": "2024-01-01", "test_from": "2024-01-02"},
+            },
+            "window needs split.strategy global_date without dates of its own",
+        ),
+    ],
+)
+def test_a_window_that_cannot_be_is_refused(changes, match):
+    with pytest.raises(ValueError, match=match):
+        DataConfig.model_validate({**WINDOW, **changes})

@@ -280,3 +280,37 @@ def test_events_within_a_millisecond_keep_their_order_and_are_no_repetitions():
     ordered, surplus = rows.without_duplicates(events)
     assert [(e.item_id, e.nanoseconds) for e in ordered] == [("a", 1), ("b", 2), ("a", 3)]
     assert surplus == []
+
+
+DAY = 86_400_000
+WINDOW = {"split": {"strategy": "global_date"}, "window": {"days": 5, "until": "1970-01-11"}}
+
+
+def window_plan(config):
+    start, valid_from, test_from, _ = config.window.bounds
+    return SplitPlan(valid_from=valid_from, test_from=test_from, window_start=start)
+
+
+def test_a_window_takes_rows_of_its_days_and_histories_of_all():
+    config = configure(**WINDOW)
+    made = rows_of([event(f"i{n}", n * DAY) for n in range(10)], config, window_plan(config))
+
+    assert positives_by_split(made) == {"train": ["i5", "i6", "i7"], "valid": ["i8"], "test": ["i9"]}
+    first = made[0]
+    assert (first.item_id, first.history_length) == ("i5", 5)
+    assert first.history == ("i4", "i3", "i2", "i1", "i0")
+    assert first.user_train_count == 3
+
+
+def test_a_window_that_moves_on_leaves_the_rows_that_stay_as_they_are():
+    def by_item(until):
+        config = configure(**{**WINDOW, "window": {"days": 5, "until": until}})
+        made = rows_of([event(f"i{n}", n * DAY) for n in range(10)], config, window_plan(config))
+        return {row.item_id: row for row in made if row.label and row.split == "train"}
+
+    one, next_day = by_item("1970-01-10"), by_item("1970-01-11")
+    both = one.keys() & next_day.keys()
+    assert both == {"i5", "i6"}
+    for item in both:
+        assert one[item].history == next_day[item].history
+        assert one[item].history_length == next_day[item].history_length

@@ -1,4 +1,5 @@
 import collections
+import datetime
 import itertools
 import json
 
@@ -185,3 +186,23 @@ def test_read_interactions_yields_known_items_with_their_place(tmp_path):
         event = ("u", ("i01", 1_000_000_000_000, 0.0, 1, config.interactions, 2, 0, 1.0, ()))
         assert_that(output["events"], equal_to([event]), label="events")
         assert_that(dropped, equal_to([{"unknown_item": 1}]), label="dropped")
+
+
+def test_a_window_cuts_the_tables_at_its_end_and_says_what_it_left_out(tmp_path):
+    """Of users with 5 to 9 interactions, one a day from day 0 on, the days 2 to 5 make rows."""
+    chosen = market.interactions()
+    until = datetime.datetime.fromtimestamp(1_000_000_000 + 6 * 86_400, datetime.UTC).isoformat()
+    found = prepare_market(
+        tmp_path / "run", chosen, split={"strategy": "global_date"}, window={"days": 4, "until": until}
+    )
+
+    positives = collections.Counter()
+    for split in rows.SPLITS:
+        positives[split] = int(sum(parsed(found.splits[split])[features.LABEL].numpy()))
+    days = {"train": (2, 3), "valid": (4,), "test": (5,)}
+    for split, of_split in days.items():
+        assert positives[split] == sum(len(items) > day for items in chosen.values() for day in of_split)
+    left_out = found.report["interactions_table"]["left_out"]
+    assert left_out["after_window"] == sum(max(0, len(items) - 6) for items in chosen.values())
+    assert left_out["before_window"] == 2 * len(chosen)
+    assert left_out["first_positives"] == 0
