@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import pathlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from sllmr import components, models
 
@@ -47,6 +48,18 @@ def code_version(*modules: str, packages: Mapping[str, pathlib.Path] = PACKAGES)
     return digest.hexdigest()[:16]
 
 
+class _Source(NamedTuple):
+    """What counts of a source file.
+
+    Attributes:
+        meaning: its syntax tree without docstrings, as text.
+        names: what it imports, and what its strings may name: modules or something in them.
+    """
+
+    meaning: str
+    names: tuple[str, ...]
+
+
 class _Sources:
     """The source files of some packages."""
 
@@ -75,23 +88,12 @@ class _Sources:
     def imports(self, module: str) -> list[str]:
         """The modules of these packages that a module imports, anywhere in it; its parents first."""
         parts = module.split(".")
-        names = [".".join(parts[:n]) for n in range(1, len(parts))]
-        file = self._file(module)
-        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-        for node in ast.walk(_tree(file, file.stat().st_mtime_ns)):
-            if isinstance(node, ast.Import):
-                names += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-                names += [source, *(f"{source}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                names += [node.value, node.value.rpartition(".")[0]]  # "package.module.function"
-        return [name for name in names if self.file(name) is not None]
+        parents = [".".join(parts[:n]) for n in range(1, len(parts))]
+        return [name for name in (*parents, *self._source(module).names) if self.file(name) is not None]
 
     def meaning(self, module: str) -> str:
         """The syntax tree of a module, as text."""
-        file = self._file(module)
-        return ast.dump(_tree(file, file.stat().st_mtime_ns))
+        return self._source(module).meaning
 
     def data_files(self, module: str) -> list[pathlib.Path]:
         """Files other than Python beside a module, and in folders there that are no packages."""
@@ -101,6 +103,11 @@ class _Sources:
             if inner.is_dir() and inner.name != "__pycache__" and not (inner / "__init__.py").exists():
                 beside += [p for p in inner.rglob("*") if p.is_file()]
         return sorted(p for p in beside if p.suffix not in (".py", ".pyc") and p.name != "py.typed")
+
+    def _source(self, module: str) -> _Source:
+        file = self._file(module)
+        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+        return _read(file, file.stat().st_mtime_ns, package)
 
     def _file(self, module: str) -> pathlib.Path:
         file = self.file(module)
@@ -116,6 +123,16 @@ class _WithoutDocstrings(ast.NodeTransformer):
 
 
 @functools.cache
-def _tree(file: pathlib.Path, modified: int) -> ast.Module:
-    """The syntax tree of a file without docstrings; `modified`, its time stamp, tells that a file was changed."""
-    return _WithoutDocstrings().visit(ast.parse(file.read_text(encoding="utf-8")))
+def _read(file: pathlib.Path, modified: int, package: str) -> _Source:
+    """The source of a module of a package; `modified`, its time stamp, tells that a file was changed."""
+    tree = _WithoutDocstrings().visit(ast.parse(file.read_text(encoding="utf-8")))
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            names += [source, *(f"{source}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names += [node.value, node.value.rpartition(".")[0]]  # "package.module.function"
+    return _Source(meaning=ast.dump(tree), names=tuple(dict.fromkeys(names)))

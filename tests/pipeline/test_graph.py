@@ -30,7 +30,6 @@ def producers(component) -> set[str]:
     return {channel.producer_component_id for channel in component.inputs.values()}
 
 
-@pytest.mark.slow
 def test_evaluation_and_serving_never_read_the_scorers_output(tables, tmp_path):
     steps = graph(tables, tmp_path)
     for name in ("Evaluator", "Pusher", "Transform", "StatisticsGen"):
@@ -38,7 +37,6 @@ def test_evaluation_and_serving_never_read_the_scorers_output(tables, tmp_path):
     assert "PairBuilder" in producers(steps["Trainer"])
 
 
-@pytest.mark.slow
 def test_leakage_is_looked_for_before_the_first_query_and_before_training(tables, tmp_path):
     steps = graph(tables, tmp_path)
     order = list(steps)
@@ -53,19 +51,16 @@ def test_leakage_is_looked_for_before_the_first_query_and_before_training(tables
     }
 
 
-@pytest.mark.slow
 def test_each_step_waits_for_the_one_before(tables, tmp_path):
     steps = list(graph(tables, tmp_path).values())
     for earlier, later in itertools.pairwise(steps):
         assert earlier in later.upstream_nodes
 
 
-@pytest.mark.slow
 def test_without_a_weight_for_the_llm_nothing_is_asked(tables, tmp_path):
     assert not {"LlmScorer", "PairBuilder"} & set(graph(tables, tmp_path, loss={"llm_weight": 0}))
 
 
-@pytest.mark.slow
 def test_the_model_without_pairs_depends_on_nothing_of_the_llm(tables, tmp_path):
     plain = graph(tables, tmp_path)["TrainerWithoutPairs"]
     other = graph(tables, tmp_path, gate={"mode": "frozen"}, loss={"llm_weight": 0.7}, llm={"seed": 3})
@@ -74,7 +69,6 @@ def test_the_model_without_pairs_depends_on_nothing_of_the_llm(tables, tmp_path)
     assert plain.exec_properties != other["Trainer"].exec_properties
 
 
-@pytest.mark.slow
 def test_the_evaluator_and_the_pusher_take_the_model_that_the_comparison_chose(tables, tmp_path):
     steps = graph(tables, tmp_path)
     assert producers(steps["LlmComparison"]) == {"Trainer", "TrainerWithoutPairs", "InteractionsExampleGen"}
@@ -83,7 +77,6 @@ def test_the_evaluator_and_the_pusher_take_the_model_that_the_comparison_chose(t
         assert "Trainer" not in producers(steps[name])
 
 
-@pytest.mark.slow
 def test_a_model_is_loaded_into_the_servers_image_before_it_is_pushed_if_a_tag_names_one(tables, tmp_path):
     assert "InfraValidator" not in graph(tables, tmp_path)
     steps = graph(tables, tmp_path, serving={"infra_validation_tag": "2.19.1"})
@@ -95,7 +88,6 @@ def test_a_model_is_loaded_into_the_servers_image_before_it_is_pushed_if_a_tag_n
     }
 
 
-@pytest.mark.slow
 def test_item_vectors_are_made_where_the_model_reads_them_and_both_trainers_get_them(tables, tmp_path):
     assert "ItemEmbedder" not in graph(tables, tmp_path, item_vectors={"source": "none"})
     steps = graph(tables, tmp_path)
@@ -104,7 +96,6 @@ def test_item_vectors_are_made_where_the_model_reads_them_and_both_trainers_get_
     assert producers(steps["ItemEmbedder"]) == {"InteractionsExampleGen"}
 
 
-@pytest.mark.slow
 def test_the_scorer_and_the_embedder_get_the_shared_store(tables, tmp_path):
     url = "postgresql://scorer@db/shop"
     for steps, expected in ((graph(tables, tmp_path, store=url), url), (graph(tables, tmp_path), "")):
@@ -113,7 +104,6 @@ def test_the_scorer_and_the_embedder_get_the_shared_store(tables, tmp_path):
             assert steps[name].exec_properties["cache_directory"] == str(tmp_path / "cache")
 
 
-@pytest.mark.slow
 def test_a_file_of_vectors_that_is_written_anew_changes_the_cache_key(tables, tmp_path):
     file = tmp_path / "v.npz"
 
@@ -128,7 +118,6 @@ def test_a_file_of_vectors_that_is_written_anew_changes_the_cache_key(tables, tm
     assert before == again != properties()
 
 
-@pytest.mark.slow
 def test_without_a_comparison_the_model_with_pairs_goes_on(tables, tmp_path):
     steps = graph(tables, tmp_path, train={"compare": False})
     assert not {"TrainerWithoutPairs", "LlmComparison"} & set(steps)
@@ -136,7 +125,6 @@ def test_without_a_comparison_the_model_with_pairs_goes_on(tables, tmp_path):
     assert steps["Trainer"].exec_properties == graph(tables, tmp_path)["Trainer"].exec_properties
 
 
-@pytest.mark.slow
 def test_another_shape_of_the_rows_is_another_schema(tables, tmp_path):
     texts = [
         graph(tables | {"sizes": {"history": length}}, tmp_path, loss={"llm_weight": 0})[
