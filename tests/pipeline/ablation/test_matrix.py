@@ -25,6 +25,7 @@ from sllmr.pipeline.ablation import matrix
 from sllmr.pipeline.ablation.cells import Scores, Trained
 from sllmr.pipeline.ablation.config import load_ablation
 from sllmr.pipeline.ablation.tuning import TRIALS_FILE
+from sllmr.pipeline.cli import main
 from sllmr.pipeline.config import ConfigError
 from sllmr.pipeline.summary import read_steps
 from tests.pipeline.ablation.test_cells import domain as made_domain
@@ -75,8 +76,8 @@ def write_market(directory: pathlib.Path) -> pathlib.Path:
 
 
 def ablate(file: pathlib.Path) -> list[str]:
-    output = str(file.parent / "out")
-    return [sys.executable, "-m", "sllmr.pipeline.cli", "ablate", "--config", str(file), "--output", output]
+    """The command's arguments."""
+    return ["ablate", "--config", str(file), "--output", str(file.parent / "out")]
 
 
 def lines(file: pathlib.Path) -> list[dict]:
@@ -88,7 +89,8 @@ def killed_and_finished(tmp_path_factory) -> tuple[pathlib.Path, list[bytes]]:
     """The matrix, killed once its first results stood in the file, then run to its end."""
     file = write_market(tmp_path_factory.mktemp("matrix"))
     results = file.parent / "out" / "results.jsonl"
-    with subprocess.Popen(ablate(file), stdout=subprocess.DEVNULL, start_new_session=True) as process:
+    command = [sys.executable, "-m", "sllmr.pipeline.cli", *ablate(file)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         while not (results.exists() and results.read_bytes().count(b"\n") >= 2):
             assert process.poll() is None
             time.sleep(0.05)
@@ -96,7 +98,7 @@ def killed_and_finished(tmp_path_factory) -> tuple[pathlib.Path, list[bytes]]:
     before = results.read_bytes().splitlines()
     with open(results, "ab") as torn:
         torn.write(b'{"domain": "sh')
-    subprocess.run(ablate(file), check=True, capture_output=True)
+    assert main(ablate(file)) == 0
     return file, before
 
 
@@ -167,8 +169,7 @@ def test_arms_differ_by_their_configuration_alone(killed_and_finished):
 def test_the_report_is_made_of_the_results_alone(killed_and_finished, tmp_path):
     results = tmp_path / "results.jsonl"
     results.write_bytes((killed_and_finished[0].parent / "out" / "results.jsonl").read_bytes())
-    command = [sys.executable, "-m", "sllmr.pipeline.cli", "ablate", "--report", "--results", str(results)]
-    subprocess.run(command, check=True, capture_output=True)
+    assert main(["ablate", "--report", "--results", str(results)]) == 0
 
     written = {file.suffix for file in tmp_path.iterdir()}
     assert {".md", ".html"} <= written
@@ -216,7 +217,7 @@ def test_tuning_gives_backbone_and_arm_their_trials_and_the_matrix_reads_what_it
     tuned_file = file.parent / "tuned.yaml"
     small = file.parent / "small.yaml"
     small.write_text(yaml.safe_dump(matrix))
-    subprocess.run([*ablate(small), "--tune", str(tuned_file)], check=True, capture_output=True)
+    assert main([*ablate(small), "--tune", str(tuned_file)]) == 0
     small.write_text(yaml.safe_dump(matrix | {"tuned": "tuned.yaml"}))
 
     tuned = yaml.safe_load(tuned_file.read_text())
@@ -244,12 +245,11 @@ def _flat(sections: dict[str, dict]) -> dict:
     return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
 
 
-def test_a_domain_that_the_matrix_does_not_hold_is_refused(killed_and_finished):
+def test_a_domain_that_the_matrix_does_not_hold_is_refused(killed_and_finished, capsys):
     file, _ = killed_and_finished
-    result = subprocess.run([*ablate(file), "--domains", "shp"], check=False, capture_output=True, text=True)
 
-    assert result.returncode == 1
-    assert "--domains must be among shop, got shp" in result.stderr
+    assert main([*ablate(file), "--domains", "shp"]) == 1
+    assert "--domains must be among shop, got shp" in capsys.readouterr().err
 
 
 GATE = {"mode": "stacked", "signals": ["short_history"]}
