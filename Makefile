@@ -19,7 +19,7 @@ run: .venv/.complete ## quickstart: MovieLens-100K, a local LLM, into runs/quick
 	@.venv/bin/sllmr run --config configs/quickstart.yaml --output runs/quickstart
 
 test: .venv/.complete lint ## lint, types and every test, with the real local LLM; COVERAGE=1 prints the coverage
-	@.venv/bin/python -m pytest --numprocesses=2 --dist=loadscope $(if $(COVERAGE),--cov --cov-report=term)
+	@.venv/bin/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=term)
 
 check: .venv/.complete lint ## lint, types and the fast tests, in under 90 s
 	@.venv/bin/python -m pytest --numprocesses=2 --dist=loadscope -m "not slow and not flink" -q

@@ -18,12 +18,19 @@ from apache_beam.options.pipeline_options import StandardOptions  # isort: skip
 StandardOptions.DEFAULT_RUNNER = "FnApiRunner"
 
 
+TESTS = pathlib.Path(__file__).parent
+LONGEST = ("end_to_end", "packaging", "golden", "pipeline/ablation/test_matrix.py", "pipeline/test_runners.py")
+"""Files and folders below TESTS whose tests of one file take a minute or more together."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a transform graph is slow: Beam and Transform take many seconds to make one."""
+    """What needs a transform graph is slow: Beam and Transform take many seconds to make one. The longest files come
+    first, the others in the random order that they have, so that at the end no worker waits for one of them."""
     for item in items:
         if "transform_output" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: not any(item.path.is_relative_to(TESTS / name) for name in LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)
