@@ -32,7 +32,6 @@ from sllmr.components.llm_scorer.requests.handler import Session
 from sllmr.components.llm_scorer.requests.ledger import RunLedger
 from sllmr.components.llm_scorer.requests.progress import ProgressReporter
 from sllmr.components.llm_scorer.requests.sharing import share_run
-from sllmr.components.llm_scorer.store.interface import CacheError
 from sllmr.models.item_vectors import unit
 
 TEXT_VERSION = "item_text.v1"
@@ -103,9 +102,8 @@ class EndpointEmbedder:
 
     def _embed(self, texts: Sequence[str]) -> Embedded:
         requests = _TextRequests(self._config, texts)
-        run = RunLedger(self._store, uuid.uuid4().hex)
         answers: list[np.ndarray | Answer] = []
-        try:
+        with contextlib.closing(RunLedger(self._store, uuid.uuid4().hex)) as run:
             with run.driven(), contextlib.ExitStack() as endpoint:
                 share_run(run, self._config, TEXT_VERSION, texts)
                 expected = self.estimate(texts)
@@ -124,15 +122,6 @@ class EndpointEmbedder:
                         answers += session.score_all(requests.contexts[first : first + _TEXTS_AT_ONCE])
             totals = run.totals()
             run.forget()
-        except BaseException as error:
-            # Also Ctrl-C: threads that still work would go on spending.
-            with contextlib.suppress(CacheError):
-                run.end()
-            if isinstance(error, Exception) and (reason := run.end_reason) and not isinstance(error, LlmError):
-                raise LlmError(reason) from None
-            raise
-        finally:
-            run.close()
         self._check(answers)
         return Embedded(
             vectors={

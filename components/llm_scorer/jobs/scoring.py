@@ -37,7 +37,6 @@ from sllmr.components.llm_scorer.requests.progress import ProgressReporter
 from sllmr.components.llm_scorer.requests.sharing import share_run
 from sllmr.components.llm_scorer.requests.transforms import FAILURES, SCORES, AskLlm
 from sllmr.components.llm_scorer.results import ScoringLedger
-from sllmr.components.llm_scorer.store.interface import CacheError
 from sllmr.components.llm_scorer.strategies import create_strategy
 from sllmr.components.llm_scorer.strategies.replay import records_to_replay, user_scores_to_replay
 
@@ -106,9 +105,11 @@ def score_plan(
         The ledger, with no wall time yet.
     """
     strategy = create_strategy(config)
-    run = RunLedger(workspace.store, uuid.uuid4().hex)
-    cache = ResponseCache(workspace.store, not_before=not_before)
-    try:
+    # Kept open as the last one: the last connection to close folds the write-ahead log into the file.
+    with (
+        contextlib.closing(ResponseCache(workspace.store, not_before=not_before)) as cache,
+        contextlib.closing(RunLedger(workspace.store, uuid.uuid4().hex)) as run,
+    ):
         with run.driven():
             share_run(run, config, strategy.prompt_version, _parts(plan))
             expected = _estimate(workspace, plan, config, cache)
@@ -132,17 +133,6 @@ def score_plan(
                     _send(workspace, plan, handler)
         totals = run.totals()
         run.forget()
-    except BaseException as error:
-        # Also Ctrl-C: threads and processes that still work would go on spending.
-        with contextlib.suppress(CacheError):
-            run.end()
-        if isinstance(error, Exception) and (reason := run.end_reason) and not isinstance(error, LlmError):
-            raise LlmError(reason) from None
-        raise
-    finally:
-        run.close()
-        # Kept open until here: the last connection to close would fold the write-ahead log into the file.
-        cache.close()
     return account(workspace, plan, expected, totals, config, strategy.prompt_version, kept or Kept())
 
 

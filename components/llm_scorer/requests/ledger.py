@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 from sllmr.components.llm_scorer.config import LlmConfig, Price
 from sllmr.components.llm_scorer.endpoint.tokens import dearest_usage
+from sllmr.components.llm_scorer.errors import LlmError
 from sllmr.components.llm_scorer.messages import LlmRequest, Usage, came_by_batch
 from sllmr.components.llm_scorer.requests.driver import Driver
-from sllmr.components.llm_scorer.store.interface import Content, Statements, is_shared
+from sllmr.components.llm_scorer.store.interface import CacheError, Content, Statements, is_shared
 from sllmr.components.llm_scorer.store.opening import open_database
 
 FILE_NAME = "runs.sqlite"
@@ -492,10 +493,23 @@ class RunLedger:
 
     @contextlib.contextmanager
     def driven(self) -> Iterator[None]:
-        """Makes the calling process the driver of the run during the block: the run ends with the process."""
-        with self._driver.hold():
-            self.add({_HAS_DRIVER: 1})
-            yield
+        """Makes the calling process the driver of the run during the block. The run ends with the process, and if the
+        block fails.
+
+        Raises:
+            LlmError: the reason why a worker ended the run, in place of what Beam makes of the worker's error.
+        """
+        try:
+            with self._driver.hold():
+                self.add({_HAS_DRIVER: 1})
+                yield
+        except BaseException as error:
+            # Also Ctrl-C: threads and processes that still work would go on spending.
+            with contextlib.suppress(CacheError):
+                self.end()
+            if isinstance(error, Exception) and (reason := self.end_reason) and not isinstance(error, LlmError):
+                raise LlmError(reason) from None
+            raise
 
     def is_ended(self) -> bool:
         """Whether `end` was called, by whichever process, or the driver of the run is gone."""
