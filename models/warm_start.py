@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from pydantic import BaseModel, ConfigDict
 
 from sllmr.models import features
 from sllmr.models.declared_features import UNKNOWN_AFTER, DeclaredFeature
@@ -20,6 +19,7 @@ from sllmr.models.ranking import RankingModel
 from sllmr.models.serving.declared_asset import read_declared
 from sllmr.models.serving.index_lookup import Vocabularies
 from sllmr.models.serving.line_table import read_lines
+from sllmr.models.training.report import WarmStart
 
 _WEIGHT = "scoring_variables/{}/.ATTRIBUTES/VARIABLE_VALUE"
 _ITEM_VECTORS = "item_vectors/.ATTRIBUTES/VARIABLE_VALUE"
@@ -28,31 +28,6 @@ _ITEM_VECTORS = "item_vectors/.ATTRIBUTES/VARIABLE_VALUE"
 _MIN_EQUAL_VECTORS = 0.5
 """Of the items that both models know, this fraction must have the same item vectors: else another model embedded the
 texts, and the projection of the vectors means nothing."""
-
-
-class WarmStart(BaseModel):
-    """How a training started.
-
-    Attributes:
-        model: folder of the earlier model; None for a cold start.
-        cold_because: why no earlier model was taken, as a clause; None for a warm start.
-        copied: by vocabulary, values whose vector was taken from the earlier model.
-        new: by vocabulary, values that the earlier model did not know.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str | None = None
-    cold_because: str | None = None
-    copied: dict[str, int] = {}
-    new: dict[str, int] = {}
-
-    def sentence(self) -> str:
-        """For the terminal."""
-        if self.cold_because is not None:
-            return f"cold start: {self.cold_because}"
-        parts = [f"{n} of {n + self.new[name]} {name}" for name, n in self.copied.items()]
-        return f"warm start from {self.model}: vectors of {', '.join(parts)}, and all other weights"
 
 
 class EarlierModel(NamedTuple):

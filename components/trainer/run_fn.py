@@ -27,8 +27,8 @@ from sllmr.models.ranking import RankingModel
 from sllmr.models.serving.index_lookup import Vocabularies
 from sllmr.models.serving.item_lookup import check_item_ids
 from sllmr.models.training.recipe import train
-from sllmr.models.training.report import TrainingReport
-from sllmr.models.warm_start import EarlierModel, Mismatch, WarmStart, read_earlier_model, start_from
+from sllmr.models.training.report import TrainingReport, WarmStart
+from sllmr.models.warm_start import EarlierModel, Mismatch, read_earlier_model, start_from
 
 _log = logging.getLogger(__name__)
 

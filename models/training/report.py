@@ -5,7 +5,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from sllmr.models.reliability import ReliabilityCell
-from sllmr.models.warm_start import WarmStart
 
 
 class Epoch(BaseModel):
@@ -69,6 +68,31 @@ class ContestedPair(BaseModel):
     model_margin: float
     alpha: float
     calibration_label: int
+
+
+class WarmStart(BaseModel):
+    """How a training started.
+
+    Attributes:
+        model: folder of the earlier model; None for a cold start.
+        cold_because: why no earlier model was taken, as a clause; None for a warm start.
+        copied: by vocabulary, values whose vector was taken from the earlier model.
+        new: by vocabulary, values that the earlier model did not know.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = None
+    cold_because: str | None = None
+    copied: dict[str, int] = {}
+    new: dict[str, int] = {}
+
+    def sentence(self) -> str:
+        """For the terminal."""
+        if self.cold_because is not None:
+            return f"cold start: {self.cold_because}"
+        parts = [f"{n} of {n + self.new[name]} {name}" for name, n in self.copied.items()]
+        return f"warm start from {self.model}: vectors of {', '.join(parts)}, and all other weights"
 
 
 class TrainingReport(BaseModel):

@@ -200,7 +200,7 @@ def test_a_table_of_a_job_with_too_many_failures_is_kept_apart_and_named(
 
 
 def test_answers_are_said_to_be_kept_only_where_there_are_any(config_file, capsys, tmp_path):
-    (tmp_path / "interactions.csv").write_text("user_id,item_id\n")
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n")
     assert main(["score", "--config", str(config_file), "--output", str(tmp_path / "scores")]) == 1
     said = squeezed(capsys.readouterr().out)
     assert "Every response" not in said
