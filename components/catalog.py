@@ -2,13 +2,12 @@
 
 import bisect
 import dataclasses
-import gzip
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sllmr.models import features
+from sllmr.models import artifact_files, features
 from sllmr.models.declared_features import ITEM, Value
 from sllmr.models.features import FeatureSizes
 
@@ -91,15 +90,15 @@ def _from_json(line: str) -> Item:
 
 def write_catalog(directory: str, items: Iterable[Item]) -> None:
     """Writes `items` to `directory`, gzip-compressed JSON lines."""
-    os.makedirs(directory, exist_ok=True)
-    with gzip.open(os.path.join(directory, FILE_NAME), "wt", encoding="utf-8") as file:
+    artifact_files.make_folder(directory)
+    with artifact_files.gzip(os.path.join(directory, FILE_NAME), "wt") as file:
         for item in items:
             file.write(to_json(item) + "\n")
 
 
 def read_catalog(directory: str) -> dict[str, Item]:
     """All items by id, in the order of the file."""
-    with gzip.open(os.path.join(directory, FILE_NAME), "rt", encoding="utf-8") as file:
+    with artifact_files.gzip(os.path.join(directory, FILE_NAME), "rt") as file:
         return {item.item_id: item for item in map(_from_json, file)}
 
 

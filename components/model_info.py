@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sllmr.components.interactions_example_gen.data_report import DataReport, read_report
+from sllmr.models import artifact_files
 from sllmr.models.errors import UserError
 from sllmr.models.features import FeatureSizes
 
@@ -92,8 +93,8 @@ def make_model_info(
 def write_model_info(info: ModelInfo, directory: str) -> None:
     """Writes `info` into the SavedModel of `directory`."""
     file = os.path.join(directory, FILE_NAME)
-    os.makedirs(os.path.dirname(file), exist_ok=True)
-    with open(file, "w", encoding="utf-8") as target:
+    artifact_files.make_folder(os.path.dirname(file))
+    with artifact_files.open(file, "w") as target:
         target.write(info.model_dump_json(indent=1) + "\n")
 
 
@@ -103,14 +104,14 @@ def read_model_info(directory: str | os.PathLike[str]) -> ModelInfo:
     Raises:
         UserError: the folder is no SavedModel, or one that this program did not write.
     """
-    if not os.path.isfile(os.path.join(directory, "saved_model.pb")):
+    if not artifact_files.exists(os.path.join(directory, "saved_model.pb")):
         raise UserError(
             f"a model must be the folder of a SavedModel, got {directory}, which has no saved_model.pb; name a "
             "version, as runs/shop/serving/shop/1"
         )
     file = os.path.join(directory, FILE_NAME)
     try:
-        with open(file, encoding="utf-8") as source:
+        with artifact_files.open(file) as source:
             return ModelInfo.model_validate_json(source.read())
     except (OSError, ValidationError) as error:
         raise UserError(

@@ -37,6 +37,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from sllmr.models import artifact_files
 from sllmr.models.tf_examples import Example, read_tfrecords
 
 TARGET = "target"
@@ -162,6 +163,8 @@ def table_directory(directory: str) -> str:
 
     Reading through the link alone, a reader sees one table whole while another one takes its place.
     """
+    if artifact_files.is_address(directory):  # a run's artifact, never published
+        return directory
     published = os.path.join(directory, PUBLISHED_LINK)
     return os.path.realpath(published) if os.path.isdir(published) else directory
 
@@ -218,6 +221,6 @@ def read_scores(directory: str) -> Iterator[ScoreRecord]:
     Raises:
         ValueError: a file is cut short, or holds something else.
     """
-    for file in sorted(glob.glob(scores_pattern(directory))):
+    for file in artifact_files.matches(scores_pattern(directory)):
         for serialized in read_tfrecords(file):
             yield ScoreRecord.parse(serialized)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from sllmr.models import artifact_files
 from sllmr.models.errors import UserError
 
 VECTORS_FILE = "vectors.npz"
@@ -56,9 +57,9 @@ def read_item_vectors(path: str) -> ItemVectors:
         UserError: the file is missing or not as described.
     """
     try:
-        with open(path, "rb") as file:
+        with artifact_files.open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
-        with np.load(path, allow_pickle=False) as archive:
+        with artifact_files.open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             item_ids, vectors = archive["item_id"], archive["vector"]
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(

@@ -12,6 +12,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from sllmr.models import artifact_files
 from sllmr.models.features import Feature
 
 _FIELD = descriptor_pb2.FieldDescriptorProto
@@ -118,7 +119,7 @@ def read_tfrecords(path: str) -> Iterator[bytes]:
         ValueError: the file is cut short, or holds something else.
     """
     try:
-        with gzip.open(path, "rb") as file:
+        with artifact_files.gzip(path, "rb") as file:
             while head := file.read(_LENGTH.size + _CHECKSUM.size):
                 (length,) = _LENGTH.unpack(_whole(head, _LENGTH.size + _CHECKSUM.size)[: _LENGTH.size])
                 if length > _MOST_BYTES:

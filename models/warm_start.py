@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from sllmr.models import features
+from sllmr.models import artifact_files, features
 from sllmr.models.declared_features import UNKNOWN_AFTER, DeclaredFeature
 from sllmr.models.embeddings import declared_offsets
 from sllmr.models.ranking import RankingModel
@@ -64,7 +64,7 @@ def read_earlier_model(directory: str) -> EarlierModel:
     return EarlierModel(
         directory=directory,
         weights=weights,
-        vocabularies={n: read_lines(p) for n in names if os.path.exists(p := os.path.join(assets, n))},
+        vocabularies={n: read_lines(p) for n in names if artifact_files.exists(p := os.path.join(assets, n))},
         declared=declared,
         item_vectors=reader.get_tensor(_ITEM_VECTORS) if reader.has_tensor(_ITEM_VECTORS) else None,
     )

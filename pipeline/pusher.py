@@ -1,6 +1,5 @@
 """Pushes a blessed model unless it is the one that was pushed last."""
 
-import filecmp
 import logging
 import os
 import pathlib
@@ -9,10 +8,12 @@ from typing import Any
 from tfx import types
 from tfx.components.pusher import component, executor
 from tfx.dsl.components.base import executor_spec
+from tfx.dsl.io import fileio
 from tfx.proto import pusher_pb2
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils, proto_utils
 
+from sllmr.models import artifact_files
 from sllmr.pipeline.served_versions import newest_version
 
 _log = logging.getLogger(__name__)
@@ -51,14 +52,20 @@ class Pusher(component.Pusher):
 
 
 def same_files(one: str, other: str) -> bool:
-    """Whether two folders hold the same files with the same content."""
+    """Whether two folders, local or at an address, hold the same files with the same content."""
     names = [
         sorted(
-            os.path.relpath(os.path.join(folder, name), root) for folder, _, files in os.walk(root) for name in files
+            os.path.relpath(os.path.join(folder, name), root)
+            for folder, _, files in fileio.walk(root)
+            for name in files
         )
         for root in (one, other)
     ]
-    if names[0] != names[1]:
-        return False
-    _, different, failed = filecmp.cmpfiles(one, other, names[0], shallow=False)
-    return not different and not failed
+    return names[0] == names[1] and all(
+        _content(os.path.join(one, name)) == _content(os.path.join(other, name)) for name in names[0]
+    )
+
+
+def _content(path: str) -> bytes:
+    with artifact_files.open(path, "rb") as file:
+        return file.read()

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sllmr.components.evaluator.config import EvaluationConfig
 from sllmr.components.evaluator.slices import SLICES
+from sllmr.models import artifact_files
 from sllmr.models.metric_names import LESS_IS_BETTER, MetricName
 
 FILE_NAME = "decision.json"
@@ -211,7 +212,7 @@ class EvaluationResult(BaseModel):
 
 def read_result(evaluation_uri: str) -> EvaluationResult:
     """Reads what the Evaluator wrote to its evaluation artifact."""
-    with open(os.path.join(evaluation_uri, FILE_NAME), encoding="utf-8") as file:
+    with artifact_files.open(os.path.join(evaluation_uri, FILE_NAME)) as file:
         return EvaluationResult.model_validate_json(file.read())
 
 

@@ -25,7 +25,7 @@ from sllmr.components.evaluator.metric import (
 )
 from sllmr.components.own_slices import CROSSED, own_slices, raw_features, slice_features
 from sllmr.components.saved_model_scores import score_files
-from sllmr.models import features
+from sllmr.models import artifact_files, features
 from sllmr.models.serving.declared_asset import read_declared
 
 CONFIG = "config"
@@ -63,7 +63,7 @@ class Executor(BaseBeamExecutor):
             reference_uri,
             {name: text for name, (text, _) in own.items()},
         )
-        with open(os.path.join(uri, FILE_NAME), "w", encoding="utf-8") as file:
+        with artifact_files.open(os.path.join(uri, FILE_NAME), "w") as file:
             file.write(result.model_dump_json(indent=1) + "\n")
         blessing = artifact_utils.get_single_instance(output_dict[standard_component_specs.BLESSING_KEY])
         bless(blessing, model, baseline, blessed=result.decision.blessed)
@@ -158,6 +158,6 @@ def bless(
         constants.ARTIFACT_PROPERTY_BLESSED_KEY, constants.BLESSED_VALUE if blessed else constants.NOT_BLESSED_VALUE
     )
     name = constants.BLESSED_FILE_NAME if blessed else constants.NOT_BLESSED_FILE_NAME
-    os.makedirs(blessing.uri, exist_ok=True)
-    with open(os.path.join(blessing.uri, name), "w", encoding="utf-8"):
+    artifact_files.make_folder(blessing.uri)
+    with artifact_files.open(os.path.join(blessing.uri, name), "w"):
         pass

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from sllmr.models import artifact_files
+
 FILE_NAME = "drift.json"
 """In the anomalies artifact: a DriftReport."""
 
@@ -80,5 +82,5 @@ class DriftReport(BaseModel):
 
 def read_drift_report(directory: str) -> DriftReport:
     """Reads drift.json of an anomalies artifact."""
-    with open(os.path.join(directory, FILE_NAME), encoding="utf-8") as file:
+    with artifact_files.open(os.path.join(directory, FILE_NAME)) as file:
         return DriftReport.model_validate_json(file.read())

@@ -15,6 +15,7 @@ from tensorflow_metadata.proto.v0 import anomalies_pb2  # isort: skip
 from sllmr.components.example_validator.config import DriftConfig
 from sllmr.components.example_validator.distances import Statistics, distances
 from sllmr.components.example_validator.drift_report import FILE_NAME, DriftReport
+from sllmr.models import artifact_files
 from sllmr.models.errors import UserError
 
 CONFIG = "config"
@@ -54,7 +55,7 @@ class Executor(tfx_executor.Executor):
         lines = []
         for split in artifact_utils.decode_split_names(anomalies[0].split_names):
             path = os.path.join(artifact_utils.get_split_uri(anomalies, split), tfx_executor.DEFAULT_FILE_NAME)
-            with open(path, "rb") as file:
+            with artifact_files.open(path, "rb") as file:
                 found = anomalies_pb2.Anomalies.FromString(file.read())
             lines += describe(split, found)
         if lines:
@@ -64,7 +65,7 @@ class Executor(tfx_executor.Executor):
             )
         config = DriftConfig.model_validate_json(exec_properties[CONFIG])
         report = _measure(config, input_dict)
-        with open(os.path.join(anomalies[0].uri, FILE_NAME), "w", encoding="utf-8") as file:
+        with artifact_files.open(os.path.join(anomalies[0].uri, FILE_NAME), "w") as file:
             file.write(report.model_dump_json(indent=1) + "\n")
         refuse_or_warn(config, report)
         return result

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
+from sllmr.models import artifact_files
+
 FILE_NAME = "data_report.json"
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 
@@ -231,5 +233,5 @@ class DataReport(BaseModel):
 
 def read_report(directory: str | os.PathLike[str]) -> DataReport:
     """Reads data_report.json of a DataReport artifact."""
-    with open(os.path.join(directory, FILE_NAME), encoding="utf-8") as file:
+    with artifact_files.open(os.path.join(directory, FILE_NAME)) as file:
         return DataReport.model_validate_json(file.read())

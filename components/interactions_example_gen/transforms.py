@@ -33,7 +33,7 @@ from sllmr.components.interactions_example_gen.tables import (
     read_users,
     table_paths,
 )
-from sllmr.models import features
+from sllmr.models import artifact_files, features
 from sllmr.models.declared_features import INTERACTION, USER
 from sllmr.models.tf_examples import to_example
 
@@ -459,6 +459,6 @@ class WriteReport(beam.DoFn):
 
     def process(self, content: DataReport) -> None:
         """Writes data_report.json."""
-        os.makedirs(self._directory, exist_ok=True)
-        with open(os.path.join(self._directory, FILE_NAME), "w", encoding="utf-8") as file:
+        artifact_files.make_folder(self._directory)
+        with artifact_files.open(os.path.join(self._directory, FILE_NAME), "w") as file:
             file.write(content.model_dump_json(indent=2) + "\n")

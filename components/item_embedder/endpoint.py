@@ -32,6 +32,7 @@ from sllmr.components.llm_scorer.requests.handler import Session
 from sllmr.components.llm_scorer.requests.ledger import RunLedger
 from sllmr.components.llm_scorer.requests.progress import ProgressReporter
 from sllmr.components.llm_scorer.requests.sharing import share_run
+from sllmr.models import artifact_files
 from sllmr.models.item_vectors import unit
 
 TEXT_VERSION = "item_text.v1"
@@ -142,14 +143,17 @@ class EndpointEmbedder:
             return
         check_needs(self._config)
         settings = self._config.local_server
-        with local_server(
-            fetch_local_model(os.path.join(self._cache_directory, "models"), self._config.model),
-            threads=settings.threads,
-            slots=self._config.slots,
-            context=settings.context,
-            embeddings=True,
-            log_path=os.path.join(self._work_directory, "local_server.log"),
-        ) as base_url:
+        with (
+            artifact_files.local_folder(self._work_directory) as folder,
+            local_server(
+                fetch_local_model(os.path.join(self._cache_directory, "models"), self._config.model),
+                threads=settings.threads,
+                slots=self._config.slots,
+                context=settings.context,
+                embeddings=True,
+                log_path=os.path.join(folder, "local_server.log"),
+            ) as base_url,
+        ):
             yield base_url
 
     def _check(self, answers: Sequence[np.ndarray | Answer]) -> None:

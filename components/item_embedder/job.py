@@ -24,6 +24,7 @@ from sllmr.components.item_embedder.transforms import (
 )
 from sllmr.components.item_embedder.weights import MODEL
 from sllmr.components.llm_scorer.cost.estimate import Estimate
+from sllmr.models import artifact_files
 from sllmr.models.errors import UserError
 from sllmr.models.item_vectors import VECTORS_FILE, ItemVectors, read_item_vectors
 
@@ -97,7 +98,7 @@ class EmbeddingJob:
             LlmError: the endpoint refuses, or the budget does not last.
         """
         started = time.monotonic()
-        os.makedirs(self.output_directory, exist_ok=True)
+        artifact_files.make_folder(self.output_directory)
         path = os.path.join(self.output_directory, VECTORS_FILE)
         counts, cost_usd = Counts(), None
         if self.config.file is not None:
@@ -122,7 +123,7 @@ class EmbeddingJob:
             cost_usd=cost_usd,
             seconds=round(time.monotonic() - started, 3),
         )
-        with open(os.path.join(self.output_directory, REPORT_FILE), "w", encoding="utf-8") as file:
+        with artifact_files.open(os.path.join(self.output_directory, REPORT_FILE), "w") as file:
             file.write(report.model_dump_json(indent=2))
         _check(report, self.config, self.min_items_with_vector)
         return report
@@ -173,7 +174,7 @@ class EmbeddingJob:
                 | "Encode" >> beam.Map(json.dumps)
                 | "WriteCounts" >> beam.io.WriteToText(counts_file, shard_name_template="")
             )
-        with open(counts_file, encoding="utf-8") as file:
+        with artifact_files.open(counts_file) as file:
             return Counts(*json.load(file))
 
 
@@ -188,9 +189,8 @@ def _write_all(pairs: list[tuple[str, bytes]], path: str) -> None:
 
 
 def _write(path: str, item_ids: np.ndarray, vectors: np.ndarray) -> None:
-    unfinished = f"{path}.unfinished.npz"
-    np.savez(unfinished, item_id=item_ids, vector=vectors)
-    os.replace(unfinished, path)
+    with artifact_files.whole(path) as file:
+        np.savez(file, item_id=item_ids, vector=vectors)
 
 
 def _of_catalog(vectors: ItemVectors, catalog: dict[str, Item]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from sllmr.models import artifact_files
+
 FILE_NAME = "leakage.json"
 
 MOST_NAMED = 20
@@ -49,5 +51,5 @@ class LeakageReport(BaseModel):
 
 def read_leakage_report(directory: str) -> LeakageReport:
     """Reads leakage.json of a LeakageReport artifact."""
-    with open(os.path.join(directory, FILE_NAME), encoding="utf-8") as file:
+    with artifact_files.open(os.path.join(directory, FILE_NAME)) as file:
         return LeakageReport.model_validate_json(file.read())

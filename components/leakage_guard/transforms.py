@@ -15,7 +15,7 @@ from sllmr.components.leakage_guard import checks
 from sllmr.components.leakage_guard.checks import TRAIN, Leak, SeenPair, SeenRow
 from sllmr.components.leakage_guard.report import FILE_NAME, MOST_NAMED, LeakageReport, LeaksOfKind
 from sllmr.components.scores import ScoreRecord, context_id
-from sllmr.models import features
+from sllmr.models import artifact_files, features
 from sllmr.models.tf_examples import Example
 
 PAIRS, SCORES = "pairs", "scores"
@@ -128,8 +128,8 @@ class WriteLeakageReport(beam.DoFn):
 
     def process(self, report: LeakageReport) -> None:
         """Writes leakage.json."""
-        os.makedirs(self._directory, exist_ok=True)
-        with open(os.path.join(self._directory, FILE_NAME), "w", encoding="utf-8") as file:
+        artifact_files.make_folder(self._directory)
+        with artifact_files.open(os.path.join(self._directory, FILE_NAME), "w") as file:
             file.write(json.dumps(report.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from sllmr.components.scores import LEDGER_FILE
+from sllmr.models import artifact_files
 
 
 class _Result(BaseModel):
@@ -287,5 +288,5 @@ class BatchReport(_Result):
 
 def read_ledger(directory: str | os.PathLike[str]) -> ScoringLedger:
     """Reads the ledger of a score table."""
-    with open(os.path.join(directory, LEDGER_FILE), encoding="utf-8") as file:
+    with artifact_files.open(os.path.join(directory, LEDGER_FILE)) as file:
         return ScoringLedger.model_validate_json(file.read())

@@ -4,6 +4,8 @@ import os
 
 from pydantic import BaseModel, ConfigDict
 
+from sllmr.models import artifact_files
+
 FILE_NAME = "pair_counts.json"
 """Beside the pairs' split: a PairCounts."""
 
@@ -38,5 +40,5 @@ class PairCounts(BaseModel):
 
 def read_counts(directory: str) -> PairCounts:
     """Reads what PairBuilder counted."""
-    with open(os.path.join(directory, FILE_NAME), encoding="utf-8") as file:
+    with artifact_files.open(os.path.join(directory, FILE_NAME)) as file:
         return PairCounts.model_validate_json(file.read())

@@ -11,6 +11,8 @@ from tensorflow.core.framework import function_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.saved_model import fingerprinting_utils
 
+from sllmr.models import artifact_files
+
 _ARGUMENT = "_user_specified_name"
 _NUMBERED = re.compile(r"(.*)_(\d+)")
 
@@ -23,7 +25,7 @@ def canonicalize(directory: str) -> None:
     """
     path = os.path.join(directory, "saved_model.pb")
     saved_model = saved_model_pb2.SavedModel()
-    with open(path, "rb") as file:
+    with artifact_files.open(path, "rb") as file:
         saved_model.ParseFromString(file.read())
     for meta_graph in saved_model.meta_graphs:
         library = meta_graph.graph_def.library
@@ -36,7 +38,7 @@ def canonicalize(directory: str) -> None:
         del library.function[:], library.gradient[:]
         library.function.extend(functions)
         library.gradient.extend(gradients)
-    with open(path, "wb") as file:
+    with artifact_files.open(path, "wb") as file:
         file.write(saved_model.SerializeToString(deterministic=True))
     fingerprinting_utils.write_fingerprint(directory)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
+from sllmr.models import artifact_files
 from sllmr.models.declared_features import DeclaredFeature, TrainNumbers
 
 FILE_NAME = "declared_features.json"
@@ -30,7 +31,7 @@ def write_declared(directory: str, declared: tuple[DeclaredFeature, ...], number
 def read_declared(model: str) -> DeclaredAsset:
     """Reads it from the folder of a SavedModel; a model without declared features has no such file."""
     path = os.path.join(model, "assets", FILE_NAME)
-    if not os.path.exists(path):
+    if not artifact_files.exists(path):
         return DeclaredAsset()
-    with open(path, encoding="utf-8") as file:
+    with artifact_files.open(path) as file:
         return DeclaredAsset.model_validate_json(file.read())

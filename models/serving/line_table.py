@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from sllmr.models import artifact_files
+
 
 def line_table(lines: Sequence[bytes], directory: str, name: str, *, default_value: int) -> tf.lookup.StaticHashTable:
     """A table from the line to its number, int64, which is saved with the model as the asset `name`.
@@ -33,7 +35,7 @@ def table_name(name: str, lines: Sequence[bytes]) -> str:
 
 def read_lines(path: str) -> list[bytes]:
     """The lines of a table's file."""
-    with open(path, "rb") as file:
+    with artifact_files.open(path, "rb") as file:
         return file.read().split(b"\n")[:-1]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from sllmr.models import features
+from sllmr.models import artifact_files, features
 from sllmr.models.declared_features import ITEM
 from sllmr.models.features import FeatureSizes
 from sllmr.models.serving.item_lookup import ItemColumns
@@ -27,7 +27,7 @@ def write_warmup(directory: str, requests: Sequence[tuple[str, Mapping[str, Any]
         requests: the signature's name and its inputs as arrays of bytes or floats by name, in the order of the replay.
     """
     path = os.path.join(directory, WARMUP_FILE)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    artifact_files.make_folder(os.path.dirname(path))
     with tf.io.TFRecordWriter(path) as file:
         for signature, inputs in requests:
             request = predict_pb2.PredictRequest()

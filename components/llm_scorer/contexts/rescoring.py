@@ -12,11 +12,10 @@ every purchase, and a new draw for everybody would score everybody again.
 """
 
 import dataclasses
-import gzip
+import glob
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from glob import escape, glob
 
 import apache_beam as beam
 
@@ -36,7 +35,7 @@ from sllmr.components.llm_scorer.errors import LlmError
 from sllmr.components.llm_scorer.messages import Context, user_key
 from sllmr.components.llm_scorer.strategies import ContentDigest
 from sllmr.components.scores import ScoreRecord
-from sllmr.models import features
+from sllmr.models import artifact_files, features
 from sllmr.models.tf_examples import Example
 
 CONTEXTS = "contexts"
@@ -237,7 +236,7 @@ def check_table(directory: str, config: LlmConfig) -> None:
     """Raises LlmError where a table cannot be rescored with this configuration."""
     if config.strategy == REPLAY:
         raise LlmError(f"rescore needs a strategy that asks, got {REPLAY}; set llm.strategy to that of the table")
-    if not glob(scores.scores_pattern(directory)):
+    if not artifact_files.matches(scores.scores_pattern(directory)):
         raise LlmError(
             f"--scores must be a folder with {scores.SCORES_PREFIX}-*.tfrecord.gz, got {directory}; name the output of "
             "an earlier sllmr score or rescore, or a run's LlmScorer/scores folder"
@@ -258,8 +257,8 @@ def check_table(directory: str, config: LlmConfig) -> None:
 def read_fates(pattern: str) -> list[Fate]:
     """All fates that Replan wrote."""
     fates = []
-    for path in sorted(glob(pattern)):
-        with open(path, encoding="utf-8") as lines:
+    for path in artifact_files.matches(pattern):
+        with artifact_files.open(path) as lines:
             fates += [Fate(**json.loads(line)) for line in lines]
     return fates
 
@@ -267,11 +266,10 @@ def read_fates(pattern: str) -> list[Fate]:
 def copy_failures(table: str, output: str, context_ids: Collection[str]) -> None:
     """Writes the failures of the kept contexts to the new table, so that each candidate of theirs is accounted for."""
     target = os.path.join(output, f"{scores.FAILURES_PREFIX}-kept.jsonl.gz")
-    with gzip.open(target, "wt", encoding="utf-8") as written:
-        for path in sorted(
-            glob(os.path.join(escape(scores.table_directory(table)), f"{scores.FAILURES_PREFIX}-*.jsonl.gz"))
-        ):
-            with gzip.open(path, "rt", encoding="utf-8") as lines:
+    with artifact_files.gzip(target, "wt") as written:
+        folder = glob.escape(scores.table_directory(table))
+        for path in artifact_files.matches(os.path.join(folder, f"{scores.FAILURES_PREFIX}-*.jsonl.gz")):
+            with artifact_files.gzip(path, "rt") as lines:
                 written.writelines(line for line in lines if json.loads(line)["context_id"] in context_ids)
 
 

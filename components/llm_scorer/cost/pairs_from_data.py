@@ -3,10 +3,10 @@
 import contextlib
 import copy
 import glob
-import gzip
 import logging
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 
 import apache_beam as beam
@@ -21,6 +21,7 @@ from sllmr.components.llm_scorer.requests.cache import ResponseCache
 from sllmr.components.llm_scorer.strategies import create_strategy
 from sllmr.components.llm_scorer.strategies.replay import contexts_to_replay, user_scores_to_replay
 from sllmr.components.pair_yield import PairYield
+from sllmr.models import artifact_files
 
 SAMPLE_CONTEXTS = 200
 """Contexts whose requests tell what a pair takes."""
@@ -74,23 +75,23 @@ def _sample(
     """The size of a plan of at most SAMPLE_CONTEXTS contexts, as if no response were cached."""
     rows = copy.copy(train_rows)  # Beam ties a transform to the first pipeline that it is applied to
     small = config.with_pairs(min(enough, SAMPLE_CONTEXTS * config.candidates.per_context))
-    with tempfile.TemporaryDirectory(prefix="sample-", dir=work_directory) as directory:
-        with make_pipeline() as pipeline:
-            _ = (
-                {
-                    TO_CHOOSE: pipeline | "ReadTrainRows" >> rows,
-                    TO_DRAW: pipeline | "ReadTrainRowsAgain" >> rows,
-                }
-                | "ContextsToAsk" >> ContextsToAsk(catalog_directory, small)
-                | "Encode" >> beam.Map(Context.to_json)
-                | "WriteSample" >> beam.io.WriteToText(os.path.join(directory, "contexts"), file_name_suffix=".gz")
-            )
-        with contextlib.closing(ResponseCache(os.path.join(directory, "no_responses"))) as cache:
-            catalog = read_catalog(catalog_directory)
-            return estimate(_contexts_in(directory), catalog, create_strategy(small), small, cache)
+    sample = os.path.join(work_directory, f"sample-{uuid.uuid4().hex}")
+    with make_pipeline() as pipeline:
+        _ = (
+            {
+                TO_CHOOSE: pipeline | "ReadTrainRows" >> rows,
+                TO_DRAW: pipeline | "ReadTrainRowsAgain" >> rows,
+            }
+            | "ContextsToAsk" >> ContextsToAsk(catalog_directory, small)
+            | "Encode" >> beam.Map(Context.to_json)
+            | "WriteSample" >> beam.io.WriteToText(os.path.join(sample, "contexts"), file_name_suffix=".gz")
+        )
+    with tempfile.TemporaryDirectory() as no_responses, contextlib.closing(ResponseCache(no_responses)) as cache:
+        catalog = read_catalog(catalog_directory)
+        return estimate(_contexts_in(sample), catalog, create_strategy(small), small, cache)
 
 
 def _contexts_in(directory: str) -> Iterator[Context]:
-    for path in sorted(glob.glob(os.path.join(glob.escape(directory), "contexts-*.gz"))):
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
+    for path in artifact_files.matches(os.path.join(glob.escape(directory), "contexts-*.gz")):
+        with artifact_files.gzip(path, "rt") as lines:
             yield from map(Context.from_json, lines)

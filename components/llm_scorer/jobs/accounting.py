@@ -1,8 +1,6 @@
 """The ledger of a scoring job: what was written, held to what was planned."""
 
 import dataclasses
-import glob
-import gzip
 import json
 import logging
 import os
@@ -22,6 +20,7 @@ from sllmr.components.llm_scorer.quality.canary import canary_report
 from sllmr.components.llm_scorer.requests import congestion, ledger
 from sllmr.components.llm_scorer.requests.ledger import latency_percentiles_s
 from sllmr.components.llm_scorer.results import RequestCounts, ScoringLedger, ThrottlingCounts, TokenCounts
+from sllmr.models import artifact_files
 
 _logger = logging.getLogger(__name__)
 
@@ -134,7 +133,7 @@ def close(
         LlmError: nothing was scored within the budget, or too many pairs failed.
     """
     book = book.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
-    with open(os.path.join(workspace.output_directory, scores.LEDGER_FILE), "w", encoding="utf-8") as file:
+    with artifact_files.open(os.path.join(workspace.output_directory, scores.LEDGER_FILE), "w") as file:
         file.write(book.model_dump_json(indent=2))
     _check_failures(book, config, kept or Kept())
     return book
@@ -143,8 +142,8 @@ def close(
 def count_failures(directory: str) -> Counter[str]:
     """Failed pairs of a table by reason."""
     failures: Counter[str] = Counter()
-    for path in glob.glob(os.path.join(directory, scores.FAILURES_PREFIX + "-*.jsonl.gz")):
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+    for path in artifact_files.matches(os.path.join(directory, scores.FAILURES_PREFIX + "-*.jsonl.gz")):
+        with artifact_files.gzip(path, "rt") as file:
             failures.update(json.loads(line)["reason"] for line in file)
     return failures
 

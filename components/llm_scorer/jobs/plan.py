@@ -2,7 +2,6 @@
 
 import dataclasses
 import glob
-import gzip
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from sllmr.components.llm_scorer.jobs.workspace import Workspace
 from sllmr.components.llm_scorer.messages import Context
 from sllmr.components.llm_scorer.results import ReplayTableReport
 from sllmr.components.llm_scorer.strategies.replay import user_scores_to_replay
+from sllmr.models import artifact_files
 
 PLAN = "contexts"
 PLAN_SUFFIX = ".jsonl.gz"
@@ -73,8 +73,8 @@ def write_plan(
 
 def read_plan(pattern: str) -> Iterator[Context]:
     """The contexts in the files of a pattern."""
-    for path in sorted(glob.glob(pattern)):
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
+    for path in artifact_files.matches(pattern):
+        with artifact_files.gzip(path, "rt") as lines:
             yield from map(Context.from_json, lines)
 
 
@@ -82,7 +82,7 @@ def write_shards(workspace: Workspace, contexts: Sequence[Context], name: str) -
     """Adds contexts to the plan, in files of the size that `write_plan` makes; `name` tells them from its own."""
     for first in range(0, len(contexts), CONTEXTS_PER_SHARD):
         path = os.path.join(workspace.work_directory, f"{PLAN}-{name}-{first}{PLAN_SUFFIX}")
-        with gzip.open(path, "wt", encoding="utf-8") as lines:
+        with artifact_files.gzip(path, "wt") as lines:
             lines.writelines(context.to_json() + "\n" for context in contexts[first : first + CONTEXTS_PER_SHARD])
 
 
@@ -93,7 +93,7 @@ def planned_contexts(workspace: Workspace) -> Iterator[Context]:
 
 def read_askable(workspace: Workspace) -> Askable:
     """What `write_plan` counted."""
-    with open(os.path.join(workspace.work_directory, _ASKABLE), encoding="utf-8") as file:
+    with artifact_files.open(os.path.join(workspace.work_directory, _ASKABLE)) as file:
         return Askable(**json.load(file))
 
 
@@ -105,7 +105,7 @@ def report_user_scores(workspace: Workspace, config: LlmConfig, *, tell: bool = 
     """
     table = user_scores_to_replay(config)
     assert table is not None
-    with open(os.path.join(workspace.work_directory, _TALLY), encoding="utf-8") as file:
+    with artifact_files.open(os.path.join(workspace.work_directory, _TALLY)) as file:
         report = scored_users.report_of(table, json.load(file))
     scored_users.check_report(report, table, read_catalog(workspace.catalog_directory))
     if tell:
@@ -153,7 +153,7 @@ def _non_positives(catalog_directory: str) -> beam.PTransform:
     """Reads the non-positives beside the catalog; a catalog of another source may have none."""
     pattern = os.path.join(catalog_directory, NON_POSITIVES_PREFIX) + "-*"
     escaped = os.path.join(glob.escape(catalog_directory), NON_POSITIVES_PREFIX) + "-*"
-    return beam.io.ReadFromText(pattern) if glob.glob(escaped) else beam.Create([])
+    return beam.io.ReadFromText(pattern) if artifact_files.matches(escaped) else beam.Create([])
 
 
 def _encode_askable(askable: Askable) -> str:

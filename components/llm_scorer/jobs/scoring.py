@@ -39,6 +39,7 @@ from sllmr.components.llm_scorer.requests.transforms import FAILURES, SCORES, As
 from sllmr.components.llm_scorer.results import ScoringLedger
 from sllmr.components.llm_scorer.strategies import create_strategy
 from sllmr.components.llm_scorer.strategies.replay import records_to_replay, user_scores_to_replay
+from sllmr.models import artifact_files
 
 _NOTHING_TO_SEND = "http://127.0.0.1:9/v1"
 _logger = logging.getLogger(__name__)
@@ -182,13 +183,16 @@ def _endpoint(workspace: Workspace, config: LlmConfig, expected: Estimate) -> It
     if config.base_url is not None:
         yield config.base_url
         return
-    with local_server(
-        fetch_local_model(os.path.join(workspace.cache_directory, "models"), config.model),
-        threads=config.local_server.threads,
-        slots=config.slots,
-        context=config.local_server.context,
-        log_path=os.path.join(workspace.work_directory, "local_server.log"),
-    ) as base_url:
+    with (
+        artifact_files.local_folder(workspace.work_directory) as folder,
+        local_server(
+            fetch_local_model(os.path.join(workspace.cache_directory, "models"), config.model),
+            threads=config.local_server.threads,
+            slots=config.slots,
+            context=config.local_server.context,
+            log_path=os.path.join(folder, "local_server.log"),
+        ) as base_url,
+    ):
         yield base_url
 
 

@@ -1,7 +1,6 @@
 """The cheap LLM scorer: how near a candidate's vector lies to the history's. The vectors are ItemEmbedder's."""
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from sllmr.components.llm_scorer import messages
 from sllmr.components.llm_scorer.config import LlmConfig
 from sllmr.components.llm_scorer.errors import LlmError
 from sllmr.components.llm_scorer.messages import Answer, CandidateResult, Context, Failure, LlmRequest
+from sllmr.models import artifact_files
 from sllmr.models.errors import UserError
 from sllmr.models.item_vectors import ItemVectors, read_item_vectors, unit
 
@@ -42,7 +42,7 @@ class Embedding:
         if config.item_vectors_file is not None:
             file = vectors_in_file(config.item_vectors_file)
             self._row, self._vectors = file.row, file.vectors
-            self._written_at = int(os.stat(config.item_vectors_file).st_mtime)
+            self._written_at = int(artifact_files.state(config.item_vectors_file).modified)
             self.prompt_version = f"{WITHOUT_VECTORS}-{file.digest}"
 
     def requests(self, context: Context, catalog: Mapping[str, Item]) -> tuple[LlmRequest, ...]:
@@ -75,14 +75,14 @@ def vectors_in_file(path: str) -> ItemVectors:
         LlmError: the file is missing or not one of vectors.
     """
     try:
-        status = os.stat(path)
+        state = artifact_files.state(path)
     except OSError:
         raise LlmError(f"item_vectors: the vectors must be in {path}, which is no file; run again") from None
-    return _read_vectors(path, status.st_mtime_ns, status.st_size)
+    return _read_vectors(path, state)
 
 
 @functools.lru_cache(maxsize=1)
-def _read_vectors(path: str, modified_ns: int, size: int) -> ItemVectors:
+def _read_vectors(path: str, state: artifact_files.FileState) -> ItemVectors:
     """Once in a process while the file is unchanged."""
     try:
         return read_item_vectors(path)
