@@ -534,3 +534,24 @@ def test_a_new_item_that_a_pair_prefers_keeps_its_id():
 
     (mask,) = [variable for variable in model.embedding.variables if "new_items" in variable.name]
     assert np.flatnonzero(mask.numpy()).tolist() == [7]
+
+
+def test_a_warm_start_is_that_of_the_models_that_are_compared_and_never_of_the_base_model(monkeypatch):
+    """Each model is marked where it is initialized; what is fitted, and with which mark, is noted."""
+    fitted = []
+    original = recipe.fit
+
+    def noting(model, *arguments, **keywords):
+        fitted.append((model.llm_weight > 0, getattr(model, "is_warm", False)))
+        return original(model, *arguments, **keywords)
+
+    monkeypatch.setattr(recipe, "fit", noting)
+    train(
+        train_config=TRAIN.model_copy(update={"epochs": 1}),
+        pairs=pairs_of_a_teacher(parity=0),
+        initialize=lambda model: setattr(model, "is_warm", True),
+        **TAUGHT,
+    )
+
+    base_model, with_pairs, without = (False, False), (True, True), (False, True)
+    assert fitted == [base_model, with_pairs, without]

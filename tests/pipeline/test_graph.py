@@ -191,3 +191,22 @@ def test_pairs_of_item_vectors_are_compared_beside_the_llms_and_reach_no_pushed_
     assert scorer["candidates"] == json.loads(plain["LlmScorer"].exec_properties["config"])["candidates"]
     assert scorer["budget"]["pairs"] is None
     assert steps["VectorScorer"].inputs["item_vectors"] is steps["ItemEmbedder"].outputs["item_vectors"]
+
+
+@pytest.mark.slow
+def test_a_schedules_model_to_start_from_and_scores_to_bring_up_to_date_are_inputs_of_their_steps(tables, tmp_path):
+    data = {**tables, "split": {"strategy": "global_date"}}
+    steps = graph({**data}, tmp_path, train={"warm_start": True}, llm={"rescore": True})
+
+    for name in ("Trainer", "TrainerWithoutPairs"):
+        assert "WarmStart" in producers(steps[name])
+    assert "LastScores" in producers(steps["LlmScorer"])
+    order = list(steps)
+    assert order.index("LastScores") < order.index("LlmScorer")
+    assert order.index("WarmStart") < order.index("TrainerWithoutPairs")
+    assert not {"WarmStart", "LastScores"} & set(graph(data, tmp_path))
+
+
+def test_a_warm_start_needs_a_split_by_date(tables):
+    with pytest.raises(ValueError, match=r"train.warm_start needs a split by date, .* got .* leave_last_two; set data"):
+        Config.model_validate({"data": tables, "train": {"warm_start": True}})

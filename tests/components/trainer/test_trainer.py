@@ -295,3 +295,36 @@ def test_a_weight_without_pairs_is_refused_when_the_pipeline_is_built():
             report=channel_utils.as_channel([DataReport()]),
             config=CONFIG,
         )
+
+
+def test_a_warm_start_takes_the_weights_of_the_base_model_and_the_report_says_so(tmp_path, transform_output):
+    """The second training has one epoch with a learning rate of next to nothing."""
+    inputs = channels(tmp_path, transform_output)
+    first, _ = run(tmp_path / "first", inputs, CONFIG)
+    train = CONFIG.train.model_copy(update={"warm_start": True, "epochs": 1, "learning_rate": 1e-12, "seed": 99})
+    second, report = run(
+        tmp_path / "second", {**inputs, "base_model": [first]}, CONFIG.model_copy(update={"train": train})
+    )
+
+    records = tf.constant(market.serialize(market.rows(9), features.row_features(market.SIZES)))
+    logits = [
+        tf.saved_model.load(f"{model.uri}/Format-Serving").signatures["serving_default"](examples=records)["logits"]
+        for model in (first, second)
+    ]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
+    assert report.warm_start.model == f"{first.uri}/Format-Serving"
+    assert report.warm_start.copied == {"items": 12, "categories": 3, "brands": 2}
+    assert set(report.warm_start.new.values()) == {0}
+
+
+def test_without_a_base_model_or_with_one_of_another_backbone_it_starts_cold_and_says_why(tmp_path, transform_output):
+    inputs = channels(tmp_path, transform_output)
+    train = CONFIG.train.model_copy(update={"warm_start": True, "epochs": 1})
+    config = CONFIG.model_copy(update={"train": train})
+    first, report = run(tmp_path / "first", inputs, config)
+    assert report.warm_start.cold_because.startswith("no blessed model was trained on rows from before")
+
+    other = config.model_copy(update={"model": config.model.model_copy(update={"backbone": "dcn"})})
+    _, report = run(tmp_path / "second", {**inputs, "base_model": [first]}, other)
+    assert report.warm_start.model is None
+    assert report.warm_start.cold_because == "the last blessed model has the backbone dcnv2"
