@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import os
 import pathlib
 import time
 
@@ -23,6 +24,7 @@ from sllmr.components.llm_scorer.strategies.item_text import describe
 from sllmr.components.model_info import data_hash
 from sllmr.components.pair_builder.counts import read_counts
 from sllmr.components.trainer import run_fn
+from sllmr.models import artifact_files
 from sllmr.models.training.report import ContestedPair, GateCell, TrainingReport
 from sllmr.pipeline.code_version import code_version
 from sllmr.pipeline.config import Config
@@ -155,21 +157,24 @@ def _vectors_verdict(steps: dict[str, Step]) -> VectorsVerdict | None:
 
 
 def _comparison(step: Step) -> Comparison:
-    return Comparison.model_validate_json(pathlib.Path(step.outputs["comparison"], COMPARISON_FILE).read_bytes())
+    return Comparison.model_validate_json(_content(step.outputs["comparison"], COMPARISON_FILE))
 
 
 def _training(trainer: Step) -> TrainingReport:
-    return TrainingReport.model_validate_json(
-        pathlib.Path(trainer.outputs["model_run"], run_fn.REPORT_FILE).read_bytes()
-    )
+    return TrainingReport.model_validate_json(_content(trainer.outputs["model_run"], run_fn.REPORT_FILE))
+
+
+def _content(directory: str, name: str) -> bytes:
+    with artifact_files.open(os.path.join(directory, name), "rb") as file:
+        return file.read()
 
 
 def _loads(steps: dict[str, Step]) -> bool:
     """Whether InfraValidator loaded the model; also if there is none."""
     if "InfraValidator" not in steps:
         return True
-    blessing = pathlib.Path(steps["InfraValidator"].outputs["blessing"])
-    return (blessing / "INFRA_BLESSED").exists()  # as TFX names it
+    blessing = steps["InfraValidator"].outputs["blessing"]
+    return artifact_files.exists(os.path.join(blessing, "INFRA_BLESSED"))  # as TFX names it
 
 
 def _leakage(steps: dict[str, Step]) -> LeakageReport:
@@ -182,9 +187,7 @@ def _item_vectors(steps: dict[str, Step]) -> EmbeddingReport | None:
     """The report of ItemEmbedder; None if no step reads item vectors."""
     if "ItemEmbedder" not in steps:
         return None
-    return EmbeddingReport.model_validate_json(
-        pathlib.Path(steps["ItemEmbedder"].outputs["item_vectors"], REPORT_FILE).read_bytes()
-    )
+    return EmbeddingReport.model_validate_json(_content(steps["ItemEmbedder"].outputs["item_vectors"], REPORT_FILE))
 
 
 def _item_texts(pairs: list[ContestedPair], catalog_directory: str) -> dict[str, str]:

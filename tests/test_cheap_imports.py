@@ -8,6 +8,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 CHEAP = (
+    "sllmr.models.artifact_files",
     "sllmr.models.config",
     "sllmr.models.features",
     "sllmr.models.item_vectors",

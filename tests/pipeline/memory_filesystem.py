@@ -1,8 +1,11 @@
 """Addresses ram://, TensorFlow's filesystem in the memory of this process, for Beam: what a bucket is to a cluster."""
 
 import io
-import re
+import types
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
 import tensorflow as tf
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata, FileSystem
 
@@ -13,6 +16,7 @@ class _Stream(io.RawIOBase):
         self.mode = mode
         self._reads = mode == "rb"
         self._written = 0
+        self._size = tf.io.gfile.stat(path).length if self._reads else 0
 
     def readable(self):
         return self._reads
@@ -34,7 +38,7 @@ class _Stream(io.RawIOBase):
         return len(data)
 
     def seek(self, offset, whence=io.SEEK_SET):
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._file.tell(), io.SEEK_END: self._file.size()}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._file.tell(), io.SEEK_END: self._size}[whence]
         self._file.seek(base + offset)
         return base + offset
 
@@ -68,8 +72,8 @@ class MemoryFileSystem(FileSystem):
         return False
 
     def _list(self, dir_or_prefix):
-        folder = dir_or_prefix.rstrip("/") if tf.io.gfile.isdir(dir_or_prefix) else dir_or_prefix.rpartition("/")[0]
-        for directory, _, names in tf.io.gfile.walk(folder):
+        # gfile.isdir takes the beginning of a file's name for a folder.
+        for directory, _, names in _walk(dir_or_prefix.rpartition("/")[0]):
             for name in names:
                 path = self.join(directory, name)
                 if path.startswith(dir_or_prefix):
@@ -77,6 +81,7 @@ class MemoryFileSystem(FileSystem):
 
     def create(self, path, mime_type="", compression_type=CompressionTypes.AUTO):
         tf.io.gfile.makedirs(path.rpartition("/")[0])
+        self.delete([path])  # ram:// would append
         return self._open(path, "wb", mime_type, compression_type)
 
     def open(self, path, mime_type="", compression_type=CompressionTypes.AUTO):
@@ -118,15 +123,65 @@ class MemoryFileSystem(FileSystem):
     def delete(self, paths):
         for path in paths:
             if tf.io.gfile.isdir(path):
-                tf.io.gfile.rmtree(path)
+                _rmtree(path)
             elif tf.io.gfile.exists(path):
                 tf.io.gfile.remove(path)
 
 
+_gfile = types.SimpleNamespace(rename=tf.io.gfile.rename, listdir=tf.io.gfile.listdir, rmtree=tf.io.gfile.rmtree)
+
+
+def _listdir(path: str) -> list[str]:
+    """As in tf.io.gfile, which for `assets` of ram:// also lists `assets.extra`."""
+    names = _gfile.listdir(path)
+    return [name for name in names if tf.io.gfile.exists(f"{path.rstrip('/')}/{name}")] if _in_memory(path) else names
+
+
+def _walk(top: str, **kwargs: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+    names = _listdir(top) if tf.io.gfile.isdir(top) else []
+    paths = {name.rstrip("/"): f"{top.rstrip('/')}/{name}".rstrip("/") for name in names}
+    folders = [name for name, path in paths.items() if tf.io.gfile.isdir(path)]
+    yield top, folders, [name for name in paths if name not in folders]
+    for name in folders:
+        yield from _walk(paths[name])
+
+
+def _rename(source: str, target: str, overwrite: bool = False) -> None:
+    """As in tf.io.gfile, which for a folder of ram:// loses the files in it."""
+    if not _in_memory(source) or not tf.io.gfile.isdir(source):
+        _gfile.rename(source, target, overwrite)
+        return
+    for name in files_below(source):
+        moved = f"{target}/{name}"
+        tf.io.gfile.makedirs(moved.rpartition("/")[0])
+        _gfile.rename(f"{source}/{name}", moved, overwrite)
+    _rmtree(source)
+
+
+def _rmtree(path: str) -> None:
+    if not _in_memory(path):
+        _gfile.rmtree(path)
+        return
+    folders = []
+    for folder, _, names in _walk(path):
+        folders.append(folder)
+        for name in names:
+            tf.io.gfile.remove(f"{folder}/{name}")
+    for folder in reversed(folders):
+        _gfile.rmtree(folder)
+
+
+def _in_memory(path: str) -> bool:
+    return str(path).startswith("ram://")
+
+
+@pytest.fixture
+def memory_filesystem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes ram:// usable in this process."""
+    for name, function in (("listdir", _listdir), ("walk", _walk), ("rename", _rename), ("rmtree", _rmtree)):
+        monkeypatch.setattr(tf.io.gfile, name, function)
+
+
 def files_below(root: str) -> list[str]:
     """The names of all files, relative to `root`."""
-    return sorted(
-        re.sub("^/", "", f"{folder}/{name}".removeprefix(root))
-        for folder, _, names in tf.io.gfile.walk(root)
-        for name in names
-    )
+    return sorted(f"{folder}/{name}".removeprefix(f"{root}/") for folder, _, names in _walk(root) for name in names)
