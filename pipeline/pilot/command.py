@@ -183,7 +183,8 @@ def _score(config: Config, artifacts: Artifacts, work: pathlib.Path, *, usd: flo
     pairs = _calibration_pairs(config, artifacts, part.output_directory, of_contexts, catalog)
     costs = [book.cost_usd, book.cost_of_cached_responses_usd]
     cost = None if None in costs else sum(usd for usd in costs if usd is not None)
-    return Scored(pairs=pairs, curve=forecast_job(whole, _train_rows(examples)), cost_usd=cost)
+    again = dataclasses.replace(whole, held_out_rows=_held_out_rows(examples))
+    return Scored(pairs=pairs, curve=forecast_job(again, _train_rows(examples)), cost_usd=cost)
 
 
 def _within_budget(config: LlmConfig, usd: float, has_price: bool) -> LlmConfig:
@@ -211,14 +212,19 @@ def _workspace(config: Config, artifacts: Artifacts, work: pathlib.Path) -> Work
         make_pipeline=functools.partial(beam.Pipeline, argv=list(config.beam.pipeline_args)),
         item_vectors_file=vectors,
         pair_yield=config.pair_yield,
-        held_out_rows=beam.Create([_files(examples, split) for split in ("valid", "test")])
-        | beam.io.ReadAllFromTFRecord(),
+        held_out_rows=_held_out_rows(examples),
     )
 
 
 def _train_rows(examples: str) -> beam.PTransform:
     """A fresh one for each plan: Beam ties it to the first pipeline."""
     return beam.io.ReadFromTFRecord(_files(examples, "train"))
+
+
+def _held_out_rows(examples: str) -> beam.PTransform:
+    """Likewise."""
+    patterns = beam.Create([_files(examples, split) for split in ("valid", "test")])
+    return patterns | beam.io.ReadAllFromTFRecord()
 
 
 def _files(examples: str, split: str) -> str:

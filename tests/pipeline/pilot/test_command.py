@@ -117,3 +117,23 @@ def test_a_pilot_says_what_it_found_and_its_responses_count_towards_the_full_run
     assert report.reason in (output / "pilot.html").read_text()
     assert "user-" not in (output / "pilot.json").read_text()
     assert not (output / "work").exists()
+
+
+@pytest.mark.slow
+def test_a_pilot_of_a_persons_own_scores_costs_nothing(tmp_path, capsys):
+    config_file = write_shop(tmp_path, "http://127.0.0.1:9/v1")
+    draw = random.Random(1)
+    with open(tmp_path / "scores.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["user_id", "item_id", "score"])
+        writer.writerows((f"user-{u}", f"i{i}", f"{draw.random():.3f}") for u in range(USERS) for i in range(ITEMS))
+    settings = yaml.safe_load(config_file.read_text())
+    llm = {"strategy": "replay", "replay_table": "scores.csv", "candidates": settings["llm"]["candidates"]}
+    config_file.write_text(yaml.safe_dump({**settings, "llm": llm}))
+    output = tmp_path / "out"
+    assert main(["pilot", "--config", str(config_file), "--output", str(output)]) == 0, capsys.readouterr().err
+    report = PilotReport.model_validate_json((output / "pilot.json").read_text())
+    assert report.cost_usd == 0
+    assert report.users == USERS // 2  # the base model is trained on the others
+    assert report.gain.lower < 0 < report.gain.upper  # random scores add nothing
+    assert report.recommendation == "do_not_spend"
