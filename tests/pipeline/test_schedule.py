@@ -84,7 +84,12 @@ def run_day(root: pathlib.Path, day: int, stub: StubServer, tables: list[LlmScor
     Executor(Executor.Context(tmp_dir=str(directory / "tmp"), unique_id="1")).Do(
         {"examples": [made], "catalog": [catalog], LAST_SCORES: found[LAST]},
         {"scores": [scores]},
-        {"config": config.llm.model_dump_json(), "pair_yield": "", "cache_directory": str(root / "cache")},
+        {
+            "config": config.llm.model_dump_json(),
+            "pair_yield": "",
+            "cache_directory": str(root / "cache"),
+            "store_url": "",
+        },
     )
     sent = [json.dumps(body, sort_keys=True) for body in stub.received]
     return Day(made, catalog, scores, read_ledger(scores.uri), sent)
