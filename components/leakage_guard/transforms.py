@@ -182,12 +182,13 @@ class ParseRows(beam.DoFn):
                     item_train_count,
                 ),
             )
-            train_counts[item_id] += label and self._split == TRAIN
+            if label and self._split == TRAIN:
+                train_counts[item_id] += 1
         values = {
             name: set(tf.unique(tf.concat([parsed[column].flat_values for column in group], axis=0))[0].numpy())
             for name, group in self._columns.items()
         }
-        yield TaggedOutput(_SEEN, _Seen(len(serialized), dict(+train_counts), values))
+        yield TaggedOutput(_SEEN, _Seen(len(serialized), train_counts, values))
 
 
 def parse_pair(serialized: bytes) -> tuple[str, SeenPair]:
