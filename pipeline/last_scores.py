@@ -26,7 +26,7 @@ class LastScoresStrategy(resolver.ResolverStrategy):
         earlier = [
             table
             for table in sorted(input_dict[LAST], key=lambda table: table.id)
-            if table.get_int_custom_property(EXAMPLES_ID) not in current
+            if table.has_custom_property(EXAMPLES_ID) and table.get_int_custom_property(EXAMPLES_ID) not in current
         ]
         return {**input_dict, LAST: earlier[-1:]}
 

@@ -8,7 +8,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
 from sllmr.components import examples
-from sllmr.components.llm_scorer.config import LlmConfig
+from sllmr.components.llm_scorer.config import EMBEDDING, LlmConfig
 from sllmr.components.llm_scorer.jobs.rescoring import rescore
 from sllmr.components.llm_scorer.jobs.scoring import score
 from sllmr.components.llm_scorer.jobs.workspace import Workspace
@@ -21,7 +21,7 @@ LAST_SCORES = "last_scores"
 """Input: the score table of an earlier run."""
 
 EXAMPLES_ID = "examples_id"
-"""Custom property of a score table: the id of the rows that it was made of."""
+"""Custom property of a score table that a later run may bring up to date: the id of the rows that it was made of."""
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -55,8 +55,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             pair_yield=PairYield(**json.loads(pair_yield)) if pair_yield else None,
             held_out_rows=examples.read_other_splits(rows, TRAIN_SPLIT),
         )
-        # By it pipeline.last_scores finds the tables of earlier rows.
-        scores.set_int_custom_property(EXAMPLES_ID, rows.id)
+        if workspace.config.rescore or workspace.config.strategy != EMBEDDING:
+            # By it pipeline.last_scores finds the tables of earlier rows. Not those of train.compare_vectors, which
+            # item vectors scored beside the LLM's.
+            scores.set_int_custom_property(EXAMPLES_ID, rows.id)
         train_rows = examples.read_split(rows, TRAIN_SPLIT)
         if input_dict.get(LAST_SCORES):
             last = artifact_utils.get_single_uri(input_dict[LAST_SCORES])
