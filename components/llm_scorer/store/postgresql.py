@@ -12,6 +12,7 @@ import contextlib
 import functools
 import itertools
 import os
+import sys
 import threading
 import time
 import uuid
@@ -20,12 +21,18 @@ from typing import Any
 
 from sllmr.components.llm_scorer.store.interface import CacheError, Content, Result, Statements
 
+# TensorFlow exports the symbols of its BoringSSL to the whole process. A client that is loaded after it would call them
+# in place of its own OpenSSL, and crash. With this flag its own come first.
+_flags = sys.getdlopenflags()
+sys.setdlopenflags(_flags | os.RTLD_DEEPBIND)
 try:
     import psycopg
 except ImportError as error:
     raise CacheError(
         f"a store at postgresql:// needs the client psycopg, but: {error}; pip install 'sllmr[postgres]'"
     ) from None
+finally:
+    sys.setdlopenflags(_flags)
 
 RETRY_S = 60.0
 """How long a worker waits for a server that was there before: a restart, a failover, a network that is interrupted."""
@@ -297,6 +304,7 @@ def _passes(error: psycopg.Error) -> bool:
 
 
 _CURES = {
+    "certificate": "set sslrootcert in the store's URL to the authority of the server's certificate",
     "permission denied for schema": "let its user make tables (GRANT CREATE ON SCHEMA ... TO ...)",
     "password": "set the password in the environment variable PGPASSWORD or in ~/.pgpass",
     "column": "give the store a database of its own",

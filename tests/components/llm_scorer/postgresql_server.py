@@ -13,8 +13,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-import psycopg
 import pytest
+
+from sllmr.components.llm_scorer.store.postgresql import psycopg  # as the product loads it
 
 USER = "scorer"
 PASSWORD = "test-password-Kw73Tz19"
@@ -30,10 +31,29 @@ class PostgresqlServer:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
+        self.certificate = directory / "certificate.pem"
         self._databases = 0
+        self._settings = {
+            "port": str(self.port),
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "fsync": "off",  # the tests kill the server, never the machine
+        }
         passwords = directory / "password"
         passwords.write_text(PASSWORD)
         self._run("initdb", "--username", USER, "--pwfile", str(passwords), "--auth", "scram-sha-256", "--no-sync")
+
+    def use_tls(self) -> None:
+        """From the next start on, with `certificate`, which is its own authority."""
+        key = self._directory / "key.pem"
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+        subprocess.run(
+            [*command, "-addext", "subjectAltName=IP:127.0.0.1", "-out", self.certificate, "-keyout", key],
+            user=self._user,
+            check=True,
+            capture_output=True,
+        )
+        self._settings |= {"ssl": "on", "ssl_cert_file": str(self.certificate), "ssl_key_file": str(key)}
 
     def url(self, database: str) -> str:
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{database}"
@@ -51,13 +71,7 @@ class PostgresqlServer:
 
     def start(self) -> None:
         """Returns once it answers."""
-        settings = {
-            "port": self.port,
-            "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": "",
-            "fsync": "off",  # the tests kill the server, never the machine
-        }
-        options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
+        options = [option for name, value in self._settings.items() for option in ("-c", f"{name}={value}")]
         with open(self._directory / "log", "ab") as log:
             self._process = subprocess.Popen(
                 [_program("postgres"), "-D", str(self._directory / "data"), *options],
@@ -97,7 +111,7 @@ def _program(name: str) -> str:
 
 
 @contextlib.contextmanager
-def running_postgresql() -> Iterator[PostgresqlServer]:
+def running_postgresql(tls: bool = False) -> Iterator[PostgresqlServer]:
     _program("initdb"), _program("postgres")
     directory = pathlib.Path(tempfile.mkdtemp(prefix="sllmr-postgresql-"))
     user = None
@@ -109,6 +123,8 @@ def running_postgresql() -> Iterator[PostgresqlServer]:
     server = None
     try:
         server = PostgresqlServer(directory, user)
+        if tls:
+            server.use_tls()
         server.start()
         yield server
     finally:

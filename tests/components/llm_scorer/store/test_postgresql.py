@@ -270,6 +270,29 @@ def test_batches_come_in_the_order_in_which_they_were_added(store):
     assert state.keys_in_flight() == {"z1", "z2", "m1", "m2"}
 
 
+USE_TLS_BESIDE_TENSORFLOW = """
+import sys
+import tensorflow
+from sllmr.components.llm_scorer.requests.ledger import PAIRS_DONE, RunLedger
+for number in range(1, 6):
+    RunLedger(sys.argv[1], f"run {number}").add({PAIRS_DONE: number})
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_loaded_tensorflow_first_uses_the_store_over_tls(monkeypatch):
+    """TensorFlow brings a TLS of its own, whose functions have the names of those that the client calls."""
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    with running_postgresql(tls=True) as server:
+        url = f"{server.new_database()}?sslmode=verify-full&sslrootcert={server.certificate}"
+        subprocess.run([sys.executable, "-c", USE_TLS_BESIDE_TENSORFLOW, url], check=True)
+        done = [RunLedger(url, f"run {number}").totals()[ledger.PAIRS_DONE] for number in range(1, 6)]
+        assert done == [1, 2, 3, 4, 5]
+        with pytest.raises(CacheError, match=r"root certificate file .* does not exist.*set sslrootcert"):
+            RunLedger(url.replace(str(server.certificate), "/no/such.pem"), "run")
+        postgresql.disconnect()
+
+
 def test_a_wrong_password_is_named_with_where_it_comes_from(shared_store, monkeypatch):
     monkeypatch.setenv("PGPASSWORD", "wrong-Hx55")
     with pytest.raises(CacheError, match=r"password authentication failed.*PGPASSWORD") as raised:
