@@ -12,6 +12,9 @@ from sllmr.models.errors import UserError
 _MASTERS = {"flinkrunner": "flink_master", "sparkrunner": "spark_master_url", "portablerunner": None}
 """Runner that sends a pipeline to a job server -> the option that names the cluster."""
 
+PLUGIN = "sllmr.components"
+"""What every Beam worker imports before it unpickles anything."""
+
 _TIMEOUT_S = 5
 
 _SEE = "see docs/runners.md"
@@ -69,13 +72,17 @@ class BeamConfig(BaseModel):
     def pipeline_args(self) -> tuple[str, ...]:
         """`args` with Beam's local Python runner where none is named.
 
-        Beam's own default would first download another runner's binary, unpinned, and use that. Workers import
-        `sllmr.components` before they unpickle anything.
+        Beam's own default would first download another runner's binary, unpinned, and use that.
         """
         args = self.args
         if not any(arg.split("=")[0] == "--runner" for arg in args):
             args = ("--runner=FnApiRunner", *args)
-        return (*args, "--beam_plugins=sllmr.components")
+        return (*args, f"--beam_plugins={PLUGIN}")
+
+    @property
+    def starts_local_processes(self) -> bool:
+        """Whether Beam's local runner executes bundles in processes of its own."""
+        return _options(self.args).get("direct_running_mode") == "multi_processing"
 
 
 def check_runner(config: BeamConfig) -> None:

@@ -4,10 +4,8 @@ import logging
 import pathlib
 import shlex
 import time
-from typing import Any
 
 from rich.console import Console
-from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
 from sllmr.components.llm_scorer.needs import check_needs
 from sllmr.pipeline import report, run_folder, summary
@@ -22,6 +20,7 @@ from sllmr.pipeline.console import (
     print_verdict,
     run_log,
 )
+from sllmr.pipeline.dag_runner import DagRunner
 from sllmr.pipeline.datasets.fetch import fetch_missing
 from sllmr.pipeline.folder_lock import folder_lock, without_wildcards
 from sllmr.pipeline.graph import build_pipeline
@@ -32,16 +31,6 @@ from sllmr.pipeline.stopped import what_is_kept
 
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
-
-
-class _DagRunner(LocalDagRunner):
-    """Knows whether it ran: TFX's command line replaces `run` while it only registers a pipeline."""
-
-    ran = False
-
-    def run_with_ir(self, *args: Any, **kwargs: Any) -> None:
-        self.ran = True
-        super().run_with_ir(*args, **kwargs)
 
 
 def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path) -> RunSummary | None:
@@ -68,7 +57,7 @@ def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path)
         check_needs(config.llm)
     folder = without_wildcards(output)
     pipeline = build_pipeline(config, folder)
-    dag_runner = _DagRunner()
+    dag_runner = DagRunner(config.beam)
     start = time.monotonic()
     with folder_lock(output, console), run_log(log_file, console, steps=len(pipeline.components)):
         run_folder.prepare(output, pipeline.pipeline_info.pipeline_name, console)

@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 from rich.console import Console
-from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
 from sllmr.components.catalog import Item, read_catalog
 from sllmr.components.interactions_example_gen.data_report import read_report
@@ -24,6 +23,7 @@ from sllmr.pipeline import run_folder
 from sllmr.pipeline.baseline import auc_by_slice
 from sllmr.pipeline.config import Config
 from sllmr.pipeline.console import run_log
+from sllmr.pipeline.dag_runner import DagRunner
 from sllmr.pipeline.datasets.fetch import fetch_missing
 from sllmr.pipeline.folder_lock import folder_lock, without_wildcards
 from sllmr.pipeline.graph import build_data_pipeline
@@ -87,7 +87,7 @@ def prepare_domain(name: str, config: Config, output: pathlib.Path, console: Con
     with folder_lock(output, console):
         run_folder.prepare(output, pipeline.pipeline_info.pipeline_name, console)
         with run_log(output / "logs" / "data.log", console, steps=len(pipeline.components)):
-            LocalDagRunner().run(pipeline)
+            DagRunner(config.beam).run(pipeline)
         steps = {step: made.outputs for step, made in read_steps(folder).items()}
     console.print("        loading rows and pairs", style="dim")
 

@@ -17,7 +17,6 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 from rich.console import Console
-from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
 from sllmr.components.catalog import Item, read_catalog
 from sllmr.components.llm_scorer.config import LlmConfig
@@ -42,6 +41,7 @@ from sllmr.pipeline import run_folder
 from sllmr.pipeline.beam_config import check_runner
 from sllmr.pipeline.config import Config, ConfigError, load_config
 from sllmr.pipeline.console import run_log
+from sllmr.pipeline.dag_runner import DagRunner
 from sllmr.pipeline.datasets.fetch import fetch_missing
 from sllmr.pipeline.folder_lock import folder_lock, without_wildcards
 from sllmr.pipeline.graph import build_rows_pipeline
@@ -105,7 +105,7 @@ def pilot(
     with folder_lock(output, console):
         run_folder.prepare(output, pipeline.pipeline_info.pipeline_name, console)
         with run_log(log_file, console, steps=len(pipeline.components)), _work(folder) as work:
-            LocalDagRunner().run(pipeline)
+            DagRunner(config.beam).run(pipeline)
             artifacts = {step: made.outputs for step, made in read_steps(folder).items()}
             try:
                 scored = _score(config, artifacts, work, usd=usd, contexts=contexts)

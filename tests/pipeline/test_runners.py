@@ -8,8 +8,10 @@ import pathlib
 from collections.abc import Iterator
 
 import apache_beam as beam
+import pyarrow as pa
 import pytest
 import tensorflow as tf
+import tensorflow_data_validation as tfdv
 
 from sllmr.components.catalog import write_catalog
 from sllmr.components.llm_scorer.config import LlmConfig
@@ -18,6 +20,7 @@ from sllmr.components.llm_scorer.jobs.workspace import Workspace
 from sllmr.components.scores import ScoreRecord, read_scores
 from sllmr.models.tf_examples import Example
 from sllmr.pipeline.beam_config import BeamConfig
+from sllmr.pipeline.dag_runner import plugin_in_worker_processes
 from tests.components.llm_scorer.market import market_items, market_rows
 from tests.components.llm_scorer.stub_server import StubServer, running_stub
 from tests.golden.fields import differences
@@ -82,6 +85,18 @@ def test_a_scoring_job_gives_the_same_records_in_one_process_and_in_two(rows, st
     one = scored(tmp_path / "one", rows, stub, BeamConfig().pipeline_args)
     assert len(one) == 10
     assert scored(tmp_path / "two", rows, stub, BeamConfig(args=TWO_PROCESSES).pipeline_args) == one
+
+
+@pytest.mark.slow
+def test_tfdv_runs_in_worker_processes_too(tmp_path):
+    """They start without anything of this project, and TFDV cannot be imported without components.compatibility."""
+    config = BeamConfig(args=TWO_PROCESSES)
+    batch = pa.RecordBatch.from_pydict({"price": [[1.0], [2.0], [4.0]]})
+    with plugin_in_worker_processes(config), beam.Pipeline(argv=list(config.pipeline_args)) as pipeline:
+        statistics = pipeline | beam.Create([batch]) | tfdv.GenerateStatistics()
+        _ = statistics | tfdv.WriteStatisticsToTFRecord(str(tmp_path / "statistics"))
+    (dataset,) = tfdv.load_statistics(str(tmp_path / "statistics")).datasets
+    assert (dataset.num_examples, dataset.features[0].num_stats.max) == (3, 4.0)
 
 
 @pytest.mark.flink
