@@ -9,10 +9,11 @@ configs/amazon.yaml. LLM scorers:
     permuted     the same scores, permuted among all candidates, as a table of user_id, item_id, score
     bundled_llm  the bundled LLM, with as many pairs as two cores score in ten minutes
 
-`predicted` is what the pilot says of the whole plan, `realized` the difference on test rows between the model trained
-with pairs and the one without, paired and clustered by user. results/pilot_accuracy.jsonl gets a line for each; those
-that are there are skipped. The commands of a domain and scorer share a folder over the seeds, so that data and scores
-are made once.
+`gain` is what the pilot found before distillation, and the commands' table predicts from it as the pilot of this code
+would, for the whole plan. `realized` is the difference on test rows between the model trained with pairs and the one
+without, paired and clustered by user. results/pilot_accuracy.jsonl gets a line for each; those that are there are
+skipped. `users_reached` is the fraction of the users that the plan scores; lines without it are of plans that score
+all. The commands of a domain and scorer share a folder over the seeds, so that data and scores are made once.
 """
 
 import argparse
@@ -28,7 +29,8 @@ import yaml
 
 from benchmarks.measurement import Results, measure, versions
 from sllmr.components.scores import ScoreRecord, read_scores
-from sllmr.pipeline.pilot.result import PilotReport
+from sllmr.pipeline.pilot.estimate import PlanPart, predict
+from sllmr.pipeline.pilot.result import Gain, PilotReport
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "pilot_accuracy.jsonl"
 ROOT = pathlib.Path(__file__).parent.parent
@@ -103,7 +105,7 @@ def measured(configuration: dict[str, Any], folder: pathlib.Path) -> dict[str, A
     pilot = PilotReport.model_validate_json((folder / "pilot" / "pilot.json").read_text())
     summary = json.loads((folder / "run" / "summary.json").read_text())
     return {
-        "predicted": pilot.predicted[-1].model_dump(mode="json", include={"difference", "lower", "upper"}),
+        "users_reached": pilot.predicted[-1].users_reached,
         "gain": pilot.gain.model_dump(mode="json"),
         "recommendation": pilot.recommendation,
         "sample": {"contexts": pilot.contexts, "users": pilot.users},
@@ -119,16 +121,18 @@ def summary(file: pathlib.Path) -> list[str]:
     lines, inside, signs = [], 0, 0
     runs = [json.loads(line) for line in file.read_text().splitlines()]
     for run in runs:
-        cell, predicted, realized = run["cell"], run["predicted"], run["realized"]["overall"]
-        held = predicted["lower"] <= realized["difference"] <= predicted["upper"]
+        cell, realized = run["cell"], run["realized"]["overall"]
+        plan = PlanPart(coverage=1.0, users_reached=run.get("users_reached", 1.0), cost_usd=None, seconds=0.0)
+        (predicted,) = predict(Gain(**run["gain"]), [plan], users=run["sample"]["users"], test_users=realized["users"])
+        held = predicted.lower <= realized["difference"] <= predicted.upper
         inside += held
         # A gain whose interval holds 0 has no sign that could be wrong.
         signs += not (
-            (predicted["lower"] > 0 and realized["upper"] < 0) or (predicted["upper"] < 0 and realized["lower"] > 0)
+            (predicted.lower > 0 and realized["upper"] < 0) or (predicted.upper < 0 and realized["lower"] > 0)
         )
         lines.append(
-            f"{cell['domain']}, {cell['scorer']}, seed {cell['seed']}: predicted {predicted['difference']:+.4f} "
-            f"({predicted['lower']:+.4f} to {predicted['upper']:+.4f}), {run['recommendation']}; realized "
+            f"{cell['domain']}, {cell['scorer']}, seed {cell['seed']}: predicted {predicted.difference:+.4f} "
+            f"({predicted.lower:+.4f} to {predicted.upper:+.4f}), {run['recommendation']}; realized "
             f"{realized['difference']:+.4f} ({realized['lower']:+.4f} to {realized['upper']:+.4f}), "
             f"{'in' if held else 'out of'} the predicted interval, {'taken' if run['with_llm_taken'] else 'not taken'}"
         )

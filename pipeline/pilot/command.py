@@ -19,6 +19,7 @@ import tensorflow_transform as tft
 from rich.console import Console
 
 from sllmr.components.catalog import Item, read_catalog
+from sllmr.components.interactions_example_gen.data_report import read_report
 from sllmr.components.llm_scorer.config import LlmConfig
 from sllmr.components.llm_scorer.cost.estimate import Estimator, expected_seconds
 from sllmr.components.llm_scorer.cost.forecast import Forecast
@@ -116,7 +117,8 @@ def pilot(
             console.print("Training the base model without the sample's users", style="dim")
             model = _base_model(config, artifacts, scored.pairs)
         rows = pilot_rows(scored.pairs, model, config.gate, config.llm.candidates.short_history_max)
-        report = _report(config, rows, scored, time.monotonic() - started)
+        data = read_report(artifacts["InteractionsExampleGen"]["report"])
+        report = _report(config, rows, scored, data.splits["test"].users, time.monotonic() - started)
         (output / FILE_NAME).write_text(report.model_dump_json(indent=2), encoding="utf-8")
         page.write(report, output / page.FILE_NAME)
     page.show(report, console)
@@ -275,7 +277,8 @@ def _base_model(config: Config, artifacts: Artifacts, pairs: CalibrationPairs) -
     return fit_base_model(setup, pairs.columns, np.ones(len(pairs.context), bool)).model
 
 
-def _report(config: Config, rows: PilotRows, scored: Scored, seconds: float) -> PilotReport:
+def _report(config: Config, rows: PilotRows, scored: Scored, test_users: int, seconds: float) -> PilotReport:
+    users = len(np.unique(rows.user))
     stacked = estimate.stack(rows)
     found = estimate.gain(rows, stacked)
     cells = estimate.reliability(rows, stacked)
@@ -286,12 +289,12 @@ def _report(config: Config, rows: PilotRows, scored: Scored, seconds: float) -> 
         name=config.name,
         model=llm.model,
         strategy=llm.strategy or "",
-        predicted=estimate.predict(found, plan_parts(scored.curve, llm)),
+        predicted=estimate.predict(found, plan_parts(scored.curve, llm), users=users, test_users=test_users),
         gain=found,
         reliability=cells,
         contexts=len(np.unique(rows.context)),
         pairs=estimate.number_of_pairs(rows),
-        users=len(np.unique(rows.user)),
+        users=users,
         distillation_kept=estimate.KEPT,
         distillation_kept_range=(estimate.KEPT_LEAST, estimate.KEPT_MOST),
         cost_usd=scored.cost_usd,

@@ -10,6 +10,7 @@ What a served model keeps of it is measured on the reference domains (KEPT, KEPT
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -174,28 +175,39 @@ def _right(scores: npt.NDArray, positive: npt.NDArray, negative: npt.NDArray) ->
     return (np.sign(scores[positive] - scores[negative]) + 1) / 2
 
 
-def predict(found: Gain, parts: Sequence[PlanPart]) -> list[Prediction]:
-    """The gain of a served model that learns from each part of the plan.
+def predict(found: Gain, parts: Sequence[PlanPart], *, users: int, test_users: int) -> list[Prediction]:
+    """The gain that a run measures on its test rows, if its model learns from each part of the plan.
 
     difference = gain of the stack x KEPT x the fraction of it that so many users bring (KEPT_BY_USERS_REACHED).
-    The interval takes the least that was kept where it makes the interval wider, and the most where that does.
+    Each side of the interval joins two errors, as the root of the sum of their squares: that of the prediction, from
+    the gain's own interval and the least or the most that was kept, whichever is wider; and that of the measurement,
+    half of the gain's interval x KEPT x sqrt(users / test_users).
+
+    Args:
+        found: the gain of the stack.
+        parts: of the plan.
+        users: whose rows the gain is of.
+        test_users: whose rows the run is tested on.
 
     Raises:
         ValueError: the gain has no interval.
     """
     if found.difference is None or found.lower is None or found.upper is None:
         raise ValueError("a prediction needs a gain with an interval, got none; take rows of more users")
-    difference, lower, upper = found.difference, found.lower, found.upper
+    measurement = KEPT * (found.upper - found.lower) / 2 * math.sqrt(users / test_users)
     predictions = []
     for part in parts:
         brought = float(np.interp(part.users_reached, *np.transpose(KEPT_BY_USERS_REACHED)))
+        difference = brought * KEPT * found.difference
+        least = brought * min(KEPT_LEAST * found.lower, KEPT_MOST * found.lower)
+        most = brought * max(KEPT_LEAST * found.upper, KEPT_MOST * found.upper)
         predictions.append(
             Prediction(
                 coverage=part.coverage,
                 users_reached=part.users_reached,
-                difference=brought * KEPT * difference,
-                lower=brought * min(KEPT_LEAST * lower, KEPT_MOST * lower),
-                upper=brought * max(KEPT_LEAST * upper, KEPT_MOST * upper),
+                difference=difference,
+                lower=difference - math.hypot(difference - least, measurement),
+                upper=difference + math.hypot(most - difference, measurement),
                 cost_usd=part.cost_usd,
                 seconds=part.seconds,
             )

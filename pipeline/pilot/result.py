@@ -39,7 +39,8 @@ class Prediction(BaseModel):
         coverage: fraction of the contexts of the plan, one of COVERAGES.
         users_reached: fraction of the users of the train rows that this part scores.
         difference: predicted test AUC of the model with pairs minus that of the model without.
-        lower, upper: of the gain's 95% interval, times the least or the most that distillation kept.
+        lower, upper: 95% interval of what the run will measure: of the gain's interval, the least and the most that
+            distillation kept, and the test users' share of chance.
         cost_usd: estimated for what is not in the cache after the pilot; None if no price is known.
         seconds: estimated for the same requests.
     """

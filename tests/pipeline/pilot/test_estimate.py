@@ -127,14 +127,38 @@ def test_a_prediction_is_what_distillation_keeps_for_so_many_users():
         PlanPart(coverage=coverage, users_reached=users, cost_usd=1.0, seconds=2.0)
         for coverage, users in ((0.1, 0.05), (0.5, 0.25), (1.0, 0.5))
     ]
-    tenth, half, full = predict(found, parts)
+    # So many test users that the run measures without error.
+    tenth, half, full = predict(found, parts, users=200, test_users=10**12)
     assert full.difference == pytest.approx(0.02 * 0.60)
     assert tenth.difference == pytest.approx(0.02 * 0.60 * 0.47 / 2)
     assert tenth.difference < half.difference < full.difference
     assert full.lower == pytest.approx(-0.01 * 1.03)
     assert full.upper == pytest.approx(0.05 * 1.03)
     positive = found.model_copy(update={"lower": 0.01})
-    assert predict(positive, parts)[2].lower == pytest.approx(0.01 * 0.34)
+    assert predict(positive, parts, users=200, test_users=10**12)[2].lower == pytest.approx(0.01 * 0.34)
+
+
+def test_so_much_of_what_runs_measure_lies_in_the_predicted_interval():
+    """Gains of samples, kept at random and measured on few test users, against intervals from single pilots."""
+    rng = np.random.default_rng(6)
+    users, test_users, spread, inside = 200, 100, 0.05, []
+    for true_gain in rng.normal(0, 0.01, 500):
+        error = spread / np.sqrt(users)
+        seen = true_gain + rng.normal(0, error)
+        found = Gain(
+            difference=seen,
+            lower=seen - 1.96 * error,
+            upper=seen + 1.96 * error,
+            base_model=0.7,
+            without_llm=0.7,
+            with_llm=0.7 + seen,
+        )
+        part = PlanPart(coverage=1.0, users_reached=1.0, cost_usd=None, seconds=1.0)
+        (predicted,) = predict(found, [part], users=users, test_users=test_users)
+        kept = rng.choice([0.34, 0.60, 1.03]) * true_gain
+        measured = kept + rng.normal(0, estimate.KEPT * spread / np.sqrt(test_users))
+        inside.append(predicted.lower <= measured <= predicted.upper)
+    assert 0.93 < np.mean(inside) <= 1.0
 
 
 def test_what_was_kept_is_what_the_committed_results_say():
