@@ -10,9 +10,10 @@ from tfx.types import artifact_utils, channel_utils, standard_artifacts
 from sllmr.components import examples
 from sllmr.components.artifacts import ItemCatalog, LlmScores
 from sllmr.components.catalog import Item, write_catalog
+from sllmr.components.llm_scorer import executor
 from sllmr.components.llm_scorer.component import LlmScorer
 from sllmr.components.llm_scorer.config import LlmConfig
-from sllmr.components.llm_scorer.executor import Executor
+from sllmr.components.llm_scorer.executor import EXAMPLES_ID, Executor
 from sllmr.components.pair_yield import PairYield
 from sllmr.components.scores import read_scores
 from tests.components.llm_scorer.market import PAIR_YIELD, market_items, market_rows, row
@@ -92,8 +93,7 @@ def test_rows_of_valid_and_test_reach_no_prompt(stub, tmp_path):
         }
     )
     pair_yield = dataclasses.replace(PAIR_YIELD, per_context=5, negatives_per_target=1)
-    executor = Executor(Executor.Context(tmp_dir=str(tmp_path / "tmp"), unique_id="1"))
-    executor.Do(
+    Executor(Executor.Context(tmp_dir=str(tmp_path / "tmp"), unique_id="1")).Do(
         {"examples": [rows], "catalog": [catalog]},
         {"scores": [scores]},
         {
@@ -142,3 +142,33 @@ def test_the_executor_leaves_items_of_valid_and_test_rows_out_of_a_table_of_scor
     expected = {f"i{n}" for n in range(60)} - {"i40", "i41", "i42", *history}
     assert {i for r in records for i in r.item_ids if i != r.target_item_id} == expected
     assert {r.target_item_id for r in records} == set(history[1:])
+
+
+@pytest.mark.parametrize(
+    ("values", "marked"),
+    [
+        ({"strategy": "listwise"}, True),
+        ({"strategy": "embedding", "rescore": True}, True),
+        ({"strategy": "embedding"}, False),  # of train.compare_vectors, beside the LLM's table
+    ],
+)
+def test_a_table_that_a_later_run_may_bring_up_to_date_names_its_rows(tmp_path, monkeypatch, values, marked):
+    monkeypatch.setattr(executor, "score", lambda workspace, rows: None)
+    rows, catalog, scores = standard_artifacts.Examples(), ItemCatalog(), LlmScores()
+    rows.uri, catalog.uri, scores.uri = (str(tmp_path / name) for name in ("rows", "catalog", "scores"))
+    rows.id = 7
+    examples.prepare(rows, ["train", "valid", "test"])
+    for split in ("train", "valid", "test"):
+        write_split(rows, split, [])
+    Executor(Executor.Context(beam_pipeline_args=[], tmp_dir=str(tmp_path), unique_id="1")).Do(
+        {"examples": [rows], "catalog": [catalog]},
+        {"scores": [scores]},
+        {
+            "config": LlmConfig.model_validate(values).model_dump_json(),
+            "pair_yield": "",
+            "cache_directory": str(tmp_path / "cache"),
+            "store_url": "",
+        },
+    )
+    assert scores.has_custom_property(EXAMPLES_ID) == marked
+    assert not marked or scores.get_int_custom_property(EXAMPLES_ID) == 7
