@@ -182,6 +182,6 @@ def values_of_items(items: Iterable[Item], sizes: FeatureSizes, *, at: int) -> d
     """
     items = list(items)
     values = ItemFeatures(items, sizes)
-    names = (features.ITEM_ID, features.ITEM_CATEGORIES, features.ITEM_BRAND)
+    names = [next(iter(features.INDEXED[vocabulary])) for vocabulary in features.OF_ITEMS]
     rows = [values.item(item.item_id, at) for item in items]
     return {name: [row[name] for row in rows] for name in (*names, *(f.name for f in sizes.of_tables(ITEM)))}

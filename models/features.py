@@ -84,7 +84,10 @@ Index 0 pads (the empty string), 1..V are known values, V + 1 is any value that 
 """
 
 
-_OF_HISTORY = (HISTORY_ITEM_IDS, HISTORY_CATEGORIES, HISTORY_BRANDS)
+OF_ITEMS = tuple(vocabulary for vocabulary, group in INDEXED.items() if len(group) == 2)
+"""The vocabularies of items, whose group is the feature of the candidate, then that of the history."""
+
+_OF_HISTORY = tuple(list(INDEXED[vocabulary])[1] for vocabulary in OF_ITEMS)
 
 RESERVED = frozenset(
     (

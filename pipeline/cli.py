@@ -285,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run the whole pipeline on one configuration",
-        description="Runs the pipeline. A second run repeats only what its inputs, configuration or code changed.",
+        description="Runs the pipeline. A rerun repeats only the steps whose inputs, configuration, or code changed.",
     )
     run.add_argument(
         "--config",
@@ -298,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser(
         "plan",
-        help="say what asking the LLM would cost, take and reach, without one call",
+        help="print what scoring would cost, how long it would take, and what it would reach; sends no request",
         description="Chooses users and candidates as a run would, and prints requests, tokens, cost, time at the "
         "configured limits, coverage by slice, and coverage against cost.",
     )
@@ -308,8 +308,8 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser(
         "score",
         help="query the LLM alone, without the rest of the pipeline",
-        description="Writes the score table, the failures and ledger.json. Stop it at any time: every answer is kept, "
-        "and the same command goes on. A run with the same configuration asks nothing again.",
+        description="Writes the score table, the failures, and ledger.json. Stop it at any time: every response is "
+        "kept, and the same command resumes. A run with the same configuration reads the responses from the cache.",
     )
     score.add_argument("--output", required=True, metavar="DIR", help="where the table is written")
     score.set_defaults(execute=_score)
@@ -338,7 +338,7 @@ def _parser() -> argparse.ArgumentParser:
         "batch",
         help="query the LLM by the Batch API: within a day, at a discount",
         description="Submits the requests of score, waits, and fetches the responses into the cache, where score finds "
-        "them. Stop it at any time: the same command goes on, and hands nothing over twice.",
+        "them. Stop it at any time: the same command resumes and submits nothing twice.",
     )
     batch.add_argument("--output", required=True, metavar="DIR", help="where batch.json, the report, is written")
     how = batch.add_mutually_exclusive_group()
@@ -348,15 +348,15 @@ def _parser() -> argparse.ArgumentParser:
 
     rescore = commands.add_parser(
         "rescore",
-        help="bring a score table up to date: ask again only about users who chose more since",
-        description="Keeps what would be asked in the same words, asks about users whose history has changed and, "
-        "where the budget leaves room, about new ones, writes a whole new table, and says how far preferences moved. "
-        "Needs the table alone, not the cache that it was scored with. To train with it: llm.strategy replay.",
+        help="bring a score table up to date: query the LLM only about users whose history changed",
+        description="Keeps scoring contexts whose prompt would be the same, and queries the LLM about users whose "
+        "history changed and, within the budget, about new users. Writes a complete new table and reports how far the "
+        "scores moved. Needs the old table, but not its cache. To train on the result, set llm.strategy: replay.",
     )
     rescore.add_argument("--scores", required=True, metavar="DIR", help="the table: an output of score or rescore")
     rescore.add_argument("--output", required=True, metavar="DIR", help="where the new table is written")
     rescore.add_argument(
-        "--max-age-days", type=float, metavar="DAYS", help="ask older scores again (default: llm.max_age_days)"
+        "--max-age-days", type=float, metavar="DAYS", help="score older contexts again (default: llm.max_age_days)"
     )
     rescore.set_defaults(execute=_rescore)
 
@@ -387,7 +387,7 @@ def _parser() -> argparse.ArgumentParser:
         "ablate",
         help="compare backbones and arms over domains and seeds; the paper's tables",
         description="Trains every cell of the matrix that the results file does not hold yet and appends a JSON line "
-        "each. Stop it at any time: the same command goes on. --report needs the results alone.",
+        "each. Stop it at any time: the same command resumes. --report needs only the results.",
     )
     ablate.add_argument("--config", metavar="FILE", help="YAML: domains, backbones, arms, seeds")
     ablate.add_argument(

@@ -72,7 +72,7 @@ class Config(BaseModel):
     )
     cache_dir: str = Field(
         default="~/.cache/sllmr",
-        description="downloads and every LLM answer that was paid for; shared by runs, outside their folders",
+        description="downloads and every LLM response that was paid for; shared by runs, outside their folders",
     )
     store: str | None = Field(
         default=None,
@@ -113,7 +113,7 @@ class Config(BaseModel):
         asking = {"pairwise": FITTED_BEFOREHAND, "distillation": ("stacked",), "pointwise": ()}[self.loss.form]
         if self.loss.llm_weight > 0 and self.gate.mode in FITTED_BEFOREHAND and self.gate.mode not in asking:
             raise ValueError(
-                f"loss.form {self.loss.form} does not ask a gate of mode {self.gate.mode}; set loss.form to pairwise"
+                f"loss.form {self.loss.form} does not use a gate of mode {self.gate.mode}; set loss.form to pairwise"
                 f"{' or distillation' if self.gate.mode == 'stacked' else ''}, or another gate.mode"
             )
         return self
@@ -349,7 +349,7 @@ def _valid_keys(location: tuple[int | str, ...], kind: type[BaseModel]) -> str:
     for part in location[:-1]:
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
-            return "see the README for the valid ones"
+            return "run make docs and see build/site/reference/configuration for the valid ones"
         model = field.annotation
     valid = sorted(getattr(model, "model_fields", {}))
     close = difflib.get_close_matches(str(location[-1]), valid, n=1)

@@ -102,7 +102,7 @@ def score(
     """Scores into `output`, laid out as components/scores.py says.
 
     An earlier table there is replaced once the new one is complete and within llm.max_failure_rate; else it stays, and
-    what failed is in work/failed. Answers are in the cache, and the same command goes on. Waits for another process
+    what failed is in work/failed. Responses are in the cache, and the same command resumes. Waits for another process
     that works in the same folder.
 
     Args:
@@ -175,7 +175,7 @@ def _write_table(
     again: str,
     run: Callable[[Workspace, beam.PTransform], ScoringLedger],
 ) -> ScoringLedger:
-    """Runs a job whose table goes to `output` once it has succeeded; `again` is the command that goes on."""
+    """Runs a job whose table goes to `output` once it has succeeded; `again` is the command that resumes."""
     console = Console(highlight=False)
     config = load_config(config_file)
     check_needs(config.llm)

@@ -50,7 +50,9 @@ def print_batch_report(console: Console, book: BatchReport, options: str, *, can
             )
             lines.append(f"{book.not_submitted:,} requests were not submitted, {why}")
         if missing:
-            lines.append(f"sllmr score asks the {missing:,} missing ones live, at the price that sllmr plan tells")
+            lines.append(
+                f"sllmr score sends the {missing:,} missing requests live, at the price that sllmr plan prints"
+            )
         lines.append(f"For the table: sllmr score {options}")
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

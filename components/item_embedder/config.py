@@ -45,7 +45,7 @@ class EmbeddingEndpoint(StrictConfig):
     )
     extra_body: dict[str, Any] = Field(default_factory=dict, description="further fields of each request")
     timeout_s: float = Field(default=120, gt=0, description="seconds that a request may take")
-    max_retries: int = Field(default=5, ge=0, le=20, description="retries of a request that failed in passing")
+    max_retries: int = Field(default=5, ge=0, le=20, description="retries of a request after a retryable failure")
     concurrency: int | None = Field(default=None, ge=1, le=1024, description="requests in flight at most; empty: 16")
     max_failure_rate: float = Field(
         default=0.1, ge=0, le=1, description="above this fraction of texts without a vector the step fails"

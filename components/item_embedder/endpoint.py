@@ -1,6 +1,6 @@
 """Texts -> vectors by /v1/embeddings, through the scorer's client, response cache, budget and ledger.
 
-One request for each distinct text. Every response is kept in cache_dir before it is used, so a stopped run goes on
+One request for each distinct text. Every response is kept in cache_dir before it is used, so a stopped run resumes
 where it was, and a catalog that has grown sends its new texts alone.
 """
 

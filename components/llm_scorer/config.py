@@ -241,7 +241,8 @@ class LocalServerConfig(BaseModel):
     slots: int | None = Field(
         default=None,
         ge=1,
-        description="requests decoded side by side; empty: 16, for models above a billion parameters 2",
+        description="requests decoded side by side; empty: 2 for qwen2.5-coder-1.5b-instruct-q4, 16 for the other "
+        "local models",
     )
     context: int = Field(default=1024, ge=128, description="tokens that a slot holds, prompt and response")
 
@@ -268,8 +269,8 @@ class LlmConfig(StrictConfig):
     )
     base_url: str | None = Field(
         default=None,
-        description="an OpenAI-compatible endpoint, ending in /v1; empty: a local server for the bundled "
-        "model, OpenAI's API for any other",
+        description="an OpenAI-compatible endpoint, ending in /v1; empty: a local server for the models "
+        "that run on this machine, OpenAI's API for any other",
     )
     model_id: str | None = Field(
         default=None,
@@ -286,7 +287,8 @@ class LlmConfig(StrictConfig):
         default=None,
         description=f"how it is queried: {LISTWISE}; {YES_NO} (endpoints that return log-probabilities); "
         f"{TITLE_LIKELIHOOD} (llama.cpp servers only); {EMBEDDING} (the items' vectors, see item_vectors); {REPLAY} "
-        f"(replay_table); empty: {TITLE_LIKELIHOOD} for the bundled model, {LISTWISE} for any other",
+        f"(replay_table); empty: for a model that runs on this machine its own, see docs/llm.md; {LISTWISE} for any "
+        "other",
     )
     replay_table: str | None = Field(
         default=None,
@@ -313,9 +315,9 @@ class LlmConfig(StrictConfig):
     temperature: float | None = Field(default=0, ge=0, le=2, description="empty where a model refuses the parameter")
     capabilities: dict[str, Any] = Field(
         default_factory=dict,
-        description="overrides of what the endpoint takes, where the table in endpoint/capabilities.py is wrong: "
-        "output_cap, response_format (json_schema, json_object, none), seed, temperature, top_logprobs, reasoning, "
-        "reasoning_effort",
+        description="overrides of what the endpoint takes, where the table in components/llm_scorer/capabilities.py is "
+        "wrong: output_cap, response_format (json_schema, json_object, none), seed, temperature, top_logprobs, "
+        "reasoning, reasoning_effort",
     )
     extra_body: dict[str, Any] = Field(
         default_factory=dict,

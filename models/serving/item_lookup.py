@@ -142,9 +142,9 @@ def index_values(
             other item has its index. None for a model without item vectors.
     """
     no_item: dict[str, Sequence] = {
+        **{next(iter(features.INDEXED[vocabulary])): [b""] * _FIRST_ITEM for vocabulary in features.OF_ITEMS},
         features.ITEM_ID: [b"", _NOT_AN_ITEM],
         features.ITEM_CATEGORIES: [[b""] * sizes.categories] * _FIRST_ITEM,
-        features.ITEM_BRAND: [b""] * _FIRST_ITEM,
     }
     no_item |= {f.name: [f.missing] * _FIRST_ITEM for f in sizes.of_tables(ITEM)}
     batches = [indices({name: tf.constant(no_item[name]) for name in no_item})]

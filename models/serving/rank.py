@@ -117,7 +117,7 @@ class Ranker:
         """The transformed features of rows, from those of their candidates, of each position of their histories, and of
         their users."""
         result = {**candidate, **user}
-        for table in (features.ITEMS, features.CATEGORIES, features.BRANDS):
+        for table in features.OF_ITEMS:
             of_candidate, of_history = features.INDEXED[table].values()
             result[of_history] = history[of_candidate]
         for f in self._sizes.in_history:

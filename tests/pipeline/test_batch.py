@@ -69,7 +69,7 @@ def test_what_no_batch_answered_is_told_before_it_is_asked_live(config_file, stu
     assert main(["batch", *options]) == 0
     said = squeezed(capsys.readouterr().out)
     assert f"│ not retried: bad_request │ {CONTEXTS} │" in said
-    assert f"sllmr score asks the {CONTEXTS} missing ones live, at the price that sllmr plan tells" in said
+    assert f"sllmr score sends the {CONTEXTS} missing requests live, at the price that sllmr plan prints" in said
     assert main(["score", *options]) == 0
     assert len(stub.live) == CONTEXTS
 

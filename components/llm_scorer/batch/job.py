@@ -177,7 +177,7 @@ class BatchJob:
 
         Raises:
             LlmError: the endpoint cannot be used, a batch has ended without its output file, or another process works
-                on the same cache's batches. Run again, and it goes on.
+                on the same cache's batches. Run again, and it resumes.
         """
         with self._alone():
             self._settle_creations()
@@ -429,7 +429,7 @@ class BatchJob:
             if batch_id:
                 break
             if repeat > self._config.max_retries:
-                raise LlmError(f"the endpoint {self._base_url} creates no batch, {failed}; run again, and it goes on")
+                raise LlmError(f"the endpoint {self._base_url} creates no batch, {failed}; run again, and it resumes")
             batch = dataclasses.replace(batch, creation_begun_at=time.time())
             self._state.update(batch)
         self._state.update(dataclasses.replace(batch, batch_id=batch_id, step=CREATED))
@@ -756,7 +756,7 @@ class BatchJob:
 
     def _stopped(self, failure: CallFailed) -> LlmError:
         return LlmError(
-            f"the endpoint {self._base_url} fails with {failure.reason}: {failure.detail}; run again, and it goes on"
+            f"the endpoint {self._base_url} fails with {failure.reason}: {failure.detail}; run again, and it resumes"
         )
 
 

@@ -328,7 +328,7 @@ class LlmClient:
         try:
             text = call()
         except self._openai.APITimeoutError as error:
-            detail = f"no answer within {self._config.timeout_s:g} s"
+            detail = f"no response within {self._config.timeout_s:g} s"
             failure = CallFailed(messages.TIMEOUT, detail, passing=True, may_be_billed=_was_connected(error))
         except self._openai.APIConnectionError as error:
             failure = self._of_connection(error)
@@ -439,12 +439,12 @@ class LlmClient:
         if status == 402 or says_billing:
             return LlmError(
                 f"the account behind {self._config.api_key_env} has no quota left or cannot pay at {self._base_url} "
-                f"({detail}); top it up or raise its limit and run again, answers so far are cached"
+                f"({detail}); top it up or raise its limit and run again, responses so far are cached"
             )
         if status == 401 or (status == 403 and not self._has_succeeded and _KEY_WORDS.search(words)):
             return LlmError(
                 f"the endpoint {self._base_url} refuses the key in the environment variable "
-                f"{self._config.api_key_env} (HTTP {status}); set a valid one and run again, answers so far "
+                f"{self._config.api_key_env} (HTTP {status}); set a valid one and run again, responses so far "
                 f"are cached (the endpoint says: {detail})"
             )
         if status == 404:
@@ -458,7 +458,7 @@ class LlmClient:
         if wait_s is not None and wait_s >= _HOURS_S:
             return LlmError(
                 f"the endpoint {self._base_url} asks to wait {wait_s / 3600:.1f} hours ({detail}); run again then, "
-                "answers so far are cached"
+                "responses so far are cached"
             )
         # Request time-out and conflict are passing too. OpenAI says it in a header where it knows better.
         passing = (status in (408, 409, 429) or status >= 500) and headers.get("x-should-retry") != "false"

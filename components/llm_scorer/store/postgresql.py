@@ -29,7 +29,7 @@ try:
     import psycopg
 except ImportError as error:
     raise CacheError(
-        f"a store at postgresql:// needs the client psycopg, but: {error}; pip install 'sllmr[postgres]'"
+        f"a store at postgresql:// needs the client psycopg, but: {error}; pip install 'psycopg[binary]>=3.2,<4'"
     ) from None
 finally:
     sys.setdlopenflags(_flags)

@@ -92,7 +92,7 @@ def test_a_bad_request_is_not_passing(client, stub):
 def test_a_silent_server_is_a_timeout(stub, monkeypatch):
     client = make_client(stub, monkeypatch, timeout_s=0.2)
     stub.gate.clear()
-    with pytest.raises(CallFailed, match=r"no answer within 0\.2 s") as caught:
+    with pytest.raises(CallFailed, match=r"no response within 0\.2 s") as caught:
         client.send(REQUEST)
     assert (caught.value.reason, caught.value.passing, caught.value.may_be_billed) == (messages.TIMEOUT, True, True)
 
@@ -122,7 +122,7 @@ def test_the_time_out_bounds_the_whole_call_also_where_every_read_is_fast(stub, 
     client = make_client(stub, monkeypatch, timeout_s=0.4)
     stub.always = dripping
     started = time.monotonic()
-    with pytest.raises(CallFailed, match=r"no answer within 0\.4 s"):
+    with pytest.raises(CallFailed, match=r"no response within 0\.4 s"):
         client.send(REQUEST)
     # The server drips for a minute, a byte in a twentieth of a second.
     assert time.monotonic() - started < 10

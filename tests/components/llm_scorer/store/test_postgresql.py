@@ -331,5 +331,5 @@ def test_tables_that_are_not_ours_are_named(postgresql, shared_store):
 def test_without_the_client_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.delitem(sys.modules, "sllmr.components.llm_scorer.store.postgresql")
-    with pytest.raises(CacheError, match=r"pip install 'sllmr\[postgres\]'"):
+    with pytest.raises(CacheError, match=r"pip install 'psycopg\[binary\]>=3"):
         ResponseCache("postgresql://user@host/database")
