@@ -1,7 +1,8 @@
 """What must hold between the rows of one user, and what was made of them. Pure functions; no Beam.
 
 A row of a user at position p knows the p - 1 positives before it. So the positive rows of all splits name the user's
-positives by position, and every history can be compared with them.
+positives by position, and every history can be compared with them. A positive that makes no row, such as the first one
+or one before data.window, is what the earliest history that holds it says.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -160,19 +161,20 @@ def leaks_of_vocabulary(name: str, values: Iterable[str], seen: Collection[str])
 
 
 class _Positives:
-    """A user's positives by position, as the positive rows of all splits name them."""
+    """A user's positives by position, as the rows of all splits name them."""
 
     def __init__(self, rows: Sequence[SeenRow]):
-        self._rows = sorted((row for row in rows if row.label), key=lambda row: (row.position, row.split != TRAIN))
+        ordered = sorted(rows, key=lambda row: (row.position, row.split != TRAIN))
+        self._rows = [row for row in ordered if row.label]
+        self._negatives = [row for row in ordered if not row.label]
         self._by_position: dict[int, SeenRow] = {}
         for row in self._rows:
             self._by_position.setdefault(row.position, row)
         self._item_ids = {position: row.item_id for position, row in self._by_position.items()}
-        for row in self._rows:  # the first positive makes no row of its own: the earliest history names it
+        for row in (*self._rows, *self._negatives):  # observed negatives may be the only rows after a positive
             for place, item_id in enumerate(row.history, 1):
                 self._item_ids.setdefault(row.position - place, item_id)
         self._first_held_out = min((row for row in self._rows if row.split != TRAIN), default=None, key=_position)
-        self._negatives = [row for row in rows if not row.label]
 
     def row(self, position: int) -> SeenRow | None:
         """The positive row at a position; None without one."""

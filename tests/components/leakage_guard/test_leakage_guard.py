@@ -15,6 +15,8 @@ from apache_beam.testing.test_pipeline import TestPipeline as BeamPipeline
 
 from sllmr.components.catalog import Item, ItemFeatures, write_catalog
 from sllmr.components.interactions_example_gen.config import DataConfig
+from sllmr.components.interactions_example_gen.rows import Event, SplitPlan, make_rows, make_timeline
+from sllmr.components.interactions_example_gen.tables import OBSERVED_NEGATIVE, POSITIVE
 from sllmr.components.interactions_example_gen.transforms import PrepareInteractions
 from sllmr.components.leakage_guard import checks
 from sllmr.components.leakage_guard.executor import LeakageError, refuse_leaks
@@ -329,6 +331,38 @@ def test_a_planted_leak_is_caught_and_named(market, plant: Callable[[Market], No
     found = market.leaks()
 
     assert any(leak.kind == kind and re.search(named, leak.text) for leak in found), found
+
+
+def rows_of_negatives_after(positives: list[str], window_start: int) -> list[checks.SeenRow]:
+    """Of a user who has these positives in January, and whose observed negatives n1 and n2 in February train."""
+    config = DataConfig(interactions="unused", items="unused", split={"strategy": "global_date"}, sizes=SIZES)
+    events = [Event(item_id, n, 0.0, POSITIVE, "f", n) for n, item_id in enumerate(positives, 1)]
+    events += [Event(item_id, 50 + n, 0.0, OBSERVED_NEGATIVE, "f", 50 + n) for n, item_id in enumerate(["n1", "n2"])]
+    plan = SplitPlan(valid_from=100, test_from=200, window_start=window_start, observed_negatives=True)
+    rows = make_rows("u", make_timeline(events, config, plan), [*positives, "n1", "n2"], config, plan)
+    return [
+        checks.SeenRow(
+            split=row.split,
+            item_id=row.item_id,
+            label=row.label,
+            position=row.history_length + 1,
+            history=row.history,
+            history_length=row.history_length,
+            user_train_count=row.user_train_count,
+            item_train_count=0,
+        )
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize(("positives", "window_start"), [(["a"], 0), (["a", "b", "c"], 40)])
+def test_positives_that_only_the_histories_of_observed_negatives_name_are_no_leak(positives, window_start):
+    rows = rows_of_negatives_after(positives, window_start)
+    assert [(row.item_id, row.history) for row in rows] == [(n, tuple(reversed(positives))) for n in ("n1", "n2")]
+    assert list(checks.leaks_of_user("u", rows, [], {})) == []
+    planted = rows[1]._replace(history=("later", *rows[1].history[1:]))
+    (leak,) = checks.leaks_of_user("u", [rows[0], planted], [], {})
+    assert re.search(f"item n2, .* holds later at place 1, where .* is {positives[-1]}", leak.text)
 
 
 def test_the_one_value_that_transform_writes_for_an_empty_vocabulary_is_no_leak():
