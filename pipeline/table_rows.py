@@ -72,6 +72,7 @@ def make_rows(
             "interactions": str(table),
             "sizes": models[0].sizes,
             "split": split,
+            "window": None,  # of the run; here the dates above decide
             "cold": config.data.cold.model_copy(update={"by": config.data.cold_by}),
         }
     )

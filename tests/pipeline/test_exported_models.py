@@ -156,6 +156,16 @@ def test_a_table_of_interactions_is_evaluated_from_the_end_of_the_training_on(mo
     [overall] = [line.split() for line in text.splitlines() if line.split()[:2] == ["overall", "auc"]]
     assert overall[2] == f"{auc:.4f}"
     assert overall[-1] == "4"
+    # The window of a schedule is of its runs: it ends among these rows, and begins behind the training.
+    data = shop.data.model_dump(include={"interactions", "items"}) | {"split": {"strategy": "global_date"}}
+    with_and_without = [
+        Config.model_validate({"name": "shop", "data": {**data, "window": window}})
+        for window in (None, {"days": 3, "until": "2024-02-14"})
+    ]
+    dated, scheduled = (
+        shown(offline.evaluate, models[0], tmp_path / "later.csv", None, config=config) for config in with_and_without
+    )
+    assert dated == scheduled
     compared = shown(offline.compare, models, tmp_path / "later.csv", None, config=shop)
     [overall] = [line.split() for line in compared.splitlines() if line.split()[:2] == ["overall", "auc"]]
     assert overall[2:5] == [f"{auc:.4f}", f"{1 - auc:.4f}", f"{2 * auc - 1:+.4f}"]
