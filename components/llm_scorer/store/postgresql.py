@@ -92,11 +92,9 @@ class Server:
                     return result
             unsure, number = None, next(self._numbers)
             with connection.transaction():
-                connection.execute(
-                    "INSERT INTO commits VALUES (%s, %s, now()) ON CONFLICT (client) DO UPDATE SET "
-                    "number = excluded.number, at = excluded.at",
-                    (connection.client, number),
-                )
+                query = "UPDATE commits SET number = %s, at = now() WHERE client = %s"
+                if not connection.execute(query, (number, connection.client)).rowcount:
+                    raise psycopg.OperationalError("another process has forgotten a connection that was idle for days")
                 result = statements(_Cursor(connection))
                 unsure = connection.client, number
             return result
@@ -200,7 +198,11 @@ class Server:
         return connection
 
     def _make_commits(self, connection: _Connection) -> None:
-        """Makes the table of numbers, and clears it of connections that were closed long ago."""
+        """Makes the table of numbers, clears it of connections that were closed long ago, and adds this one's row.
+
+        The row is there before the first transaction: it must be one to lock, as nobody sees or waits for a row that
+        is inserted by a commit in doubt.
+        """
         with connection.transaction():
             connection.execute(_MAKING)
             if connection.execute("SELECT to_regclass('commits')").fetchone() == (None,):
@@ -208,6 +210,7 @@ class Server:
                     "CREATE TABLE commits (client TEXT PRIMARY KEY, number BIGINT NOT NULL, at TIMESTAMPTZ NOT NULL)"
                 )
             connection.execute("DELETE FROM commits WHERE at < now() - interval '7 days'")
+            connection.execute("INSERT INTO commits VALUES (%s, -1, now())", (connection.client,))
 
     def _error(self, content: Content, error: psycopg.Error) -> CacheError:
         words = " ".join(str(error).split()) or type(error).__name__

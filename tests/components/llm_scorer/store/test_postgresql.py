@@ -19,6 +19,7 @@ from sllmr.components.llm_scorer.requests.ledger import RunLedger
 from sllmr.components.llm_scorer.store import postgresql
 from sllmr.components.llm_scorer.store.interface import CacheError
 from sllmr.components.llm_scorer.store.opening import open_locks
+from sllmr.components.llm_scorer.store.postgresql import Server
 from tests.components.llm_scorer.postgresql_server import PASSWORD, PostgresqlServer, running_postgresql
 from tests.components.llm_scorer.requests.test_handler import config, contexts, reasons, session
 
@@ -225,6 +226,38 @@ def test_a_commit_whose_confirmation_is_lost_takes_effect_once(postgresql, share
         through = RunLedger(shared_store.replace(str(postgresql.port), str(port)), "run")
         through.add({"to be cut": 10})
     assert run.totals() == {"to be cut": 11}
+
+
+SLOW_COMMIT = """
+CREATE FUNCTION wait_a_second() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER slow_commit AFTER UPDATE ON counters DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION wait_a_second()
+"""
+ADD_TEN = "UPDATE counters SET value = value + 10 WHERE name = 'to be cut'"
+
+
+def test_a_first_commit_that_the_server_still_works_on_takes_effect_once(postgresql, shared_store):
+    """The server goes on with a commit whose connection is gone, while the client already tries again."""
+    run = RunLedger(shared_store, "run")
+    run.add({"to be cut": 1})
+    with postgresql.connect(shared_store.rsplit("/", 1)[1]) as connection:
+        connection.execute(SLOW_COMMIT)
+    with cutting_proxy(postgresql.port, before=False) as port:
+        fresh = Server(shared_store.replace(str(postgresql.port), str(port)))
+        fresh.transact(ledger._RUNS, lambda statements: statements.execute(ADD_TEN))
+        fresh.close()
+    assert run.totals() == {"to be cut": 11}
+
+
+def test_a_connection_that_was_idle_for_longer_than_its_row_is_kept_is_replaced(postgresql, shared_store):
+    run = RunLedger(shared_store, "run")
+    run.add({"n": 1})
+    with postgresql.connect(shared_store.rsplit("/", 1)[1]) as connection:
+        connection.execute("DELETE FROM commits")
+        run.add({"n": 10})
+        (commits,) = connection.execute("SELECT COUNT(*) FROM commits WHERE number >= 0").fetchone()
+    assert run.totals() == {"n": 11}
+    assert commits == 1
 
 
 def test_two_that_store_a_response_to_one_request_at_the_same_moment_keep_both(postgresql, shared_store):
