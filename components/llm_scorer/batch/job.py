@@ -49,6 +49,7 @@ from sllmr.components.llm_scorer.requests.ledger import (
     unsettled_reservations,
 )
 from sllmr.components.llm_scorer.results import BatchReport, TokenCounts
+from sllmr.components.llm_scorer.store.interface import Held
 from sllmr.components.llm_scorer.store.opening import open_locks
 from sllmr.components.llm_scorer.store.sqlite import file_errors, make_directory
 from sllmr.components.llm_scorer.strategies import create_strategy
@@ -153,6 +154,7 @@ class BatchJob:
         self._cache = ResponseCache(store)
         self._state = BatchState(store)
         self._strategy = create_strategy(config)
+        self._held: Held | None = None
         self._fetched: set[bytes] = set()
         self._refusal = ""
         self._progress = ""
@@ -176,8 +178,8 @@ class BatchJob:
             Counts of requests, tokens, and money over all batches of the plan.
 
         Raises:
-            LlmError: the endpoint cannot be used, a batch has ended without its output file, or another process works
-                on the same cache's batches. Run again, and it resumes.
+            LlmError: the endpoint cannot be used, a batch has ended without its output file, or another process works,
+                or may work after this one was suspended, on the same cache's batches. Run again, and it resumes.
         """
         with self._alone():
             self._settle_creations()
@@ -219,13 +221,8 @@ class BatchJob:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Keeps other processes from the record of batches; the lock of a killed one is free."""
-        with contextlib.closing(open_locks(self._store, "batches")) as locks:
-            held = locks.try_lock(_ALL)
-            if held is None:
-                raise LlmError(
-                    f"one process at a time may work on the batches of {self._store}, and another one does; wait for it"
-                    " or stop it"
-                )
+        with contextlib.closing(open_locks(self._store, "batches")) as self._locks:
+            self._held = self._take()
             try:
                 make_directory(self._files)
                 with file_errors(self._files):
@@ -234,7 +231,34 @@ class BatchJob:
                         os.unlink(os.path.join(self._files, name))
                 yield
             finally:
-                held.release()
+                if self._held is not None:
+                    self._held.release()
+
+    def _take(self) -> Held:
+        held = self._locks.try_lock(_ALL)
+        if held is None:
+            raise LlmError(
+                f"one process at a time may work on the batches of {self._store}, and another one does; wait for it or "
+                "stop it"
+            )
+        return held
+
+    def _check_alone(self) -> None:
+        """Raises LlmError if another process may have taken the lock, and may have submitted the same requests."""
+        if self._held is None or not self._held.is_held():
+            raise LlmError(
+                "this process was suspended, or without the database, for so long that another one may work on the "
+                f"batches of {self._store} by now; run again, and it resumes"
+            )
+
+    def _take_again(self) -> bool:
+        """Takes a lock that is not held for sure anew; returns whether it did, so that all that is known may be old."""
+        if self._held is None or self._held.is_held():
+            return False
+        self._held.release()
+        self._held = None  # in case another process has it
+        self._held = self._take()
+        return True
 
     def _settle_creations(self) -> None:
         """Finds out what became of the creations that a killed process had begun."""
@@ -394,9 +418,12 @@ class BatchJob:
             "completion_window": "24h",
             "metadata": {NAME_IN_METADATA: batch.name},
         }
+        # The upload may have taken long.
+        self._check_alone()
         self._state.add(batch, pending.keys)
         self._ended_before[batch.name] = self._ended_batches
         for repeat in itertools.count(1):
+            self._check_alone()
             try:
                 # Without a word of the endpoint, never simply once more: it may have created it all the same.
                 batch_id = _id_of(self._client.post("/batches", wanted)) or self._find(batch)
@@ -542,7 +569,10 @@ class BatchJob:
             query["after"] = last
 
     def _fetch_ended(self, names: set[str]) -> bool:
-        """Looks at the batches once; stores the answers of those that ended. Returns whether any did."""
+        """Looks at the batches once; stores the answers of those that ended. Returns whether any did, or may have."""
+        if self._take_again():
+            self._awaited.clear()
+            return True
         ended = False
         done = total = 0
         no_room: list[tuple[Batch, str]] = []
@@ -605,6 +635,7 @@ class BatchJob:
             Why it cannot be recorded as done: its output file is missing, and its requests are possibly billed. Else
             empty.
         """
+        self._check_alone()
         keys = self._state.keys(batch)
         outcomes: dict[str, str] = {}
         details: dict[str, str] = {}

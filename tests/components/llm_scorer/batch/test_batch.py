@@ -533,6 +533,93 @@ def test_one_process_at_a_time_works_on_the_batches(stub, tmp_path):
     assert len(seen) == 1
 
 
+class LosableLocks:
+    """Locks as leases are: one that is held can be lost, and another process can take it.
+
+    Attributes:
+        lost: whether the last one that was taken is lost.
+        is_taken: whether another process holds it.
+        poll_s: as Locks says.
+    """
+
+    poll_s = 0.01
+
+    def __init__(self) -> None:
+        self.lost = self.is_taken = False
+
+    def try_lock(self, key: str) -> "LosableLocks | None":
+        self.lost = False
+        return None if self.is_taken else self
+
+    def is_locked(self, key: str) -> bool:
+        return self.is_taken
+
+    def is_held(self) -> bool:
+        return not self.lost
+
+    def release(self) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture
+def losable(monkeypatch: pytest.MonkeyPatch) -> LosableLocks:
+    locks = LosableLocks()
+    monkeypatch.setattr("sllmr.components.llm_scorer.batch.job.open_locks", lambda store, name: locks)
+    return locks
+
+
+def lose_after(stub: StubBatchServer, losable: LosableLocks, request: str, *, to_another: bool = False) -> None:
+    """Makes the lock be lost when the endpoint has carried out the first such request."""
+
+    def after(name: str) -> None:
+        if name == request and stub.received.count(request) == 1:
+            losable.lost, losable.is_taken = True, to_another
+
+    stub.after = after
+
+
+def test_a_lock_that_was_lost_during_the_upload_submits_nothing(stub, tmp_path, losable):
+    configured = config(stub)
+    requests = plan(configured, 3)
+    lose_after(stub, losable, "POST /v1/files")
+    with pytest.raises(LlmError, match=r"suspended.*another one may work on the batches of .*; run again"):
+        run(configured, tmp_path, requests)
+    assert "POST /v1/batches" not in stub.received
+    assert run(configured, tmp_path, requests).answered == 3
+    assert set(times_handed_over(stub).values()) == {1}
+
+
+def test_a_lock_that_was_lost_between_two_attempts_to_create_a_batch_creates_none(stub, tmp_path, losable):
+    configured = config(stub)
+    stub.creation_error = lambda attempt: (404, {"message": "No such File object"})
+    lose_after(stub, losable, "POST /v1/batches")
+    with pytest.raises(LlmError, match="run again"):
+        run(configured, tmp_path, plan(configured, 3))
+    assert stub.received.count("POST /v1/batches") == 1
+
+
+def test_a_lock_that_was_lost_while_a_batch_was_awaited_is_taken_again(stub, tmp_path, losable):
+    configured = config(stub)
+    requests = plan(configured, 3)
+    stub.looks = 3
+    lose_after(stub, losable, "GET /v1/batches/ID")
+    assert run(configured, tmp_path, requests).answered == 3
+    assert set(times_handed_over(stub).values()) == {1}
+
+
+def test_a_lock_that_another_process_took_while_a_batch_was_awaited_stops_the_command(stub, tmp_path, losable):
+    configured = config(stub)
+    requests = plan(configured, 3)
+    stub.looks = 3
+    lose_after(stub, losable, "GET /v1/batches/ID", to_another=True)
+    with pytest.raises(LlmError, match="another one does; wait for it"):
+        run(configured, tmp_path, requests)
+    assert "GET /v1/files/ID/content" not in stub.received
+
+
 def test_neither_the_key_nor_anything_beside_the_answers_gets_from_a_bad_server_into_a_file(stub, tmp_path, caplog):
     caplog.set_level("INFO")
     escaped = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
