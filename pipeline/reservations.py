@@ -5,6 +5,7 @@ import shlex
 
 from rich.console import Console
 
+from sllmr.components.llm_scorer.jobs.import_local import import_local
 from sllmr.components.llm_scorer.requests.ledger import Reservations, release_reservations, reservations_by_run
 from sllmr.pipeline.config import load_config
 
@@ -20,10 +21,12 @@ def reservations(config_file: pathlib.Path, *, release: bool) -> None:
     Raises:
         ConfigError: the configuration cannot be used.
         CacheError: the record of runs cannot be read or written.
+        LlmError: what cache_dir keeps cannot be copied into the store.
     """
     console = Console(highlight=False)
     config = load_config(config_file)
     store = config.store or config.cache_dir
+    import_local(config.cache_dir, store)
     found = release_reservations(store) if release else reservations_by_run(store)
     ended = [run for run in found if not run.is_running]
     running = [run for run in found if run.is_running]

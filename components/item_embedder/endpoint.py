@@ -1,7 +1,8 @@
 """Texts -> vectors by /v1/embeddings, through the scorer's client, response cache, budget and ledger.
 
-One request for each distinct text. Every response is kept in cache_dir before it is used, so a stopped run resumes
-where it was, and a catalog that has grown sends its new texts alone.
+One request for each distinct text. Every response is kept in the store (a database if `store` names one, else files in
+cache_dir) before it is used, so a stopped run resumes where it was, and a catalog that has grown sends its new texts
+alone.
 """
 
 import base64
@@ -24,6 +25,7 @@ from sllmr.components.llm_scorer.cost.estimate import Estimate, Estimator
 from sllmr.components.llm_scorer.endpoint.local_model import fetch_local_model
 from sllmr.components.llm_scorer.endpoint.local_server import local_server
 from sllmr.components.llm_scorer.errors import LlmError
+from sllmr.components.llm_scorer.jobs.import_local import import_local
 from sllmr.components.llm_scorer.messages import Answer, Candidate, Context, Failure, LlmRequest
 from sllmr.components.llm_scorer.needs import check_needs
 from sllmr.components.llm_scorer.requests import ledger
@@ -79,6 +81,7 @@ class EndpointEmbedder:
 
     def estimate(self, texts: Sequence[str]) -> Estimate:
         """What `embed` would send and cost, without a request."""
+        import_local(self._cache_directory, self._store)
         cache = ResponseCache(self._store)
         try:
             requests = _TextRequests(self._config, texts)

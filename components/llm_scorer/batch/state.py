@@ -32,6 +32,8 @@ its file as a whole, or it was never created."""
 
 ANSWERED = "answered"
 
+_LINE = "key, batch, outcome, lost_prompt, lost_cached_prompt, lost_completion"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -174,6 +176,27 @@ class BatchState:
             UNDER_WAY,
         )
         return {key for (key,) in rows}
+
+    def copy_to(self, other: "BatchState") -> None:
+        """Copies the batches that have ended, and what became of their requests, into another store."""
+        ended = (DONE, REFUSED, DROPPED)
+        batches = [dataclasses.asdict(batch) for batch in self.batches(ended)]
+        lines = self._database.execute(
+            f"SELECT {_LINE} FROM lines WHERE batch IN (SELECT name FROM batches WHERE step IN ({_marks(ended)})) "
+            "ORDER BY key, batch",
+            ended,
+        )
+
+        def copy(statements: Statements) -> None:
+            for row in batches:
+                statements.execute(
+                    f"INSERT INTO batches ({', '.join(row)}) VALUES ({_marks(row)}) ON CONFLICT DO NOTHING",
+                    [*row.values()],
+                )
+            marks = _marks(_LINE.split(", "))
+            statements.executemany(f"INSERT INTO lines ({_LINE}) VALUES ({marks}) ON CONFLICT DO NOTHING", lines)
+
+        other._database.transact(copy)
 
     def close(self) -> None:
         self._database.close()

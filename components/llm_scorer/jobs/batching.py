@@ -7,6 +7,7 @@ import apache_beam as beam
 from sllmr.components.catalog import read_catalog
 from sllmr.components.llm_scorer.batch.job import BatchJob, check_batch
 from sllmr.components.llm_scorer.errors import LlmError
+from sllmr.components.llm_scorer.jobs.import_local import import_local
 from sllmr.components.llm_scorer.jobs.plan import NOTHING_TO_SCORE, read_plan, write_plan
 from sllmr.components.llm_scorer.jobs.workspace import Workspace
 from sllmr.components.llm_scorer.messages import LlmRequest
@@ -27,6 +28,7 @@ def batch_job(workspace: Workspace, train_rows: beam.PTransform) -> BatchJob:
     config = workspace.resolved(train_rows)
     check_batch(config)
     check_needs(config)
+    import_local(workspace.cache_directory, workspace.store)
     strategy = create_strategy(config)
     plan = write_plan(workspace, train_rows, config)
     if next(read_plan(plan), None) is None:

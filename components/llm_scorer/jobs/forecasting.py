@@ -5,6 +5,7 @@ import apache_beam as beam
 from sllmr.components.catalog import read_catalog
 from sllmr.components.llm_scorer.cost.forecast import Forecast, forecast
 from sllmr.components.llm_scorer.errors import LlmError
+from sllmr.components.llm_scorer.jobs.import_local import import_local
 from sllmr.components.llm_scorer.jobs.plan import NOTHING_TO_SCORE, read_askable, read_plan, write_plan
 from sllmr.components.llm_scorer.jobs.workspace import Workspace
 from sllmr.components.llm_scorer.requests.cache import ResponseCache
@@ -21,8 +22,9 @@ def forecast_job(workspace: Workspace, train_rows: beam.PTransform) -> list[Fore
         train_rows: as for `score`.
 
     Raises:
-        LlmError: there is nothing to query the LLM about.
+        LlmError: there is nothing to query the LLM about; what cache_directory keeps cannot be copied into the store.
     """
+    import_local(workspace.cache_directory, workspace.store)
     config = workspace.resolved(train_rows)
     strategy = create_strategy(config)
     plan = write_plan(workspace, train_rows, config.model_copy(update={"store_user_ids": True}), count_askable=True)

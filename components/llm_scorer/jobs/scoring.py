@@ -17,6 +17,7 @@ from sllmr.components.llm_scorer.endpoint.local_model import fetch_local_model
 from sllmr.components.llm_scorer.endpoint.local_server import local_server
 from sllmr.components.llm_scorer.errors import LlmError
 from sllmr.components.llm_scorer.jobs.accounting import Kept, account, close
+from sllmr.components.llm_scorer.jobs.import_local import import_local
 from sllmr.components.llm_scorer.jobs.plan import (
     NOTHING_TO_SCORE,
     PLAN,
@@ -105,6 +106,7 @@ def score_plan(
     Returns:
         The ledger, with no wall time yet.
     """
+    import_local(workspace.cache_directory, workspace.store)
     strategy = create_strategy(config)
     # Kept open as the last one: the last connection to close folds the write-ahead log into the file.
     with (

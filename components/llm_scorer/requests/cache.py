@@ -13,10 +13,10 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sllmr.components.llm_scorer.store.interface import Content
+from sllmr.components.llm_scorer.store.interface import Content, Statements
 from sllmr.components.llm_scorer.store.opening import open_database
 
 FILE_NAME = "responses.sqlite"
@@ -28,6 +28,12 @@ _RESPONSES = Content(
     if_unusable="a response may be lost",
     is_receipt=True,
 )
+
+
+_COPIED_AT_ONCE = 1000
+
+_Row = tuple[str, str, str, int]
+"""Key, value, checksum, answered_at."""
 
 
 class ResponseCache:
@@ -71,7 +77,9 @@ class ResponseCache:
         # In the same commit as what replaces it.
         self._database.keep_replaced("responses", "receipts")
         columns = self._database.as_bytes("value"), self._database.as_bytes("checksum")
-        self._select = f"SELECT {', '.join(columns)}, {self._database.as_integer('answered_at')} FROM"
+        fields = f"{', '.join(columns)}, {self._database.as_integer('answered_at')} FROM"
+        self._select = f"SELECT {fields}"
+        self._select_rows = f"SELECT {self._database.as_bytes('key')}, {fields}"
 
     def receipts(self, key: str) -> list[dict[str, Any]]:
         """Responses to the request that were paid for and are not the one that `get` returns."""
@@ -150,6 +158,64 @@ class ResponseCache:
             raise
         for pending in batch.values():
             pending.committed = True
+
+    def copy_to(self, other: "ResponseCache") -> Iterator[int]:
+        """Copies responses and receipts of a folder into another store, a part at each step.
+
+        A response of the other store stays, and the one of the folder becomes a receipt there; except for one that the
+        folder has replaced since an earlier copy. What is damaged is left out.
+
+        Yields:
+            How many responses were copied since the last step, those that the other store had included.
+        """
+        after: bytes | None = b""
+        while after is not None:
+            rows = self._database.execute(
+                f"{self._select_rows} responses WHERE key > CAST(? AS TEXT) ORDER BY key LIMIT {_COPIED_AT_ONCE}",
+                (after,),
+            )
+            last = rows[-1][0] if len(rows) == _COPIED_AT_ONCE else None
+            until = ("", ()) if last is None else (" AND key <= CAST(? AS TEXT)", (last,))
+            receipts = self._database.execute(
+                f"{self._select_rows} receipts WHERE key > CAST(? AS TEXT){until[0]}", (after, *until[1])
+            )
+            responses = self._sound(rows)
+            other._take(responses, self._sound(receipts))
+            yield len(responses)
+            after = last
+
+    def _sound(self, rows: Iterable[tuple[Any, ...]]) -> list[_Row]:
+        """The rows whose bytes are those that were stored."""
+        found: list[_Row] = []
+        for key_bytes, *row in rows:
+            key = key_bytes.decode("utf-8", "replace")
+            if self._entry(key, tuple(row)) is not None:
+                value, checksum, answered_at = row
+                found.append((key, value.decode(), checksum.decode(), answered_at))
+        return found
+
+    def _take(self, responses: list[_Row], receipts: list[_Row]) -> None:
+        """Stores rows of another cache, all or none."""
+        keys = sorted({key for key, *_ in (*responses, *receipts)})
+        replaced = {(key, checksum) for key, _, checksum, _ in receipts}
+        query = (
+            f"SELECT key, checksum FROM responses WHERE key IN ({', '.join('?' * len(keys))}) ORDER BY key"
+            f"{self._database.row_lock}"
+        )
+
+        def take(statements: Statements) -> None:
+            statements.executemany("INSERT INTO responses VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", responses)
+            current = dict(statements.execute(query, keys))
+            newer = [row for row in responses if (row[0], current[row[0]]) in replaced and current[row[0]] != row[2]]
+            statements.executemany(_insert("responses", 1), newer)
+            current |= {key: checksum for key, _, checksum, _ in newer}
+            statements.executemany(
+                "INSERT INTO receipts VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                [row for row in (*responses, *receipts) if current.get(row[0]) != row[2]],
+            )
+
+        if keys:
+            self._database.transact(take)
 
     def take_corrupt(self) -> int:
         """Number of corrupt entries met since it was last asked for."""

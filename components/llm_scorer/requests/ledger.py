@@ -175,6 +175,14 @@ def release_reservations(store: str) -> list[Reservations]:
     return ended
 
 
+def copy_reservations(source: str, target: str) -> None:
+    """Copies what is reserved and not settled in a store into another one, where it is not there."""
+    if not _has_runs(source):
+        return
+    with contextlib.closing(RunLedger(source, "")) as old, contextlib.closing(RunLedger(target, "")) as new:
+        new.add_reservations(old.reservations())
+
+
 def budget_caps(config: LlmConfig) -> dict[str, int]:
     """The configured caps, as RunLedger.reserve takes them."""
     budget, caps = config.budget, {}
@@ -390,6 +398,14 @@ class RunLedger:
         """What is reserved and not settled, of all runs, by the request's key."""
         rows = self._database.execute(f"SELECT key, {_SUMS} FROM reservations GROUP BY key")
         return {key: {RESERVED_NANO_USD: nano_usd, RESERVED_TOKENS: tokens} for key, nano_usd, tokens in rows}
+
+    def reservations(self) -> list[tuple[Any, ...]]:
+        """What is reserved and not settled, of all runs: run, request's key, money and tokens."""
+        return self._database.execute("SELECT run_id, key, nano_usd, tokens FROM reservations ORDER BY run_id, key")
+
+    def add_reservations(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Adds reservations of another store, without those that are there."""
+        self._database.executemany("INSERT INTO reservations VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", rows)
 
     def reservations_by_run(self) -> list[tuple[Any, ...]]:
         """Of all runs: id, number of requests, money and tokens that are reserved and not settled."""
