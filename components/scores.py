@@ -20,7 +20,9 @@ Layout of a score record, one for each context (a user at one moment):
     target_item_id      bytes    target item of a calibration context; empty in the others
     user_id             bytes    empty unless llm.store_user_ids
     user_key            bytes    hash of user and seed: tells whose contexts belong together, not whose they are
-    user_positives      int64    the user's positives in the train split when the context was last planned
+    user_positives      int64    the user's positive train rows when the context was last planned
+    last_position       int64    the position of the last of them among all positives of the user; 0 in a table of an
+                                 earlier version
     model, strategy, prompt_version   bytes
     fingerprint         bytes    hash of what was queried: equal if a new query would send the same requests
     scored_at           int64    Unix seconds
@@ -62,7 +64,7 @@ PUBLISHED_LINK = ".table"
 _TABLES = ".tables"
 
 _FLOATS = ("llm_scores", "raw_scores", "first_llm_scores", "second_llm_scores")
-_INTEGERS = ("history_length", "user_positives", "scored_at")
+_INTEGERS = ("history_length", "user_positives", "last_position", "scored_at")
 _LISTS = ("history_item_ids", "item_ids", "roles", *_FLOATS)
 
 _FORMER_NAMES = {"target_item_id": "chosen_item_id", "fingerprint": "content_digest"}
@@ -92,6 +94,7 @@ class ScoreRecord:
     user_id: str = ""
     user_key: str = ""
     user_positives: int = 0
+    last_position: int = 0
     model: str
     strategy: str
     prompt_version: str
@@ -116,6 +119,21 @@ class ScoreRecord:
     def is_audited(self) -> bool:
         """Whether it was queried in two orders, and both responses scored every candidate."""
         return bool(self.second_llm_scores)
+
+    def is_outdated(self, *, last_position: int, user_positives: int) -> bool:
+        """Whether the user has a positive train row after the last one of the time when the context was planned.
+
+        The number of rows cannot say it with data.window: rows leave the window as others enter it. A position counts
+        all positives of the user. A record of an earlier version has no position: there only a higher number of rows
+        counts, so that nothing is paid for again because the window moved.
+
+        Args:
+            last_position: today's, of the user's last positive train row.
+            user_positives: today's number of positive train rows of the user.
+        """
+        if self.last_position:
+            return last_position > self.last_position
+        return 0 < self.user_positives < user_positives
 
     def serialize(self) -> bytes:
         """The record as a serialized tf.Example."""

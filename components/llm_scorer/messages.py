@@ -82,8 +82,9 @@ class Context:
         target_item_id: the item that the user interacted with then, in calibration contexts; else empty.
         user_id: empty unless llm.store_user_ids.
         user_key: hash of user and seed.
-        user_positives: the user's positives in the train split.
-        scored_user_positives: the same when the scores were given, where they are of an earlier table; 0 elsewhere.
+        user_positives: the user's positive train rows; of a replayed table those of the time when it was planned.
+        last_position: the position of the last of them; see scores.ScoreRecord.
+        is_outdated: whether the scores are of an earlier table, and the user has had later positive train rows since.
         timestamp: of that point, Unix milliseconds; 0 without declared features.
         about_user: of the user at that point, `name: value` for each feature of llm.prompt_features.user that is known.
     """
@@ -96,7 +97,8 @@ class Context:
     user_id: str = ""
     user_key: str = ""
     user_positives: int = 0
-    scored_user_positives: int = 0
+    last_position: int = 0
+    is_outdated: bool = False
     timestamp: int = 0
     about_user: tuple[str, ...] = ()
 
@@ -108,6 +110,7 @@ class Context:
         values = json.loads(text)
         if "chosen_item_id" in values:  # In a plan that an earlier version wrote: its batch may be paid for.
             values["target_item_id"] = values.pop("chosen_item_id")
+        values.pop("scored_user_positives", None)
         values["history_item_ids"] = tuple(values["history_item_ids"])
         values["about_user"] = tuple(values.get("about_user", ()))
         values["candidates"] = tuple(Candidate(**c) for c in values["candidates"])

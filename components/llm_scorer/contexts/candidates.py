@@ -62,7 +62,7 @@ class PositiveRow:
     Attributes:
         history_item_ids: latest first.
         item_id: the target item.
-        user_positives: the user's positive train rows, before and after this one.
+        user_positives: how many positive train rows the user has, before and after this one.
         timestamp, about_user: see messages.Context.
     """
 
@@ -122,7 +122,13 @@ def candidates_of(
 
 
 def context_of(
-    record: ScoreRecord, row: PositiveRow, candidates: tuple[Candidate, ...], *, seed: int, user_id: str
+    record: ScoreRecord,
+    row: PositiveRow,
+    candidates: tuple[Candidate, ...],
+    *,
+    last_position: int,
+    seed: int,
+    user_id: str,
 ) -> Context:
     """A record's context as it is today, at the record's own row."""
     return Context(
@@ -134,6 +140,7 @@ def context_of(
         user_id=user_id,
         user_key=user_key(row.user_id, seed),
         user_positives=row.user_positives,
+        last_position=last_position,
         timestamp=row.timestamp,
         about_user=row.about_user,
     )
@@ -246,6 +253,7 @@ class CandidatePools:
         interacted: Collection[str],
         size: int,
         seed: int,
+        last_position: int = 0,
         user_id: str = "",
         carried: Sequence[Candidate] = (),
     ) -> Context:
@@ -258,6 +266,7 @@ class CandidatePools:
             interacted: items that the user interacted with in the train split, before or after the row.
             size: candidates at most.
             seed: of the draw, with the context's id.
+            last_position: of the user's last positive train row; stored with the context.
             user_id: stored with the context; empty to store none.
             carried: candidates that come first after the target item and its negatives, for comparison with an
                 earlier context.
@@ -300,6 +309,7 @@ class CandidatePools:
             user_id=user_id,
             user_key=user_key(row.user_id, seed),
             user_positives=row.user_positives,
+            last_position=last_position,
             timestamp=row.timestamp,
             about_user=row.about_user,
         )

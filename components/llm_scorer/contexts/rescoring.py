@@ -1,10 +1,13 @@
 """Which contexts of an earlier score table stay, and which are scored again: Beam steps and the pure choice in them.
 
-A table names users by a hash (scores.ScoreRecord.user_key), which today's rows give as well. A user whose number of
-train positives is the table's has its contexts where they were. Otherwise the history has changed: the user's contexts,
-as many as the table holds, move to the latest rows that the LLM can score. A moved context keeps the candidates that
-the user has not interacted with since, as far as the slots beside a new target item and its negatives allow, so that
-the two scores can be compared.
+A table names users by a hash (scores.ScoreRecord.user_key), which today's rows give as well. A user has a new history
+if today's last positive train row has a later position than the last one of the time when the table was made. A
+position counts all positives of the user, so that data.window, which moves on, changes no position (a table of an
+earlier version has none: see ScoreRecord.is_outdated). The contexts of a user with a new history, as many as the table
+holds, move to the latest rows that the LLM can score. Without one, a context stays while its own row is there; it moves
+to the latest row that is free if its own has left the window or says something else today. A moved context keeps the
+candidates that the user has not interacted with since, as far as the slots beside a new target item and its negatives
+allow, so that the two scores can be compared.
 
 A context that has not moved is kept without a request if its requests would be those that were sent for it and its
 score is young enough. Its candidates are the table's, although a plan made today would draw others: the pools move with
@@ -13,6 +16,7 @@ every purchase, and a new draw for everybody would score everybody again.
 
 import dataclasses
 import glob
+import itertools
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -46,8 +50,8 @@ HISTORY = "history"
 PROMPT = "prompt"
 AGE = "age"
 REASONS = (HISTORY, PROMPT, AGE)
-"""Why a context is scored again: the user has more interactions; model, prompt, titles or settings changed; the score
-is old.
+"""Why a context is scored again: the user has later interactions, or the context moved because its row is gone; model,
+prompt, titles or settings changed; the score is old.
 """
 
 GONE = "gone"
@@ -119,29 +123,30 @@ class RowsOfOtherUsers(beam.PTransform):
 
 
 def pair_with_rows(
-    records: Sequence[ScoreRecord], rows: Sequence[PositiveRow], seed: int
+    records: Sequence[ScoreRecord], rows: Sequence[PositiveRow], last_position: int, seed: int
 ) -> list[tuple[ScoreRecord, PositiveRow | None]]:
     """Where one user's contexts stand today.
 
     Args:
         records: the user's.
         rows: those of the user that the LLM can score.
+        last_position: of the user's last positive train row, whether or not the LLM can score it.
 
     Returns:
-        Each record with its own row where the history has not changed; else with one of the latest rows, its own
-        where that is among them; with None where no row is left.
+        Each record with its own row if it stays (see above); else with one of the latest rows that no record keeps, its
+        own if that is among them; with None if no row is left.
     """
-    own = {context_id(row, seed): row for row in rows}
-    if all(
-        record.context_id in own
-        and is_record_of(record, own[record.context_id])
-        and record.user_positives == own[record.context_id].user_positives
-        for record in records
-    ):
-        return [(record, own[record.context_id]) for record in records]
-    latest = sorted(rows, key=lambda row: row.position, reverse=True)[: len(records)]
-    left = {context_id(row, seed): row for row in latest}
-    stayed = {r.context_id: left.pop(r.context_id) for r in records if r.context_id in left}
+    by_age = sorted(rows, key=lambda row: row.position, reverse=True)
+    left = {context_id(row, seed): row for row in by_age}
+    stayed = {
+        r.context_id: left.pop(r.context_id)
+        for r in records
+        if r.context_id in left
+        and is_record_of(r, left[r.context_id])
+        and not r.is_outdated(last_position=last_position, user_positives=left[r.context_id].user_positives)
+    }
+    left = dict(itertools.islice(left.items(), len(records) - len(stayed)))
+    stayed |= {r.context_id: left.pop(r.context_id) for r in records if r.context_id in left}
     # The latest record takes the latest row that is left, and so on.
     movers = sorted((r for r in records if r.context_id not in stayed), key=lambda r: (-r.history_length, r.context_id))
     moved = dict(zip((r.context_id for r in movers), left.values(), strict=False))
@@ -167,8 +172,9 @@ class _ReplanUser(WithCatalog):
         items = {item for row in rows for item in (row.item_id, *row.history_item_ids)}
         lag = self._config.history_lag
         askable = [row for row in rows if can_be_scored(row, self._catalog, history_lag=lag)]
-        for record, row in pair_with_rows(records, askable, self._config.seed):
-            context = None if row is None else self._context(record, row, items)
+        last_position = max((row.position for row in rows), default=0)
+        for record, row in pair_with_rows(records, askable, last_position, self._config.seed):
+            context = None if row is None else self._context(record, row, items, last_position)
             # One candidate alone can never form a pair.
             if context is None or len(context.candidates) < 2:
                 fate = Fate(previous_id=record.context_id, context_id="", fate=GONE)
@@ -181,12 +187,12 @@ class _ReplanUser(WithCatalog):
                     yield beam.pvalue.TaggedOutput(CONTEXTS, context)
             yield beam.pvalue.TaggedOutput(FATES, fate.to_json())
 
-    def _context(self, record: ScoreRecord, row: PositiveRow, items: Collection[str]) -> Context:
+    def _context(self, record: ScoreRecord, row: PositiveRow, items: Collection[str], last_position: int) -> Context:
         config = self._config
         user_id = row.user_id if config.store_user_ids else ""
         candidates = candidates_of(record, self._catalog, items)
         if context_id(row, config.seed) == record.context_id and is_record_of(record, row):
-            return context_of(record, row, candidates, seed=config.seed, user_id=user_id)
+            return context_of(record, row, candidates, last_position=last_position, seed=config.seed, user_id=user_id)
         others = [candidate for candidate in candidates if candidate.role != scores.TARGET]
         item = self._catalog.get(row.item_id)
         return self._pools.context(
@@ -196,6 +202,7 @@ class _ReplanUser(WithCatalog):
             interacted=items,
             size=min(config.candidates.per_context, config.planned_pairs),
             seed=config.seed,
+            last_position=last_position,
             user_id=user_id,
             # Negatives were drawn beside another choice: they come last.
             carried=sorted(others, key=lambda candidate: candidate.role == scores.NEGATIVE),
@@ -205,12 +212,18 @@ class _ReplanUser(WithCatalog):
         if context.context_id != record.context_id:
             return HISTORY
         if self._digest.of(context, self._catalog) != record.fingerprint:
-            return PROMPT if context.user_positives == record.user_positives else HISTORY
+            is_outdated = record.is_outdated(last_position=context.last_position, user_positives=context.user_positives)
+            return HISTORY if is_outdated else PROMPT
         return KEPT if record.scored_at >= self._not_before else AGE
 
 
 def _as_of_today(record: ScoreRecord, context: Context) -> ScoreRecord:
-    return dataclasses.replace(record, user_id=context.user_id, user_positives=context.user_positives)
+    return dataclasses.replace(
+        record,
+        user_id=context.user_id,
+        user_positives=context.user_positives,
+        last_position=context.last_position,
+    )
 
 
 def _user_key_of(record: ScoreRecord) -> str:

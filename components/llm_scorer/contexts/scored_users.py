@@ -130,7 +130,12 @@ def contexts_of_user(
         if not (is_latest or target) or len(contexts) == MAX_CONTEXTS_PER_USER:
             continue
         context = _context(
-            row, target, candidates, config, size if is_latest else min(size, config.candidates.per_context)
+            row,
+            target,
+            candidates,
+            config,
+            size=size if is_latest else min(size, config.candidates.per_context),
+            last_position=by_time[-1].position,
         )
         # One candidate alone can never form a pair.
         if len(context.candidates) > 1:
@@ -141,7 +146,9 @@ def contexts_of_user(
     return ScoredUser(contexts, {item_id: why for item_id, why in dropped.items() if item_id not in used})
 
 
-def _context(row: PositiveRow, target: str, candidates: Sequence[str], config: LlmConfig, size: int) -> Context:
+def _context(
+    row: PositiveRow, target: str, candidates: Sequence[str], config: LlmConfig, *, size: int, last_position: int
+) -> Context:
     identifier = context_id(row, config.seed)
     room = size - bool(target)
     drawn = candidates
@@ -160,6 +167,7 @@ def _context(row: PositiveRow, target: str, candidates: Sequence[str], config: L
         user_id=row.user_id if config.store_user_ids else "",
         user_key=user_key(row.user_id, config.seed),
         user_positives=row.user_positives,
+        last_position=last_position,
         timestamp=row.timestamp,
         about_user=row.about_user,
     )

@@ -258,9 +258,11 @@ class _DrawCandidates(WithCatalog):
         _, found = element
         items: set[str] = set()
         chosen = []
+        last_position = 0
         for name, calibration, encoded in found:
             row = PositiveRow.from_json(encoded)
             items.update((row.item_id, *row.history_item_ids))
+            last_position = max(last_position, row.position)
             if name:
                 chosen.append((row, name, calibration))
         for row, name, calibration in chosen:
@@ -273,13 +275,21 @@ class _DrawCandidates(WithCatalog):
                     interacted=items,
                     size=self._size,
                     seed=self._config.seed,
+                    last_position=last_position,
                     user_id=user_id,
                 )
             else:
                 record = self._records[context_id(row, self._config.seed)]
                 candidates = candidates_of(record, self._catalog, items)[: self._size]
-                context = context_of(record, row, candidates, seed=self._config.seed, user_id=user_id)
-                context = dataclasses.replace(context, scored_user_positives=record.user_positives)
+                context = context_of(
+                    record, row, candidates, last_position=last_position, seed=self._config.seed, user_id=user_id
+                )
+                context = dataclasses.replace(
+                    context,
+                    user_positives=record.user_positives,
+                    last_position=record.last_position,
+                    is_outdated=record.is_outdated(last_position=last_position, user_positives=row.user_positives),
+                )
             # One candidate alone can never form a pair.
             if len(context.candidates) > 1:
                 yield context

@@ -110,7 +110,7 @@ def account(
         oldest_score=min(times, default=None),
         median_score=statistics.median_low(times) if times else None,
         newest_score=max(times, default=None),
-        contexts_outdated=sum(0 < c.scored_user_positives < c.user_positives for c in read_plan(plan)),
+        contexts_outdated=sum(context.is_outdated for context in read_plan(plan)),
         audit=audit.report(queried_twice),
         canary=canary_report(totals),
         seconds=0,

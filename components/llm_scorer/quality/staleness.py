@@ -8,7 +8,7 @@ _DAY_S = 86400
 def staleness(book: ScoringLedger, now_s: float) -> ScoreAge | None:
     """Age of the scores in days, and the fraction of contexts whose user has new interactions; None without scores.
 
-    A context counts as outdated where its scores are of an earlier table (`replay`) and its user has more positives in
+    A context counts as outdated where its scores are of an earlier table (`replay`) and its user has later positives in
     the train split now than then. A response from the cache does not say what else the user had interacted with when it
     came: only its age shows.
 

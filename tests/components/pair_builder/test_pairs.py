@@ -345,6 +345,7 @@ def test_score_records_survive_serialization():
         second_llm_scores=(0.25, 1.0),
         user_key="k",
         user_positives=7,
+        last_position=9,
         fingerprint="d",
     )
     assert ScoreRecord.parse(original.serialize()) == original
@@ -352,7 +353,7 @@ def test_score_records_survive_serialization():
 
 def test_a_record_of_an_earlier_version_reads_with_the_defaults_of_what_it_lacks():
     example = tf.train.Example.FromString(record({"a": 0.25}).serialize())
-    for name in ("first_llm_scores", "second_llm_scores", "user_key", "user_positives", "fingerprint"):
+    for name in ("first_llm_scores", "second_llm_scores", "user_key", "user_positives", "last_position", "fingerprint"):
         del example.features.feature[name]
     assert ScoreRecord.parse(example.SerializeToString()) == record({"a": 0.25})
 

@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -274,3 +275,10 @@ def test_an_item_that_no_prompt_can_name_becomes_no_target_item():
 def test_a_moment_is_what_it_was_after_json():
     before = positive_row(user="ü\n1")
     assert PositiveRow.from_json(before.to_json().encode()) == before
+
+
+def test_a_context_of_a_plan_that_an_earlier_version_wrote_is_read():
+    today = draw()
+    values = json.loads(today.to_json())
+    del values["last_position"], values["is_outdated"]
+    assert Context.from_json(json.dumps({**values, "scored_user_positives": 0})) == today

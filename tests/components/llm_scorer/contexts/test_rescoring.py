@@ -339,7 +339,7 @@ def positive_row(position: int, positives: int) -> PositiveRow:
     )
 
 
-def record_at(at: PositiveRow) -> ScoreRecord:
+def record_at(at: PositiveRow, last_position: int = 5) -> ScoreRecord:
     return ScoreRecord(
         context_id=context_id(at, 0),
         history_item_ids=at.history_item_ids,
@@ -349,6 +349,7 @@ def record_at(at: PositiveRow) -> ScoreRecord:
         raw_scores=(),
         roles=(),
         user_positives=at.user_positives,
+        last_position=last_position,
         model="m",
         strategy="s",
         prompt_version="p",
@@ -357,7 +358,7 @@ def record_at(at: PositiveRow) -> ScoreRecord:
 
 
 def positions(records: list[ScoreRecord], rows: list[PositiveRow]) -> list[int | None]:
-    pairs = pair_with_rows(records, rows, 0)
+    pairs = pair_with_rows(records, rows, max((row.position for row in rows), default=0), 0)
     return [None if found is None else found.position for _, found in pairs]
 
 
@@ -372,6 +373,53 @@ def test_a_longer_history_moves_contexts_to_the_latest_moments_and_leaves_those_
     assert positions(records, [positive_row(n, 8) for n in range(2, 9)]) == [6, 7, 8]
 
 
+def test_a_window_that_takes_a_row_in_as_another_leaves_does_not_hide_the_new_history():
+    records = [record_at(positive_row(n, 3)) for n in (4, 5)]
+    assert positions(records, [positive_row(n, 3) for n in (4, 5, 6)]) == [6, 5]
+
+
+def test_a_window_that_moved_on_leaves_the_contexts_of_users_without_new_rows_where_they_were():
+    records = [record_at(positive_row(n, 4)) for n in (3, 4)]
+    assert positions(records, [positive_row(n, 3) for n in (3, 4, 5)]) == [3, 4]
+    # Only the context whose own row left the window moves, to the latest row that is free.
+    assert positions(records, [positive_row(n, 2) for n in (4, 5)]) == [5, 4]
+
+
+def test_in_a_table_without_positions_only_more_rows_are_a_new_history():
+    records = [record_at(positive_row(n, 4), last_position=0) for n in (3, 4)]
+    assert positions(records, [positive_row(n, 3) for n in (3, 4, 5)]) == [3, 4]
+    assert positions(records, [positive_row(n, 4) for n in (3, 4, 5, 6)]) == [3, 4]
+    assert positions(records, [positive_row(n, 5) for n in (3, 4, 5, 6, 7)]) == [6, 7]
+
+
+def windowed(lengths: dict[int, int]) -> list[bytes]:
+    """Rows of a window that has moved past position 2: the users' numbers of rows are those of today."""
+    return [
+        row(f"user-{user}", position, items[: position - 1], items[position - 1], user_positives=length - 2)
+        for user, length in lengths.items()
+        for items in [[f"i{(7 * user + 5 * n) % 60}" for n in range(length)]]
+        for position in range(3, length + 1)
+    ]
+
+
+def test_with_a_moving_window_users_with_new_choices_are_asked_about_them_and_nobody_else(stub, tmp_path, first):
+    steady = users_in(first)[:3]
+    lengths = {user: LENGTH + (user in steady) for user in range(USERS)}
+    book = rescore(tmp_path, stub, first, windowed(lengths))
+    keys = {user_key(f"user-{user}", 0) for user in steady}
+    left = [r for r in table_of(first).values() if r.user_key not in keys and r.history_length == 1]
+    assert len(left) < CONTEXTS - 3
+    assert book.rescore.scored_again == {"history": 3 + len(left), "prompt": 0, "age": 0}
+    assert book.rescore.kept == CONTEXTS - 3 - len(left)
+    after = table_of(tmp_path / "second" / "scores")
+    assert {r.history_length for r in after.values() if r.user_key in keys} == {LENGTH}
+    assert {r.last_position for r in after.values() if r.user_key not in keys} == {LENGTH}
+
+    stub.received.clear()
+    again = rescore(tmp_path, stub, tmp_path / "second" / "scores", windowed(lengths), name="third")
+    assert (stub.received, again.rescore.kept) == ([], CONTEXTS)
+
+
 def test_contexts_beyond_the_moments_that_are_left_have_none():
     records = [record_at(positive_row(n, 5)) for n in (3, 4, 5)]
     assert positions(records, [positive_row(2, 1)]) == [None, None, 2]
@@ -381,7 +429,7 @@ def test_contexts_beyond_the_moments_that_are_left_have_none():
 def test_a_history_that_was_corrected_in_place_counts_as_changed():
     corrected = dataclasses.replace(positive_row(5, 5), history_item_ids=("i3", "other", "i1", "i0"))
     (pair,) = pair_with_rows(
-        [record_at(positive_row(4, 5)), record_at(positive_row(5, 5))][1:], [positive_row(4, 5), corrected], 0
+        [record_at(positive_row(4, 5)), record_at(positive_row(5, 5))][1:], [positive_row(4, 5), corrected], 5, 0
     )
     assert pair[1] == corrected
 
