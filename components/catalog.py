@@ -18,6 +18,11 @@ NON_POSITIVES_PREFIX = "held_out_non_positives"
 may make no row. Only the replay of scores by user reads them, to leave these items out.
 """
 
+EARLIER_POSITIVES_PREFIX = "earlier_positives"
+"""Files beside it, JSON lines [user id, item id]: positives so long before data.window that they make no row and are in
+no history. The selection of candidates reads them, to leave these items out.
+"""
+
 
 ALWAYS = 0
 """`valid_from` of what has held since before every interaction."""

@@ -19,13 +19,14 @@ import apache_beam as beam
 from rich.console import Console
 
 from sllmr.components import scores
+from sllmr.components.catalog import EARLIER_POSITIVES_PREFIX, NON_POSITIVES_PREFIX
 from sllmr.components.interactions_example_gen import report, rows
 from sllmr.components.interactions_example_gen.config import DataConfig
 from sllmr.components.interactions_example_gen.data_report import read_report
 from sllmr.components.interactions_example_gen.transforms import (
     PrepareInteractions,
     WriteCatalog,
-    WriteNonPositives,
+    WriteItemsOfUsers,
     WriteReport,
 )
 from sllmr.components.item_embedder.job import EmbeddingJob
@@ -322,7 +323,12 @@ def _write_rows(pipeline: beam.Pipeline, config: DataConfig, work: pathlib.Path,
             | "HeldOut" >> beam.Flatten()
             | "WriteHeldOut" >> beam.io.WriteToTFRecord(str(work / _HELD_OUT_ROWS), file_name_suffix=".tfrecord.gz")
         )
-        _ = prepared["non_positives"] | "WriteNonPositives" >> WriteNonPositives(str(work / "catalog"))
+        _ = prepared["non_positives"] | "WriteNonPositives" >> WriteItemsOfUsers(
+            str(work / "catalog"), NON_POSITIVES_PREFIX
+        )
+    _ = prepared["earlier_positives"] | "WriteEarlierPositives" >> WriteItemsOfUsers(
+        str(work / "catalog"), EARLIER_POSITIVES_PREFIX
+    )
     _ = prepared["catalog"] | "WriteCatalog" >> beam.ParDo(WriteCatalog(str(work / "catalog")))
     _ = prepared["report"] | "WriteReport" >> beam.ParDo(WriteReport(str(work)))
 

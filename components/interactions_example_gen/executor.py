@@ -9,6 +9,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
 from sllmr.components import examples
+from sllmr.components.catalog import EARLIER_POSITIVES_PREFIX, NON_POSITIVES_PREFIX
 from sllmr.components.interactions_example_gen import report, rows, transforms
 from sllmr.components.interactions_example_gen.config import DataConfig
 from sllmr.components.interactions_example_gen.data_report import read_report
@@ -46,7 +47,12 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 output[split] | f"Write_{split}" >> examples.write_split(examples_artifact, split)
             catalog_uri = artifact_utils.get_single_uri(output_dict[CATALOG])
             output["catalog"] | "WriteCatalog" >> beam.ParDo(transforms.WriteCatalog(catalog_uri))
-            output["non_positives"] | "WriteNonPositives" >> transforms.WriteNonPositives(catalog_uri)
+            output["non_positives"] | "WriteNonPositives" >> transforms.WriteItemsOfUsers(
+                catalog_uri, NON_POSITIVES_PREFIX
+            )
+            output["earlier_positives"] | "WriteEarlierPositives" >> transforms.WriteItemsOfUsers(
+                catalog_uri, EARLIER_POSITIVES_PREFIX
+            )
             output["report"] | "WriteReport" >> beam.ParDo(transforms.WriteReport(report_uri))
         content = read_report(report_uri)
         report.check_report(content, config)

@@ -155,6 +155,22 @@ def held_out_non_positives(timeline: Timeline) -> list[str]:
     return [event.item_id for event in timeline.events[timeline.known_in_training :] if event.kind != POSITIVE]
 
 
+def earlier_positives(timeline: Timeline, config: DataConfig) -> list[str]:
+    """Items of the user's positives that come before the history of the first positive train row.
+
+    Only with data.window are there any: without it the first positive train row has a history of one item, the user's
+    first positive. From the first positive train row on, every positive of training is a row. A user without one has
+    no scoring context, and no items here.
+    """
+    before: list[str] = []
+    for event, split in zip(timeline.events, timeline.splits, strict=True):
+        if event.kind == POSITIVE:
+            if split == TRAIN:
+                return sorted(set(before[: -config.sizes.history]))
+            before.append(event.item_id)
+    return []
+
+
 def items_known(timeline: Timeline) -> frozenset[str]:
     """Every item that the user ever touched: what an evaluation negative must not be."""
     return frozenset(event.item_id for event in timeline.events)

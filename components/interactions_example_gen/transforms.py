@@ -13,7 +13,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
-from sllmr.components.catalog import NON_POSITIVES_PREFIX, Item, ItemFeatures, Version, write_catalog
+from sllmr.components.catalog import Item, ItemFeatures, Version, write_catalog
 from sllmr.components.interactions_example_gen import report, rows
 from sllmr.components.interactions_example_gen.config import DataConfig, iso_to_milliseconds
 from sllmr.components.interactions_example_gen.data_report import FILE_NAME, DataReport
@@ -52,8 +52,8 @@ class PrepareInteractions(beam.PTransform):
     """The tables of a DataConfig as rows.
 
     Expands a pipeline to a dict of PCollections: each split's serialized tf.Examples (bytes) under its name,
-    `catalog` (one list of Item, sorted by id), `non_positives` (see components.catalog.NON_POSITIVES_PREFIX) and
-    `report` (one DataReport).
+    `catalog` (one list of Item, sorted by id), `non_positives` and `earlier_positives` ((user id, item id), see
+    components.catalog.NON_POSITIVES_PREFIX and EARLIER_POSITIVES_PREFIX) and `report` (one DataReport).
 
     Raises:
         DataError: a file is missing, is not in a known format or lacks a column. What is wrong behind the headers
@@ -130,10 +130,12 @@ class PrepareInteractions(beam.PTransform):
             report.build_report, AsSingleton(catalog), config, AsSingleton(plan), unread
         )
         non_positives = timelines | "NonPositives" >> beam.FlatMap(held_out_non_positives)
+        earlier = timelines | "EarlierPositives" >> beam.FlatMap(earlier_positives, config)
         return {
             **{split: written[split] for split in rows.SPLITS},
             "catalog": catalog,
             "non_positives": non_positives,
+            "earlier_positives": earlier,
             "report": report_,
         }
 
@@ -178,11 +180,18 @@ def train_positives(user: tuple[str, rows.Timeline]) -> list[str]:
     return rows.train_positives(user[1])
 
 
-def held_out_non_positives(user: tuple[str, rows.Timeline]) -> Iterator[str]:
-    """See rows.held_out_non_positives; JSON lines [user id, item id]."""
+def held_out_non_positives(user: tuple[str, rows.Timeline]) -> Iterator[tuple[str, str]]:
+    """See rows.held_out_non_positives; with the user id."""
     user_id, timeline = user
     for item_id in rows.held_out_non_positives(timeline):
-        yield json.dumps([user_id, item_id], ensure_ascii=False)
+        yield user_id, item_id
+
+
+def earlier_positives(user: tuple[str, rows.Timeline], config: DataConfig) -> Iterator[tuple[str, str]]:
+    """See rows.earlier_positives; with the user id."""
+    user_id, timeline = user
+    for item_id in rows.earlier_positives(timeline, config):
+        yield user_id, item_id
 
 
 def first_and_bin_width(tally: Tally) -> tuple[int, int]:
@@ -439,16 +448,22 @@ class WriteCatalog(beam.DoFn):
         write_catalog(self._directory, items)
 
 
-class WriteNonPositives(beam.PTransform):
-    """Writes the items that users had after the train rows and did not take, see held_out_non_positives."""
+class WriteItemsOfUsers(beam.PTransform):
+    """Writes (user id, item id) to JSON lines beside the catalog."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, prefix: str) -> None:
+        """
+        Args:
+            directory: of the ItemCatalog artifact.
+            prefix: of the files, one of components.catalog.
+        """
         super().__init__()
-        self._prefix = os.path.join(directory, NON_POSITIVES_PREFIX)
+        self._prefix = os.path.join(directory, prefix)
 
-    def expand(self, lines: beam.PCollection) -> beam.PCollection:
-        """Writes JSON lines."""
-        return lines | beam.io.WriteToText(self._prefix, file_name_suffix=".jsonl.gz")
+    def expand(self, items: beam.PCollection) -> beam.PCollection:
+        """Writes the files."""
+        lines = items | "Encode" >> beam.Map(json.dumps, ensure_ascii=False)
+        return lines | "Write" >> beam.io.WriteToText(self._prefix, file_name_suffix=".jsonl.gz")
 
 
 class WriteReport(beam.DoFn):

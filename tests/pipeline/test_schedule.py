@@ -18,9 +18,9 @@ from tfx.types import standard_artifacts
 from benchmarks.schedule import configuration, scores_of, write_tables
 from sllmr.components import examples
 from sllmr.components.artifacts import ItemCatalog, LlmScores
-from sllmr.components.catalog import read_catalog
+from sllmr.components.catalog import EARLIER_POSITIVES_PREFIX, read_catalog
 from sllmr.components.interactions_example_gen import rows
-from sllmr.components.interactions_example_gen.transforms import PrepareInteractions, WriteCatalog
+from sllmr.components.interactions_example_gen.transforms import PrepareInteractions, WriteCatalog, WriteItemsOfUsers
 from sllmr.components.llm_scorer.executor import LAST_SCORES, Executor
 from sllmr.components.llm_scorer.results import ScoringLedger, read_ledger
 from sllmr.components.scores import read_scores
@@ -66,6 +66,7 @@ def prepare(directory: pathlib.Path, config: Config, number: int) -> tuple[stand
         for split in rows.SPLITS:
             output[split] | f"Write_{split}" >> examples.write_split(made, split)
         output["catalog"] | beam.ParDo(WriteCatalog(catalog.uri))
+        output["earlier_positives"] | WriteItemsOfUsers(catalog.uri, EARLIER_POSITIVES_PREFIX)
     return made, catalog
 
 

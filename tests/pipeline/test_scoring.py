@@ -373,3 +373,24 @@ def test_what_a_user_rated_low_after_the_train_split_is_no_candidate_of_a_table_
     disliked = {(user, item) for user, item, _ in low}
     for record in read_scores(str(tmp_path / "scores")):
         assert not disliked & {(record.user_id, item) for item in record.item_ids}
+
+
+@pytest.mark.slow
+def test_what_a_user_took_before_the_window_and_every_history_is_no_candidate(config_file, tmp_path):
+    """Days 2 to 4 of each user's seven train; a history of one item does not reach day 0."""
+    settings = yaml.safe_load(config_file.read_text())
+    settings["data"] |= {
+        "split": {"strategy": "global_date"},
+        "window": {"days": 5, "until": "2001-09-16"},
+        "sizes": {"history": 1},
+    }
+    settings["llm"] |= {"store_user_ids": True, "budget": {"pairs": 6 * 3 * USERS}}
+    config_file.write_text(yaml.safe_dump(settings))
+    contexts = tmp_path / "contexts.jsonl"
+    assert main(["plan", "--config", str(config_file), "--contexts", str(contexts)]) == 0
+    planned = [json.loads(line) for line in contexts.read_text().splitlines()]
+    assert len(planned) == 3 * USERS
+    for context in planned:
+        user = int(context["user_id"].removeprefix("user-"))
+        taken = {f"i{(7 * user + 5 * n) % ITEMS}" for n in range(LENGTH - 2)}
+        assert taken.isdisjoint({item["item_id"] for item in context["candidates"]} - {context["target_item_id"]})

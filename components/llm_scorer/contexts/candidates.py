@@ -15,8 +15,9 @@ popularity. Every context also contains long-tail items and, if configured, item
 drawn at random are like them, and about the others the LLM knows little. The slots left go to the popularity pool, in
 contexts with a short history to diverse items: the paper's synthetic sets.
 
-No candidate is an item that the user interacted with anywhere in the train split, apart from the target item of a
-calibration context, and none has an empty title.
+No candidate is the item of a positive of the user before the end of training, apart from the target item of a
+calibration context, and none has an empty title. The train rows and their histories name these items; those that lie
+too long before data.window for any history are read beside the catalog (catalog.EARLIER_POSITIVES_PREFIX).
 """
 
 import dataclasses
@@ -263,7 +264,7 @@ class CandidatePools:
             row: the positive row.
             name: its stratum.
             calibration: whether the target item and negatives are candidates.
-            interacted: items that the user interacted with in the train split, before or after the row.
+            interacted: items of the user's positives before the end of training, before or after the row.
             size: candidates at most.
             seed: of the draw, with the context's id.
             last_position: of the user's last positive train row; stored with the context.

@@ -24,6 +24,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import apache_beam as beam
 
 from sllmr.components import scores
+from sllmr.components.catalog import EARLIER_POSITIVES_PREFIX
 from sllmr.components.llm_scorer.config import REPLAY, LlmConfig
 from sllmr.components.llm_scorer.contexts.candidates import (
     PositiveRow,
@@ -34,7 +35,12 @@ from sllmr.components.llm_scorer.contexts.candidates import (
     is_record_of,
     stratum,
 )
-from sllmr.components.llm_scorer.contexts.transforms import ParsePositiveRows, WithCatalog, candidate_pools
+from sllmr.components.llm_scorer.contexts.transforms import (
+    ParsePositiveRows,
+    ReadItemsOfUsers,
+    WithCatalog,
+    candidate_pools,
+)
 from sllmr.components.llm_scorer.errors import LlmError
 from sllmr.components.llm_scorer.messages import Context, user_key
 from sllmr.components.llm_scorer.strategies import ContentDigest
@@ -100,8 +106,14 @@ class Replan(beam.PTransform):
             | "ParsePositiveRows" >> beam.ParDo(ParsePositiveRows(self._config))
             | "OfTableUsers" >> beam.FlatMap(_of_users, beam.pvalue.AsSingleton(users), self._config.seed)
         )
+        earlier = (
+            inputs["rows"].pipeline
+            | "ReadEarlierPositives" >> ReadItemsOfUsers(self._catalog_directory, EARLIER_POSITIVES_PREFIX)
+            | "EarlierOfTableUsers"
+            >> beam.FlatMap(_earlier_of_users, beam.pvalue.AsSingleton(users), self._config.seed)
+        )
         return (
-            {"records": by_user, "rows": rows}
+            {"records": by_user, "rows": rows, "earlier": earlier}
             | "JoinRows" >> beam.CoGroupByKey()
             | "ReplanUser"
             >> beam.ParDo(_ReplanUser(self._catalog_directory, self._config, self._not_before)).with_outputs(
@@ -154,7 +166,7 @@ def pair_with_rows(
 
 
 class _ReplanUser(WithCatalog):
-    """A user's records and rows -> tagged CONTEXTS, KEPT and FATES."""
+    """A user's records, rows, and positives that no row names -> tagged CONTEXTS, KEPT and FATES."""
 
     def __init__(self, catalog_directory: str, config: LlmConfig, not_before: int):
         super().__init__(catalog_directory, config)
@@ -169,7 +181,7 @@ class _ReplanUser(WithCatalog):
         _, joined = element
         records = sorted(joined["records"], key=lambda record: record.context_id)
         rows = list(joined["rows"])
-        items = {item for row in rows for item in (row.item_id, *row.history_item_ids)}
+        items = {item for row in rows for item in (row.item_id, *row.history_item_ids)}.union(joined["earlier"])
         lag = self._config.history_lag
         askable = [row for row in rows if can_be_scored(row, self._catalog, history_lag=lag)]
         last_position = max((row.position for row in rows), default=0)
@@ -238,6 +250,13 @@ def _of_users(row: PositiveRow, users: set[str], seed: int) -> Iterator[tuple[st
     key = user_key(row.user_id, seed)
     if key in users:
         yield key, row
+
+
+def _earlier_of_users(earlier: tuple[str, str], users: set[str], seed: int) -> Iterator[tuple[str, str]]:
+    user_id, item_id = earlier
+    key = user_key(user_id, seed)
+    if key in users:
+        yield key, item_id
 
 
 def _is_of_others(row: bytes, users: set[str], seed: int) -> bool:

@@ -8,10 +8,10 @@ contexts are, latest first and at most MAX_CONTEXTS_PER_USER:
     that target item and, unless it is the latest row, at most llm.candidates.per_context - 1 candidates.
 
 Candidates are the scored items that the user did not interact with: not in the train split, before or after the row,
-and not in the validation and test splits. The positives of those splits must not become candidates: a pair with one of
-them would train on what evaluation asks. Their negatives are left out with them, or training would push down the one
-and never the other. So are the interactions of that time that are no positives, such as low ratings, which make no row.
-That is all that the validation and test rows are read for.
+not before data.window, and not in the validation and test splits. The positives of those splits must not become
+candidates: a pair with one of them would train on what evaluation asks. Their negatives are left out with them, or
+training would push down the one and never the other. So are the interactions of that time that are no positives, such
+as low ratings, which make no row. That is all that the validation and test rows are read for.
 
 Beside a target item every candidate has the role of a sampled negative, so that its pairs calibrate.
 """
@@ -26,10 +26,15 @@ from typing import Literal, NamedTuple
 import apache_beam as beam
 
 from sllmr.components import scores
-from sllmr.components.catalog import Item
+from sllmr.components.catalog import EARLIER_POSITIVES_PREFIX, NON_POSITIVES_PREFIX, Item
 from sllmr.components.llm_scorer.config import LlmConfig
 from sllmr.components.llm_scorer.contexts.candidates import PositiveRow, context_id
-from sllmr.components.llm_scorer.contexts.transforms import MAX_CONTEXTS_PER_USER, ParsePositiveRows, WithCatalog
+from sllmr.components.llm_scorer.contexts.transforms import (
+    MAX_CONTEXTS_PER_USER,
+    ParsePositiveRows,
+    ReadItemsOfUsers,
+    WithCatalog,
+)
 from sllmr.components.llm_scorer.errors import LlmError
 from sllmr.components.llm_scorer.messages import Candidate, Context, user_key
 from sllmr.components.llm_scorer.results import ReplayTableReport
@@ -41,7 +46,7 @@ from sllmr.models.tf_examples import Example
 
 TRAIN = "train"
 HELD_OUT = "held_out"
-NON_POSITIVES = "non_positives"
+_EARLIER = "earlier"
 
 CONTEXTS = "contexts"
 TALLY = "tally"
@@ -70,9 +75,9 @@ DROPPED = (
     BEYOND_BUDGET,
 )
 """Why a row of the table is in no context: the user and item have another row; the user has no positive train row with
-a history; the item is not in data.items; the user interacted with it in the train split and no train row can have it as
-its target item; it is a positive, or a negative or another non-positive, of the user after the train split; the user
-has no second item to make a pair with; the user has more contexts or items than a user's contexts hold;
+a history; the item is not in data.items; the user interacted with it before the end of training and no train row can
+have it as its target item; it is a positive, or a negative or another non-positive, of the user after the train split;
+the user has no second item to make a pair with; the user has more contexts or items than a user's contexts hold;
 llm.budget.pairs is used up."""
 
 _USED = "used"
@@ -94,6 +99,7 @@ def contexts_of_user(
     held_out: Mapping[str, int],
     catalog: Mapping[str, Item],
     config: LlmConfig,
+    earlier: Collection[str] = (),
 ) -> ScoredUser:
     """The scoring contexts of one user.
 
@@ -103,11 +109,12 @@ def contexts_of_user(
         held_out: the items of the user's validation and test rows, with 1 if any of these is a positive.
         catalog: all items.
         config: resolved.
+        earlier: the items of the user's positives that no row names.
     """
     by_time = sorted(rows, key=lambda row: row.position)
     rest = {item_id for item_id in scored if item_id in catalog}
     dropped = {item_id: UNKNOWN_ITEM for item_id in scored if item_id not in rest}
-    met: set[str] = set()
+    met = set(earlier)
     targets: dict[int, str] = {}
     for row in by_time:
         met.update(row.history_item_ids)
@@ -174,8 +181,10 @@ def _context(
 
 
 class ContextsOfScoredUsers(beam.PTransform):
-    """{TRAIN: serialized train rows, HELD_OUT: serialized validation and test rows, NON_POSITIVES: JSON lines beside
-    the catalog} -> {CONTEXTS: Context, TALLY: one dict, as `report_of` takes it}.
+    """{TRAIN: serialized train rows, HELD_OUT: serialized validation and test rows} -> {CONTEXTS: Context, TALLY: one
+    dict, as `report_of` takes it}.
+
+    What makes no row is read beside the catalog: see NON_POSITIVES_PREFIX and EARLIER_POSITIVES_PREFIX there.
 
     The table is read once in each worker. Contexts are chosen within the budget: the latest of every user first.
     """
@@ -190,15 +199,25 @@ class ContextsOfScoredUsers(beam.PTransform):
         self._arguments = (catalog_directory, config)
 
     def expand(self, inputs):
+        pipeline, (catalog_directory, _) = inputs[TRAIN].pipeline, self._arguments
+        non_positives = (
+            pipeline
+            | "ReadNonPositives" >> ReadItemsOfUsers(catalog_directory, NON_POSITIVES_PREFIX)
+            | "NonPositives" >> beam.ParDo(_ItemsOfScoredUsers(*self._arguments))
+            | "AsNegatives" >> beam.MapTuple(_as_negative)
+        )
         of_users = {
             TRAIN: inputs[TRAIN]
             | "ParsePositiveRows" >> beam.ParDo(ParsePositiveRows(self._arguments[1]))
             | "MomentsOfScoredUsers" >> beam.ParDo(_MomentsOfScoredUsers(*self._arguments)),
             HELD_OUT: (
                 inputs[HELD_OUT] | "HeldOutOfScoredUsers" >> beam.ParDo(_HeldOutOfScoredUsers(*self._arguments)),
-                inputs[NON_POSITIVES] | "NonPositives" >> beam.ParDo(_NonPositivesOfScoredUsers(*self._arguments)),
+                non_positives,
             )
             | "AllHeldOut" >> beam.Flatten(),
+            _EARLIER: pipeline
+            | "ReadEarlierPositives" >> ReadItemsOfUsers(catalog_directory, EARLIER_POSITIVES_PREFIX)
+            | "EarlierPositives" >> beam.ParDo(_ItemsOfScoredUsers(*self._arguments)),
         } | "JoinUser" >> beam.CoGroupByKey()
         chosen = (
             of_users
@@ -229,7 +248,8 @@ class _OfScoredUsers(WithCatalog):
         for item_id, label in joined[HELD_OUT]:
             held_out[item_id] = max(label, held_out.get(item_id, 0))
         rows = [PositiveRow.from_json(encoded) for encoded in joined[TRAIN]]
-        return contexts_of_user(rows, self._scored(user_id), held_out, self._catalog, self._config)
+        earlier = set(joined[_EARLIER])
+        return contexts_of_user(rows, self._scored(user_id), held_out, self._catalog, self._config, earlier)
 
 
 class _MomentsOfScoredUsers(_OfScoredUsers):
@@ -251,13 +271,16 @@ class _HeldOutOfScoredUsers(_OfScoredUsers):
             yield user_id, (item_id, columns[features.LABEL].int64_list.value[0])
 
 
-class _NonPositivesOfScoredUsers(_OfScoredUsers):
-    """JSON line [user id, item id] -> (user, (item, 0)) if the user is in the table."""
+class _ItemsOfScoredUsers(_OfScoredUsers):
+    """(user, item) -> the same if the user is in the table."""
 
-    def process(self, line: str) -> Iterator[tuple[str, tuple[str, int]]]:
-        user_id, item_id = json.loads(line)
-        if self._scored(user_id):
-            yield user_id, (item_id, 0)
+    def process(self, found: tuple[str, str]) -> Iterator[tuple[str, str]]:
+        if self._scored(found[0]):
+            yield found
+
+
+def _as_negative(user_id: str, item_id: str) -> tuple[str, tuple[str, int]]:
+    return user_id, (item_id, 0)
 
 
 class _Rank(_OfScoredUsers):

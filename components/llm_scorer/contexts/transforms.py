@@ -1,15 +1,18 @@
 """Beam steps from train rows to scoring contexts with candidates."""
 
 import dataclasses
+import glob
 import heapq
+import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
 
 from sllmr.components.beam_signatures import remember_signatures
-from sllmr.components.catalog import Item, read_catalog
+from sllmr.components.catalog import EARLIER_POSITIVES_PREFIX, Item, read_catalog
 from sllmr.components.llm_scorer.config import LlmConfig
 from sllmr.components.llm_scorer.contexts.candidates import (
     CandidatePools,
@@ -31,13 +34,15 @@ from sllmr.components.llm_scorer.sampling import seeded_fraction
 from sllmr.components.llm_scorer.strategies.embedding import vectors_in_file
 from sllmr.components.llm_scorer.strategies.item_text import feature_text
 from sllmr.components.llm_scorer.strategies.replay import records_to_replay
-from sllmr.models import features
+from sllmr.models import artifact_files, features
 from sllmr.models.tf_examples import Example
 
 remember_signatures()  # here, as every scoring command plans with this module
 
 TO_CHOOSE = "to_choose"
 TO_DRAW = "to_draw"
+
+_ROWS, _EARLIER = "rows", "earlier"
 
 MAX_CONTEXTS_PER_USER = 20
 """Contexts of one user in one stratum at most: bounds what is kept of a user with very many rows."""
@@ -80,11 +85,19 @@ class ContextsToAsk(beam.PTransform):
             | "Once" >> beam.Create([contexts])
             | "ChooseContexts" >> beam.FlatMap(_choose_contexts, beam.pvalue.AsDict(by_stratum), config)
         )
-        return (
+        rows = (
             inputs[TO_DRAW]
             | "ParsePositiveRowsAgain" >> beam.ParDo(ParsePositiveRows(self._config))
             | "OfChosenUsers" >> beam.FlatMap(_of_chosen_users, beam.pvalue.AsDict(chosen))
-            | "JoinUser" >> beam.GroupByKey()
+        )
+        earlier = (
+            inputs[TO_DRAW].pipeline
+            | "ReadEarlierPositives" >> ReadItemsOfUsers(self._catalog_directory, EARLIER_POSITIVES_PREFIX)
+            | "EarlierOfChosenUsers" >> beam.Filter(_is_of_chosen_user, beam.pvalue.AsDict(chosen))
+        )
+        return (
+            {_ROWS: rows, _EARLIER: earlier}
+            | "JoinUser" >> beam.CoGroupByKey()
             | "DrawCandidates" >> beam.ParDo(_DrawCandidates(self._catalog_directory, config))
         )
 
@@ -106,6 +119,28 @@ class CountAskable(beam.PTransform):
             | "AddUser" >> beam.MapTuple(_with_user)
             | "OfAllUsers" >> beam.CombineGlobally(_sum_askable)
         )
+
+
+class ReadItemsOfUsers(beam.PTransform):
+    """The files of a prefix beside the catalog -> (user, item); none if a catalog of another source has no such file.
+
+    See NON_POSITIVES_PREFIX and EARLIER_POSITIVES_PREFIX of components.catalog.
+    """
+
+    def __init__(self, catalog_directory: str, prefix: str):
+        super().__init__()
+        self._pattern = os.path.join(catalog_directory, prefix) + "-*"
+        self._escaped = os.path.join(glob.escape(catalog_directory), prefix) + "-*"
+
+    def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection:
+        found = artifact_files.matches(self._escaped)
+        lines = pbegin | "Read" >> (beam.io.ReadFromText(self._pattern) if found else beam.Create([]))
+        return lines | "Decode" >> beam.Map(_decode_pair)
+
+
+def _decode_pair(line: str) -> tuple[str, str]:
+    user_id, item_id = json.loads(line)
+    return user_id, item_id
 
 
 class ParsePositiveRows(beam.DoFn):
@@ -235,6 +270,10 @@ def _of_chosen_users(
         yield row.user_id, (name, calibration, row.to_json().encode())
 
 
+def _is_of_chosen_user(earlier: tuple[str, str], chosen: Mapping[str, Any]) -> bool:
+    return earlier[0] in chosen
+
+
 def candidate_pools(catalog: Mapping[str, Item], config: LlmConfig) -> CandidatePools:
     """The pools of a configuration.
 
@@ -246,7 +285,7 @@ def candidate_pools(catalog: Mapping[str, Item], config: LlmConfig) -> Candidate
 
 
 class _DrawCandidates(WithCatalog):
-    """A user with all rows -> Contexts of the chosen ones."""
+    """A user with all rows, and the positives that no row names -> Contexts of the chosen rows."""
 
     def setup(self) -> None:
         super().setup()
@@ -254,12 +293,12 @@ class _DrawCandidates(WithCatalog):
         self._records = records_to_replay(self._config)
         self._size = min(self._config.candidates.per_context, self._config.planned_pairs)
 
-    def process(self, element: tuple[str, Iterable[tuple[str, bool, bytes]]]) -> Iterator[Context]:
-        _, found = element
-        items: set[str] = set()
+    def process(self, element: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Context]:
+        _, joined = element
+        items: set[str] = set(joined[_EARLIER])
         chosen = []
         last_position = 0
-        for name, calibration, encoded in found:
+        for name, calibration, encoded in joined[_ROWS]:
             row = PositiveRow.from_json(encoded)
             items.update((row.item_id, *row.history_item_ids))
             last_position = max(last_position, row.position)

@@ -1,7 +1,6 @@
 """The plan of a scoring job: the scoring contexts to query the LLM about, as files in the work directory."""
 
 import dataclasses
-import glob
 import json
 import logging
 import os
@@ -9,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
 
-from sllmr.components.catalog import NON_POSITIVES_PREFIX, read_catalog
+from sllmr.components.catalog import read_catalog
 from sllmr.components.llm_scorer.config import LlmConfig
 from sllmr.components.llm_scorer.contexts import scored_users
 from sllmr.components.llm_scorer.contexts.transforms import TO_CHOOSE, TO_DRAW, Askable, ContextsToAsk, CountAskable
@@ -139,7 +138,6 @@ def _contexts_of_scored_users(
     made = {
         scored_users.TRAIN: rows,
         scored_users.HELD_OUT: pipeline | "ReadHeldOutRows" >> workspace.held_out_rows,
-        scored_users.NON_POSITIVES: pipeline | "ReadNonPositives" >> _non_positives(workspace.catalog_directory),
     } | "ContextsOfScoredUsers" >> scored_users.ContextsOfScoredUsers(workspace.catalog_directory, config)
     _ = (
         made[scored_users.TALLY]
@@ -147,13 +145,6 @@ def _contexts_of_scored_users(
         | "WriteTally" >> beam.io.WriteToText(os.path.join(workspace.work_directory, _TALLY), shard_name_template="")
     )
     return made[scored_users.CONTEXTS]
-
-
-def _non_positives(catalog_directory: str) -> beam.PTransform:
-    """Reads the non-positives beside the catalog; a catalog of another source may have none."""
-    pattern = os.path.join(catalog_directory, NON_POSITIVES_PREFIX) + "-*"
-    escaped = os.path.join(glob.escape(catalog_directory), NON_POSITIVES_PREFIX) + "-*"
-    return beam.io.ReadFromText(pattern) if artifact_files.matches(escaped) else beam.Create([])
 
 
 def _encode_askable(askable: Askable) -> str:

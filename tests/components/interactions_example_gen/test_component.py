@@ -1,4 +1,6 @@
 import glob
+import gzip
+import json
 import os
 
 import pytest
@@ -7,7 +9,7 @@ from tfx.dsl.components.base.base_beam_executor import BaseBeamExecutor
 from tfx.types import artifact_utils, standard_artifacts
 
 from sllmr.components.artifacts import DataReport, ItemCatalog
-from sllmr.components.catalog import read_catalog
+from sllmr.components.catalog import EARLIER_POSITIVES_PREFIX, read_catalog
 from sllmr.components.interactions_example_gen import executor
 from sllmr.components.interactions_example_gen.component import InteractionsExampleGen, input_fingerprint
 from sllmr.components.interactions_example_gen.config import DataConfig
@@ -48,6 +50,23 @@ def test_the_executor_writes_the_three_artifacts(tmp_path):
     assert sum(1 for _ in rows) == 2 * len(chosen)
     assert len(read_catalog(output[executor.CATALOG][0].uri)) == market.ITEMS
     assert (tmp_path / executor.REPORT / FILE_NAME).is_file()
+
+
+@pytest.mark.slow
+def test_positives_before_a_window_and_every_history_stand_beside_the_catalog(tmp_path):
+    """One interaction a day: days 2 and 3 train, and a history of one item does not reach day 0."""
+    chosen, output = market.interactions(), outputs(tmp_path)
+    settings = {
+        "split": {"strategy": "global_date"},
+        "window": {"days": 4, "until": "2001-09-15"},
+        "sizes": {"history": 1},
+    }
+    execute(DataConfig(**market.write_tables(tmp_path, chosen), **settings), output)
+    lines = []
+    for path in glob.glob(f"{output[executor.CATALOG][0].uri}/{EARLIER_POSITIVES_PREFIX}-*"):
+        with gzip.open(path, "rt") as file:
+            lines += map(json.loads, file)
+    assert sorted(lines) == [[user, items[0]] for user, items in sorted(chosen.items())]
 
 
 @pytest.mark.slow

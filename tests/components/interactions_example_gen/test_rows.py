@@ -314,3 +314,32 @@ def test_a_window_that_moves_on_leaves_the_rows_that_stay_as_they_are():
     for item in both:
         assert one[item].history == next_day[item].history
         assert one[item].history_length == next_day[item].history_length
+
+
+def test_the_positives_that_a_window_leaves_out_of_every_train_row_and_history_are_named():
+    config = configure(**WINDOW, sizes={"history": 2})
+    items = ["a", "b", "c", "a", "d", "e", "f", "g", "late", "later"]
+    events = [event(item, n * DAY) for n, item in enumerate(items)]
+    events.append(event("disliked", 0, kind=LOW_RATED))
+    timeline = rows.make_timeline(sorted(events, key=lambda e: e.timestamp), config, window_plan(config))
+    assert rows.earlier_positives(timeline, config) == ["a", "b", "c"]
+    # Without a train row there is no scoring context.
+    idle = rows.make_timeline([event(f"i{n}", n * DAY) for n in (0, 1, 2, 8, 9)], config, window_plan(config))
+    assert rows.earlier_positives(idle, config) == []
+
+
+@pytest.mark.parametrize("window", [False, True])
+@pytest.mark.parametrize("history", [1, 3])
+def test_train_rows_their_histories_and_earlier_positives_name_all_positives_before_the_end_of_training(
+    window, history
+):
+    settings = {**WINDOW} if window else {"split": {"strategy": "leave_last_two"}}
+    config = configure(**settings, sizes={"history": history})
+    plan = window_plan(config) if window else SplitPlan()
+    timeline = rows.make_timeline([event(f"i{n}", n * DAY) for n in range(10)], config, plan)
+    made = [row for row in rows.make_rows("u", timeline, CATALOG, config, plan) if row.split == "train" and row.label]
+    named = {item for row in made for item in (row.item_id, *row.history)}
+    earlier = rows.earlier_positives(timeline, config)
+    assert bool(earlier) == window
+    assert named.isdisjoint(earlier)
+    assert named | set(earlier) == {f"i{n}" for n in range(8)}

@@ -1,8 +1,10 @@
 """A small market with titles: items, contexts and train rows for the tests of this folder."""
 
+import json
+import pathlib
 from collections.abc import Iterable
 
-from sllmr.components.catalog import Item
+from sllmr.components.catalog import EARLIER_POSITIVES_PREFIX, Item
 from sllmr.components.llm_scorer.messages import Candidate, Context
 from sllmr.components.pair_yield import PairYield
 from sllmr.components.scores import POPULAR
@@ -42,6 +44,13 @@ def market_items(count: int = 60) -> dict[str, Item]:
         )
         for n in range(count)
     }
+
+
+def write_earlier_positives(catalog_directory: str, user: str, items: Iterable[str]) -> None:
+    """As InteractionsExampleGen writes them beside the catalog."""
+    pathlib.Path(catalog_directory).mkdir(exist_ok=True)
+    lines = [json.dumps([user, item]) + "\n" for item in items]
+    (pathlib.Path(catalog_directory) / f"{EARLIER_POSITIVES_PREFIX}-00000-of-00001.jsonl").write_text("".join(lines))
 
 
 def context(name: str = "c0", items: Iterable[str] = ("i20", "i21", "i22"), history: Iterable[str] = ("i1", "i2")):

@@ -24,7 +24,7 @@ from sllmr.components.llm_scorer.messages import user_key
 from sllmr.components.llm_scorer.requests.cache import _checksum
 from sllmr.components.llm_scorer.results import ScoringLedger, read_ledger
 from sllmr.components.scores import TARGET, ScoreRecord, read_scores
-from tests.components.llm_scorer.market import market_items, market_rows, row, user_rows
+from tests.components.llm_scorer.market import market_items, market_rows, row, user_rows, write_earlier_positives
 from tests.components.llm_scorer.stub_server import StubHandler, StubServer, chat_response, running_stub
 from tests.components.llm_scorer.test_job import stub_settings, workspace
 
@@ -293,6 +293,17 @@ def test_a_replayed_table_tells_no_candidate_that_its_user_has_chosen_since(stub
     score(workspace(tmp_path, "replay", replay), beam.Create(rows))
     replayed = table_of(tmp_path / "replay" / "scores")[record.context_id]
     assert set(record.item_ids) - set(replayed.item_ids) == {bought}
+
+
+def test_an_item_that_a_user_chose_before_every_history_leaves_the_candidates_of_this_user(stub, tmp_path, first):
+    user = users_in(first)[0]
+    record = next(r for r in table_of(first).values() if r.user_key == user_key(f"user-{user}", 0))
+    earlier = next(i for i, role in zip(record.item_ids, record.roles, strict=True) if role != TARGET)
+    write_earlier_positives(str(tmp_path / "catalog"), f"user-{user}", [earlier])
+    book = rescore(tmp_path, stub, first, market_rows(USERS, LENGTH))
+    after = table_of(tmp_path / "second" / "scores")[record.context_id]
+    assert set(record.item_ids) - set(after.item_ids) == {earlier}
+    assert book.rescore.kept == CONTEXTS - 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sllmr.components.llm_scorer.errors import LlmError
 from sllmr.components.llm_scorer.jobs.scoring import score
 from sllmr.components.llm_scorer.results import read_ledger
 from sllmr.components.scores import read_scores
-from tests.components.llm_scorer.market import market_items, row
+from tests.components.llm_scorer.market import market_items, row, write_earlier_positives
 from tests.components.llm_scorer.test_job import workspace
 
 TRAIN = ["i0", "i1", "i2", "i3"]
@@ -165,6 +165,14 @@ def test_planted_future_items_reach_neither_candidates_nor_histories_nor_the_pla
         assert b"i30" not in text
         assert b"i31" not in text
     assert (record.user_id, len(record.user_key)) == ("", 24)
+
+
+@pytest.mark.slow
+def test_what_a_user_took_before_every_history_is_neither_candidate_nor_target_item(tmp_path):
+    write_earlier_positives(str(tmp_path / "catalog"), "u", ["i2", "i10"])
+    book, (record,) = run(tmp_path, ["u,i2,0.9", "u,i3,0.9", "u,i10,0.25", "u,i11,0.75"])
+    assert (record.target_item_id, set(record.item_ids)) == ("i3", {"i3", "i11"})
+    assert book.replay_table.dropped == {"in_history": 2}
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from sllmr.components.catalog import write_catalog
 from sllmr.components.llm_scorer.config import LlmConfig
 from sllmr.components.llm_scorer.contexts.transforms import TO_CHOOSE, TO_DRAW, ContextsToAsk
 from sllmr.components.llm_scorer.messages import Context
-from tests.components.llm_scorer.market import market_items, market_rows, row
+from tests.components.llm_scorer.market import market_items, market_rows, row, write_earlier_positives
 
 CANDIDATES = {"per_context": 8, "negatives_per_target": 2, "popularity_pool": 20}
 
@@ -97,6 +97,22 @@ def test_items_that_a_user_chooses_later_in_the_train_split_are_no_negatives(cat
         assert others <= {f"i{n}" for n in range(50, 60)}
 
     plan(rows, catalog_directory, config(40), check)
+
+
+def test_items_that_a_user_chose_before_every_history_are_no_candidates_of_this_user(catalog_directory):
+    write_earlier_positives(catalog_directory, "u", [f"i{n}" for n in range(45)])
+    rows = [row(user, 50 + n, ["i45", "i46"], f"i{47 + n}") for user in ("u", "v") for n in range(3)]
+    every = {**CANDIDATES, "calibration_fraction": 1.0, "calibration_negatives": "uniform"}
+
+    def check(contexts: list[Context]) -> None:
+        others = {user: set() for user in ("u", "v")}
+        for context in contexts:
+            others[context.user_id] |= {c.item_id for c in context.candidates if c.role != scores.TARGET}
+        assert scores.NEGATIVE in {c.role for x in contexts if x.user_id == "u" for c in x.candidates}
+        assert others["u"] <= {f"i{n}" for n in range(50, 60)}
+        assert others["v"] & {f"i{n}" for n in range(45)}
+
+    plan(rows, catalog_directory, config(6 * 8, store_user_ids=True, candidates=every), check)
 
 
 def test_rows_whose_history_has_no_title_are_left_out(catalog_directory):
