@@ -5,35 +5,46 @@ from tfx import types
 from tfx.dsl.components.common import resolver
 
 from sllmr.components.artifacts import LlmScores
-from sllmr.components.llm_scorer.executor import EXAMPLES_ID
+from sllmr.components.llm_scorer.executor import EXAMPLES_ID, TRAIN_UNTIL, train_until
 
 EXAMPLES = "examples"
+REPORT = "report"
 LAST = "last"
 """Keys of the Resolver's channels; LAST is what it resolves."""
 
 
 class LastScoresStrategy(resolver.ResolverStrategy):
-    """Resolves the last score table that was made of other rows than today's.
+    """Resolves the latest score table that was made of rows from before today's.
 
-    So a rerun on the same data gives LlmScorer the inputs that it had, and TFX takes its result from the cache.
+    A table is taken only if its train rows end no later than today's: the candidates of later ones are drawn by a
+    popularity, and without the items of users, that today's rows hold out. Of such tables, the one whose train rows
+    end last is taken, and the newest of several. It must have been made of rows that were written before today's: so a
+    rerun on the same data gives LlmScorer the inputs that it had, and TFX takes its result from the cache.
     """
 
     def resolve_artifacts(
         self, store: MetadataStore, input_dict: dict[str, list[types.Artifact]]
     ) -> dict[str, list[types.Artifact]]:
         """See base class."""
-        current = {rows.id for rows in input_dict[EXAMPLES]}
+        (rows,) = input_dict[EXAMPLES]
+        (report,) = input_dict[REPORT]
+        until = train_until(report.uri)
         earlier = [
             table
-            for table in sorted(input_dict[LAST], key=lambda table: table.id)
-            if table.has_custom_property(EXAMPLES_ID) and table.get_int_custom_property(EXAMPLES_ID) not in current
+            for table in input_dict[LAST]
+            if until is not None
+            and table.has_custom_property(EXAMPLES_ID)
+            and table.get_int_custom_property(EXAMPLES_ID) < rows.id
+            and table.has_custom_property(TRAIN_UNTIL)
+            and table.get_int_custom_property(TRAIN_UNTIL) <= until
         ]
+        earlier.sort(key=lambda table: (table.get_int_custom_property(TRAIN_UNTIL), table.id))
         return {**input_dict, LAST: earlier[-1:]}
 
 
-def last_scores(examples: types.BaseChannel) -> resolver.Resolver:
-    """A Resolver of the table of the last run; `examples` are the rows of this one."""
+def last_scores(examples: types.BaseChannel, report: types.BaseChannel) -> resolver.Resolver:
+    """A Resolver of the table of the last run; `examples` are the rows of this one, and `report` is that of them."""
     return resolver.Resolver(
         strategy_class=LastScoresStrategy,
-        **{EXAMPLES: examples, LAST: types.Channel(type=LlmScores)},
+        **{EXAMPLES: examples, REPORT: report, LAST: types.Channel(type=LlmScores)},
     ).with_id("LastScores")

@@ -8,6 +8,8 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
 from sllmr.components import examples
+from sllmr.components.interactions_example_gen.config import iso_to_milliseconds
+from sllmr.components.interactions_example_gen.data_report import read_report
 from sllmr.components.llm_scorer.config import EMBEDDING, LlmConfig
 from sllmr.components.llm_scorer.jobs.rescoring import rescore
 from sllmr.components.llm_scorer.jobs.scoring import score
@@ -21,7 +23,9 @@ LAST_SCORES = "last_scores"
 """Input: the score table of an earlier run."""
 
 EXAMPLES_ID = "examples_id"
-"""Custom property of a score table that a later run may bring up to date: the id of the rows that it was made of."""
+TRAIN_UNTIL = "train_until"
+"""Custom properties of a score table that a later run may bring up to date: the id of the rows that it was made of, and
+the last time of the train rows among them in Unix milliseconds."""
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -56,12 +60,21 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             held_out_rows=examples.read_other_splits(rows, TRAIN_SPLIT),
         )
         if workspace.config.rescore or workspace.config.strategy != EMBEDDING:
-            # By it pipeline.last_scores finds the tables of earlier rows. Not those of train.compare_vectors, which
+            # By them pipeline.last_scores finds the tables of earlier rows. Not those of train.compare_vectors, which
             # item vectors scored beside the LLM's.
             scores.set_int_custom_property(EXAMPLES_ID, rows.id)
+            until = train_until(artifact_utils.get_single_uri(input_dict["report"]))
+            if until is not None:
+                scores.set_int_custom_property(TRAIN_UNTIL, until)
         train_rows = examples.read_split(rows, TRAIN_SPLIT)
         if input_dict.get(LAST_SCORES):
             last = artifact_utils.get_single_uri(input_dict[LAST_SCORES])
             rescore(workspace, train_rows, last, workspace.config.max_age_days)
         else:
             score(workspace, train_rows)
+
+
+def train_until(report_directory: str) -> int | None:
+    """The last time of the train rows, in Unix milliseconds, by the data report; None without train rows."""
+    last = read_report(report_directory).splits[TRAIN_SPLIT].last
+    return None if last is None else iso_to_milliseconds(last)
