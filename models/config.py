@@ -227,9 +227,10 @@ class TrainConfig(BaseModel):
     )
     warm_start: bool = Field(
         default=False,
-        description="start from the weights of the last blessed model whose training ended before the validation rows "
-        "begin; rows of embedding tables are matched by id or value. Without such a model, or with one of another "
-        "shape, the training starts cold and says why. Needs data.split.strategy global_date",
+        description="start from the weights of the last blessed run whose training ended before the validation rows "
+        "begin, the models with and without pairs each from its own; rows of embedding tables are matched by id or "
+        "value. Without such a run, or with models of another shape, the training starts cold and says why. Needs "
+        "data.split.strategy global_date",
     )
     compare: bool = Field(
         default=True,

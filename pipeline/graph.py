@@ -42,9 +42,17 @@ from sllmr.pipeline.last_scores import last_scores
 from sllmr.pipeline.last_statistics import LAST, last_statistics
 from sllmr.pipeline.pusher import Pusher
 from sllmr.pipeline.run_folder import ARTIFACTS_DIRECTORY, METADATA_FILE
-from sllmr.pipeline.warm_start import BASE_MODEL, warm_start_model
+from sllmr.pipeline.warm_start import (
+    BASE_MODEL,
+    BASE_MODEL_WITH_VECTOR_PAIRS,
+    BASE_MODEL_WITHOUT_PAIRS,
+    warm_start_model,
+    warm_start_of_arms,
+)
 
 SERVING_DIRECTORY = "serving"
+
+_VECTOR_COMPARISON = "VectorComparison"
 
 
 class _DataSteps(NamedTuple):
@@ -92,20 +100,23 @@ def build_pipeline(config: Config, output: pathlib.Path, cluster: Cluster | None
         positive_rate=config.evaluation.positive_rate,
     )
     warm_start = _warm_start(config, data, cluster)
-    base_model = None if warm_start is None else warm_start.outputs[BASE_MODEL]
-    trainer = _trainer(data, training, data.pairs, base_model)
+    base_models = {} if warm_start is None else warm_start.outputs
+    trainer = _trainer(data, training, data.pairs, base_models.get(BASE_MODEL))
     training_steps: tuple[base_component.BaseComponent, ...] = (trainer,)
     model = trainer.outputs["model"]
     if data.pairs is not None and config.train.compare:
-        # Nothing of the LLM, the gate or the pairs is in its inputs: TFX takes it from the cache when these change.
+        # Nothing of the LLM, the gate or the pairs is in its inputs: TFX takes it from the cache when these change. A
+        # warm start gives it the weights of this arm alone; a blessing only decides which earlier run they are from.
         without = training.model_copy(update={"gate": GateConfig(), "loss": LossConfig(llm_weight=0)})
+        base_model = base_models.get(BASE_MODEL_WITHOUT_PAIRS)
         trainer_without_pairs = _trainer(data, without, None, base_model).with_id("TrainerWithoutPairs")
         comparison = _comparison(config, data, trainer, trainer_without_pairs)
         training_steps = (trainer_without_pairs, trainer, comparison)
         model = comparison.outputs["model"]
         if data.vector_pairs is not None:
+            base_model = base_models.get(BASE_MODEL_WITH_VECTOR_PAIRS)
             by_vectors = _trainer(data, training, data.vector_pairs, base_model).with_id("TrainerWithVectorPairs")
-            of_vectors = _comparison(config, data, by_vectors, trainer_without_pairs).with_id("VectorComparison")
+            of_vectors = _comparison(config, data, by_vectors, trainer_without_pairs).with_id(_VECTOR_COMPARISON)
             training_steps = (*training_steps, by_vectors, of_vectors)
     if warm_start is not None:
         training_steps = (warm_start, *training_steps)
@@ -176,7 +187,10 @@ def _warm_start(config: Config, data: _DataSteps, cluster: Cluster | None) -> re
             "train.warm_start needs TFX's local runner, got a cluster, which has no Resolver for it; set "
             "train.warm_start: false"
         )
-    return warm_start_model(data.example_gen.outputs["report"])
+    report = data.example_gen.outputs["report"]
+    if data.pairs is None or not config.train.compare:
+        return warm_start_model(report)
+    return warm_start_of_arms(report, _VECTOR_COMPARISON)
 
 
 def _trainer(

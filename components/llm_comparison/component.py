@@ -51,7 +51,8 @@ class LlmComparison(base_component.BaseComponent):
         """
         Args:
             with_llm: the model that was trained with preference pairs.
-            without_llm: the same model, trained without them on the same rows, from the same initial weights.
+            without_llm: the same model, trained without them on the same rows, from the same initial weights; after a
+                warm start, each from its own model of the same earlier run, see pipeline.warm_start.
             examples: raw rows with splits valid and test.
             slices: name -> integer feature and the value that a row of the slice has; None for all rows.
             code_fingerprint: fingerprint of the sources; part of TFX's cache key and of nothing else.

@@ -22,6 +22,11 @@ SLICES = "slices"
 BY_FEATURES = "by_features"
 MIN_USERS = "min_users"
 
+WITH_LLM_ID = "with_llm_id"
+WITHOUT_LLM_ID = "without_llm_id"
+"""Custom properties of the model that was chosen: the ids of the two models that were compared. By them
+pipeline.warm_start finds the models of one run."""
+
 
 class Executor(base_executor.BaseExecutor):
     """Chooses by the validation split, reports on the test split, and copies the model that it chose."""
@@ -48,5 +53,7 @@ class Executor(base_executor.BaseExecutor):
         chosen = models[WITH_LLM if found.choice.with_llm else WITHOUT_LLM]
         target = artifact_utils.get_single_instance(output_dict[MODEL])
         io_utils.copy_dir(chosen.uri, target.uri)
+        target.set_int_custom_property(WITH_LLM_ID, models[WITH_LLM].id)
+        target.set_int_custom_property(WITHOUT_LLM_ID, models[WITHOUT_LLM].id)
         comparison = artifact_utils.get_single_instance(output_dict[COMPARISON])
         io_utils.write_string_file(os.path.join(comparison.uri, FILE_NAME), found.model_dump_json(indent=2))

@@ -118,9 +118,12 @@ def _start(
     model: RankingModel, vocabularies: Vocabularies, config: TrainerConfig, earlier: EarlierModel | None
 ) -> WarmStart:
     if earlier is None:
-        return WarmStart(cold_because="no blessed model was trained on rows from before the validation rows alone")
+        return WarmStart(
+            cold_because="no earlier blessed run has a model of each arm that was trained on rows from before the "
+            "validation rows alone"
+        )
     if (info := read_model_info(earlier.directory)).backbone != config.model.backbone:
-        return WarmStart(cold_because=f"the last blessed model has the backbone {info.backbone}")
+        return WarmStart(cold_because=f"the earlier model has the backbone {info.backbone}")
     try:
         return start_from(model, vocabularies, config.sizes.declared, earlier)
     except Mismatch as mismatch:

@@ -6,12 +6,19 @@ import json
 import shutil
 
 import pytest
+from google.protobuf import text_format
+from ml_metadata.proto import metadata_store_pb2 as proto
+from tfx.dsl.compiler.compiler import Compiler
+from tfx.orchestration import metadata
+from tfx.orchestration.portable.input_resolution.channel_resolver import resolve_single_channel
+from tfx.proto.orchestration.pipeline_pb2 import InputSpec
 
 from sllmr.components.interactions_example_gen.tables import DataError
 from sllmr.pipeline import graph as graph_module
 from sllmr.pipeline.code_version import PACKAGES, code_version
 from sllmr.pipeline.config import Config
 from sllmr.pipeline.graph import build_pipeline, pipeline_name
+from sllmr.pipeline.warm_start import BASE_MODEL, BASE_MODEL_WITH_VECTOR_PAIRS, BASE_MODEL_WITHOUT_PAIRS
 
 
 @pytest.fixture
@@ -198,13 +205,66 @@ def test_a_schedules_model_to_start_from_and_scores_to_bring_up_to_date_are_inpu
     data = {**tables, "split": {"strategy": "global_date"}}
     steps = graph({**data}, tmp_path, train={"warm_start": True}, llm={"rescore": True})
 
-    for name in ("Trainer", "TrainerWithoutPairs"):
-        assert "WarmStart" in producers(steps[name])
+    assert steps["Trainer"].inputs["base_model"] is steps["WarmStart"].outputs[BASE_MODEL]
     assert "LastScores" in producers(steps["LlmScorer"])
     order = list(steps)
     assert order.index("LastScores") < order.index("LlmScorer")
     assert order.index("WarmStart") < order.index("TrainerWithoutPairs")
     assert not {"WarmStart", "LastScores"} & set(graph(data, tmp_path))
+
+
+@pytest.mark.slow
+def test_each_arm_of_a_schedule_starts_from_a_model_of_its_own(tables, tmp_path):
+    data = {**tables, "split": {"strategy": "global_date"}}
+    arms = {
+        "Trainer": BASE_MODEL,
+        "TrainerWithoutPairs": BASE_MODEL_WITHOUT_PAIRS,
+        "TrainerWithVectorPairs": BASE_MODEL_WITH_VECTOR_PAIRS,
+    }
+    steps = graph({**data}, tmp_path, train={"warm_start": True, "compare_vectors": True})
+    for name, arm in arms.items():
+        assert steps[name].inputs["base_model"] is steps["WarmStart"].outputs[arm]
+    alone = graph({**data}, tmp_path, train={"warm_start": True, "compare": False})
+    assert alone["Trainer"].inputs["base_model"] is alone["WarmStart"].outputs[BASE_MODEL]
+
+
+@pytest.mark.slow
+def test_of_the_comparisons_of_earlier_runs_a_warm_start_tells_that_of_vectors_from_that_of_the_llm(tables, tmp_path):
+    """By what TFX makes of the graph, in a record of one run in which each comparison chose a model."""
+    data = {**tables, "split": {"strategy": "global_date"}}
+    config = Config.model_validate({"name": "t", "data": data, "train": {"warm_start": True}})
+    nodes = [node.pipeline_node for node in Compiler().compile(build_pipeline(config, tmp_path / "out")).nodes]
+    (warm_start,) = [node for node in nodes if node.node_info.id == "WarmStart"]
+    channels = {c for of in warm_start.inputs.inputs.values() for c in map(as_text, of.channels)}
+    with metadata.Metadata(metadata.sqlite_metadata_connection_config(str(tmp_path / "metadata.sqlite"))) as handle:
+        chosen = {name: chosen_model(handle.store, name) for name in ("LlmComparison", "VectorComparison")}
+        found = [
+            sorted(model.id for model in resolve_single_channel(handle, text_format.Parse(c, InputSpec.Channel())))
+            for c in channels
+            if 'name: "Model"' in c
+        ]
+    assert sorted(found) == sorted([sorted(chosen.values()), [chosen["VectorComparison"]]])
+
+
+def as_text(channel) -> str:
+    return text_format.MessageToString(channel)
+
+
+def chosen_model(store, component: str) -> int:
+    """Records a run of a component with the output `model`; returns the id of the model."""
+    artifact_type = store.put_artifact_type(proto.ArtifactType(name="Model"))
+    execution_type = store.put_execution_type(proto.ExecutionType(name=component))
+    event = proto.Event(type=proto.Event.OUTPUT)
+    event.path.steps.add(key="model")
+    event.path.steps.add(index=0)
+    contexts = [
+        proto.Context(type_id=store.put_context_type(proto.ContextType(name=kind)), name=name)
+        for kind, name in (("pipeline", "sllmr-t"), ("node", f"sllmr-t.{component}"))
+    ]
+    model = proto.Artifact(type_id=artifact_type, uri=component, state=proto.Artifact.LIVE)
+    execution = proto.Execution(type_id=execution_type, last_known_state=proto.Execution.COMPLETE)
+    _, (model_id,), _ = store.put_execution(execution, [(model, event)], contexts, reuse_context_if_already_exist=True)
+    return model_id
 
 
 def test_a_warm_start_needs_a_split_by_date(tables):

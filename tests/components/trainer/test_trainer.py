@@ -322,9 +322,9 @@ def test_without_a_base_model_or_with_one_of_another_backbone_it_starts_cold_and
     train = CONFIG.train.model_copy(update={"warm_start": True, "epochs": 1})
     config = CONFIG.model_copy(update={"train": train})
     first, report = run(tmp_path / "first", inputs, config)
-    assert report.warm_start.cold_because.startswith("no blessed model was trained on rows from before")
+    assert report.warm_start.cold_because.startswith("no earlier blessed run has a model of each arm")
 
     other = config.model_copy(update={"model": config.model.model_copy(update={"backbone": "dcn"})})
     _, report = run(tmp_path / "second", {**inputs, "base_model": [first]}, other)
     assert report.warm_start.model is None
-    assert report.warm_start.cold_because == "the last blessed model has the backbone dcnv2"
+    assert report.warm_start.cold_because == "the earlier model has the backbone dcnv2"
