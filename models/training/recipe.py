@@ -167,8 +167,9 @@ def train(
         item_ids: of the vocabulary, number n for index n + 1, for the report; if empty the report names no pairs.
         gate_weights: TrainingReport.gate_weights of another training; modes advantage and stacked take them instead of
             fitting their own.
-        initialize: of the model with pairs and of that without: a warm start. The base model of a gate never has one,
-            since the earlier model has seen the held-out users. None: the usual initial weights.
+        initialize: of the model with pairs and of that without: a warm start. To be compared by choose_better, both
+            need weights without an LLM's. The base model of a gate never has one, since the earlier model has seen the
+            held-out users. None: the usual initial weights.
         log_dir: for TensorBoard; None writes nothing.
         choose_better: whether a gate that is fitted beforehand also trains the model without pairs and returns the
             better one; the pipeline trains and compares that model as a step of its own instead.
