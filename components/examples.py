@@ -15,6 +15,9 @@ remember_signatures()  # here, as every component that runs Beam imports this mo
 FILE_PREFIX = "examples"
 SUFFIX = ".tfrecord.gz"
 
+TRAIN_UNTIL = "train_until"
+"""Custom property of an Examples artifact: the last time of its train rows, Unix milliseconds; absent without any."""
+
 
 def prepare(examples: artifact.Artifact, split_names: Sequence[str]) -> None:
     """Marks an empty Examples artifact as tf.Example in gzipped TFRecords with these splits."""

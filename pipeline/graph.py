@@ -298,11 +298,10 @@ def _scored(
     """The steps from train rows to guarded pairs, and the pairs. `of` goes into the steps' names."""
     example_gen = rows.example_gen
     reads_vectors = llm.strategy == EMBEDDING or config.scorer_reads_item_vectors
-    last = last_scores(example_gen.outputs["examples"], example_gen.outputs["report"]) if llm.rescore else None
+    last = last_scores(example_gen.outputs["examples"]) if llm.rescore else None
     scorer = LlmScorer(
         examples=example_gen.outputs["examples"],
         catalog=example_gen.outputs["catalog"],
-        report=example_gen.outputs["report"],
         config=llm,
         pair_yield=config.pair_yield,
         item_vectors=rows.item_vectors if reads_vectors else None,

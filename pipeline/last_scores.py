@@ -5,10 +5,10 @@ from tfx import types
 from tfx.dsl.components.common import resolver
 
 from sllmr.components.artifacts import LlmScores
-from sllmr.components.llm_scorer.executor import EXAMPLES_ID, TRAIN_UNTIL, train_until
+from sllmr.components.examples import TRAIN_UNTIL
+from sllmr.components.llm_scorer.executor import EXAMPLES_ID
 
 EXAMPLES = "examples"
-REPORT = "report"
 LAST = "last"
 """Keys of the Resolver's channels; LAST is what it resolves."""
 
@@ -27,24 +27,20 @@ class LastScoresStrategy(resolver.ResolverStrategy):
     ) -> dict[str, list[types.Artifact]]:
         """See base class."""
         (rows,) = input_dict[EXAMPLES]
-        (report,) = input_dict[REPORT]
-        until = train_until(report.uri)
         earlier = [
             table
             for table in input_dict[LAST]
-            if until is not None
-            and table.has_custom_property(EXAMPLES_ID)
+            if all(artifact.has_custom_property(TRAIN_UNTIL) for artifact in (rows, table))
+            and table.get_int_custom_property(TRAIN_UNTIL) <= rows.get_int_custom_property(TRAIN_UNTIL)
             and table.get_int_custom_property(EXAMPLES_ID) < rows.id
-            and table.has_custom_property(TRAIN_UNTIL)
-            and table.get_int_custom_property(TRAIN_UNTIL) <= until
         ]
         earlier.sort(key=lambda table: (table.get_int_custom_property(TRAIN_UNTIL), table.id))
         return {**input_dict, LAST: earlier[-1:]}
 
 
-def last_scores(examples: types.BaseChannel, report: types.BaseChannel) -> resolver.Resolver:
-    """A Resolver of the table of the last run; `examples` are the rows of this one, and `report` is that of them."""
+def last_scores(examples: types.BaseChannel) -> resolver.Resolver:
+    """A Resolver of the table of the last run; `examples` are the rows of this one."""
     return resolver.Resolver(
         strategy_class=LastScoresStrategy,
-        **{EXAMPLES: examples, REPORT: report, LAST: types.Channel(type=LlmScores)},
+        **{EXAMPLES: examples, LAST: types.Channel(type=LlmScores)},
     ).with_id("LastScores")

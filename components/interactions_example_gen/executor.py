@@ -11,7 +11,7 @@ from tfx.types import artifact_utils
 from sllmr.components import examples
 from sllmr.components.catalog import EARLIER_POSITIVES_PREFIX, NON_POSITIVES_PREFIX
 from sllmr.components.interactions_example_gen import report, rows, transforms
-from sllmr.components.interactions_example_gen.config import DataConfig
+from sllmr.components.interactions_example_gen.config import DataConfig, iso_to_milliseconds
 from sllmr.components.interactions_example_gen.data_report import read_report
 
 CONFIG = "config"
@@ -56,6 +56,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             output["report"] | "WriteReport" >> beam.ParDo(transforms.WriteReport(report_uri))
         content = read_report(report_uri)
         report.check_report(content, config)
+        if (last := content.splits[rows.TRAIN].last) is not None:
+            examples_artifact.set_int_custom_property(examples.TRAIN_UNTIL, iso_to_milliseconds(last))
         for line in content.lines():
             _log.info("data: %s", line)
         for notice in content.notices:

@@ -7,7 +7,7 @@ from tfx import types
 from tfx.dsl.components.base import base_beam_component, executor_spec
 from tfx.types import channel, component_spec, standard_artifacts
 
-from sllmr.components.artifacts import DataReport, ItemCatalog, ItemVectors, LlmScores
+from sllmr.components.artifacts import ItemCatalog, ItemVectors, LlmScores
 from sllmr.components.llm_scorer.config import LlmConfig
 from sllmr.components.llm_scorer.executor import LAST_SCORES, Executor
 from sllmr.components.llm_scorer.strategies import create_strategy
@@ -28,7 +28,6 @@ class LlmScorerSpec(types.ComponentSpec):
     INPUTS = {  # noqa: RUF012
         "examples": component_spec.ChannelParameter(type=standard_artifacts.Examples),
         "catalog": component_spec.ChannelParameter(type=ItemCatalog),
-        "report": component_spec.ChannelParameter(type=DataReport),
         "item_vectors": component_spec.ChannelParameter(type=ItemVectors, optional=True),
         LAST_SCORES: component_spec.ChannelParameter(type=LlmScores, optional=True),
     }
@@ -48,7 +47,6 @@ class LlmScorer(base_beam_component.BaseBeamComponent):
         *,
         examples: channel.BaseChannel,
         catalog: channel.BaseChannel,
-        report: channel.BaseChannel,
         config: LlmConfig,
         cache_directory: str,
         code_fingerprint: str,
@@ -61,7 +59,6 @@ class LlmScorer(base_beam_component.BaseBeamComponent):
         Args:
             examples: rows; only their train split is read.
             catalog: ItemCatalog.
-            report: of the data; only the last time of the train rows is read, which the table carries.
             config: the LLM, how it is queried, and the budget.
             pair_yield: preference pairs of a context; counts only if config.budget.pairs is None.
             cache_directory: absolute; keeps answers between runs, so it lies outside the pipeline's root.
@@ -77,7 +74,6 @@ class LlmScorer(base_beam_component.BaseBeamComponent):
             LlmScorerSpec(
                 examples=examples,
                 catalog=catalog,
-                report=report,
                 item_vectors=item_vectors,
                 last_scores=last_scores,
                 config=config.model_dump_json(),

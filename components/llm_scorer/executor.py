@@ -8,8 +8,7 @@ from tfx.dsl.components.base import base_beam_executor
 from tfx.types import artifact_utils
 
 from sllmr.components import examples
-from sllmr.components.interactions_example_gen.config import iso_to_milliseconds
-from sllmr.components.interactions_example_gen.data_report import read_report
+from sllmr.components.examples import TRAIN_UNTIL
 from sllmr.components.llm_scorer.config import EMBEDDING, LlmConfig
 from sllmr.components.llm_scorer.jobs.rescoring import rescore
 from sllmr.components.llm_scorer.jobs.scoring import score
@@ -23,9 +22,8 @@ LAST_SCORES = "last_scores"
 """Input: the score table of an earlier run."""
 
 EXAMPLES_ID = "examples_id"
-TRAIN_UNTIL = "train_until"
-"""Custom properties of a score table that a later run may bring up to date: the id of the rows that it was made of, and
-the last time of the train rows among them in Unix milliseconds."""
+"""Custom property of a score table that a later run may bring up to date: the id of the rows that it was made of. The
+table also has examples.TRAIN_UNTIL of these rows."""
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -63,18 +61,11 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             # By them pipeline.last_scores finds the tables of earlier rows. Not those of train.compare_vectors, which
             # item vectors scored beside the LLM's.
             scores.set_int_custom_property(EXAMPLES_ID, rows.id)
-            until = train_until(artifact_utils.get_single_uri(input_dict["report"]))
-            if until is not None:
-                scores.set_int_custom_property(TRAIN_UNTIL, until)
+            if rows.has_custom_property(TRAIN_UNTIL):
+                scores.set_int_custom_property(TRAIN_UNTIL, rows.get_int_custom_property(TRAIN_UNTIL))
         train_rows = examples.read_split(rows, TRAIN_SPLIT)
         if input_dict.get(LAST_SCORES):
             last = artifact_utils.get_single_uri(input_dict[LAST_SCORES])
             rescore(workspace, train_rows, last, workspace.config.max_age_days)
         else:
             score(workspace, train_rows)
-
-
-def train_until(report_directory: str) -> int | None:
-    """The last time of the train rows, in Unix milliseconds, by the data report; None without train rows."""
-    last = read_report(report_directory).splits[TRAIN_SPLIT].last
-    return None if last is None else iso_to_milliseconds(last)

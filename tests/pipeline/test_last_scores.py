@@ -1,27 +1,23 @@
 """Which score table LlmScorer brings up to date: never one that was made of later rows than today's."""
 
-import pathlib
-
 import pytest
 from tfx.types import standard_artifacts
 
-from sllmr.components.artifacts import DataReport, LlmScores
+from sllmr.components.artifacts import LlmScores
+from sllmr.components.examples import TRAIN_UNTIL
 from sllmr.components.interactions_example_gen.config import iso_to_milliseconds
-from sllmr.components.interactions_example_gen.data_report import FILE_NAME as REPORT_FILE
-from sllmr.components.llm_scorer.executor import EXAMPLES_ID, TRAIN_UNTIL
-from sllmr.pipeline.last_scores import EXAMPLES, LAST, REPORT, LastScoresStrategy
-from tests.components.data_reports import data_report
+from sllmr.components.llm_scorer.executor import EXAMPLES_ID
+from sllmr.pipeline.last_scores import EXAMPLES, LAST, LastScoresStrategy
 
 
 @pytest.fixture
-def resolved(tmp_path: pathlib.Path):
+def resolved():
     """Ids of the tables that a run takes; tables are given as id: (id of the rows, last day of the train rows)."""
 
     def resolve(rows_id: int, day: int, tables: dict[int, tuple[int | None, int | None]]) -> list[int]:
-        rows, report = standard_artifacts.Examples(), DataReport()
-        rows.id, report.uri = rows_id, str(tmp_path)
-        splits = (("2024-03-01", date(day)), (date(day + 1), date(day + 1)), (date(day + 2), date(day + 2)))
-        (tmp_path / REPORT_FILE).write_text(data_report(*splits).model_dump_json())
+        rows = standard_artifacts.Examples()
+        rows.id = rows_id
+        rows.set_int_custom_property(TRAIN_UNTIL, iso_to_milliseconds(date(day)))
         given = []
         for number, (examples, until) in tables.items():
             table = LlmScores()
@@ -31,7 +27,7 @@ def resolved(tmp_path: pathlib.Path):
             if until is not None:
                 table.set_int_custom_property(TRAIN_UNTIL, iso_to_milliseconds(date(until)))
             given.insert(0, table)
-        inputs = {EXAMPLES: [rows], REPORT: [report], LAST: given}
+        inputs = {EXAMPLES: [rows], LAST: given}
         return [t.id for t in LastScoresStrategy().resolve_artifacts(None, inputs)[LAST]]
 
     return resolve

@@ -17,9 +17,11 @@ from tfx.types import standard_artifacts
 
 from benchmarks.schedule import configuration, scores_of, write_tables
 from sllmr.components import examples
-from sllmr.components.artifacts import DataReport, ItemCatalog, LlmScores
+from sllmr.components.artifacts import ItemCatalog, LlmScores
 from sllmr.components.catalog import EARLIER_POSITIVES_PREFIX, read_catalog
 from sllmr.components.interactions_example_gen import rows
+from sllmr.components.interactions_example_gen.config import iso_to_milliseconds
+from sllmr.components.interactions_example_gen.data_report import read_report
 from sllmr.components.interactions_example_gen.transforms import (
     PrepareInteractions,
     WriteCatalog,
@@ -39,7 +41,7 @@ from sllmr.models.training.loop import predict
 from sllmr.models.training.recipe import train
 from sllmr.models.warm_start import read_earlier_model, start_from
 from sllmr.pipeline.config import Config
-from sllmr.pipeline.last_scores import EXAMPLES, LAST, REPORT, LastScoresStrategy
+from sllmr.pipeline.last_scores import EXAMPLES, LAST, LastScoresStrategy
 from tests.components.llm_scorer.stub_server import StubHandler, StubServer, chat_response, running_stub
 from tests.models.test_training import auc_by_counting
 
@@ -62,12 +64,9 @@ class Day(NamedTuple):
     sent: list[str]
 
 
-def prepare(
-    directory: pathlib.Path, config: Config, number: int
-) -> tuple[standard_artifacts.Examples, ItemCatalog, DataReport]:
-    made, catalog, report = standard_artifacts.Examples(), ItemCatalog(), DataReport()
-    made.id = number
-    made.uri, catalog.uri, report.uri = (str(directory / name) for name in ("rows", "catalog", "report"))
+def prepare(directory: pathlib.Path, config: Config, number: int) -> tuple[standard_artifacts.Examples, ItemCatalog]:
+    made, catalog = standard_artifacts.Examples(), ItemCatalog()
+    made.id, made.uri, catalog.uri = number, str(directory / "rows"), str(directory / "catalog")
     examples.prepare(made, rows.SPLITS)
     with beam.Pipeline() as pipeline:
         output = pipeline | PrepareInteractions(config.data)
@@ -75,8 +74,11 @@ def prepare(
             output[split] | f"Write_{split}" >> examples.write_split(made, split)
         output["catalog"] | beam.ParDo(WriteCatalog(catalog.uri))
         output["earlier_positives"] | WriteItemsOfUsers(catalog.uri, EARLIER_POSITIVES_PREFIX)
-        output["report"] | beam.ParDo(WriteReport(report.uri))
-    return made, catalog, report
+        output["report"] | beam.ParDo(WriteReport(catalog.uri))
+    last = read_report(catalog.uri).splits[rows.TRAIN].last
+    assert last is not None
+    made.set_int_custom_property(examples.TRAIN_UNTIL, iso_to_milliseconds(last))
+    return made, catalog
 
 
 def run_day(root: pathlib.Path, day: int, stub: StubServer, tables: list[LlmScores]) -> Day:
@@ -86,13 +88,13 @@ def run_day(root: pathlib.Path, day: int, stub: StubServer, tables: list[LlmScor
     config = Config.model_validate(configuration(stub.base_url, day))
     data = {name: str(root / f"{name}.csv") for name in ("interactions", "items")}
     config = config.model_copy(update={"data": config.data.model_copy(update=data)})
-    made, catalog, report = prepare(directory, config, number=100 + day)
+    made, catalog = prepare(directory, config, number=100 + day)
     scores = LlmScores()
     scores.id, scores.uri = 200 + day, str(directory / "scores")
-    found = LastScoresStrategy().resolve_artifacts(None, {EXAMPLES: [made], REPORT: [report], LAST: tables})
+    found = LastScoresStrategy().resolve_artifacts(None, {EXAMPLES: [made], LAST: tables})
     stub.received.clear()
     Executor(Executor.Context(tmp_dir=str(directory / "tmp"), unique_id="1")).Do(
-        {"examples": [made], "catalog": [catalog], "report": [report], LAST_SCORES: found[LAST]},
+        {"examples": [made], "catalog": [catalog], LAST_SCORES: found[LAST]},
         {"scores": [scores]},
         {
             "config": config.llm.model_dump_json(),

@@ -1,3 +1,4 @@
+import datetime
 import glob
 import gzip
 import json
@@ -10,10 +11,11 @@ from tfx.types import artifact_utils, standard_artifacts
 
 from sllmr.components.artifacts import DataReport, ItemCatalog
 from sllmr.components.catalog import EARLIER_POSITIVES_PREFIX, read_catalog
+from sllmr.components.examples import TRAIN_UNTIL
 from sllmr.components.interactions_example_gen import executor
 from sllmr.components.interactions_example_gen.component import InteractionsExampleGen, input_fingerprint
 from sllmr.components.interactions_example_gen.config import DataConfig
-from sllmr.components.interactions_example_gen.data_report import FILE_NAME
+from sllmr.components.interactions_example_gen.data_report import read_report
 from sllmr.components.interactions_example_gen.tables import DataError
 from tests.components.interactions_example_gen import market
 
@@ -49,7 +51,8 @@ def test_the_executor_writes_the_three_artifacts(tmp_path):
     rows = tf.data.TFRecordDataset(files, compression_type="GZIP")
     assert sum(1 for _ in rows) == 2 * len(chosen)
     assert len(read_catalog(output[executor.CATALOG][0].uri)) == market.ITEMS
-    assert (tmp_path / executor.REPORT / FILE_NAME).is_file()
+    last = read_report(tmp_path / executor.REPORT).splits["train"].last
+    assert artifact.get_int_custom_property(TRAIN_UNTIL) == 1000 * datetime.datetime.fromisoformat(last).timestamp()
 
 
 @pytest.mark.slow

@@ -8,17 +8,15 @@ import tensorflow as tf
 from tfx.types import artifact_utils, channel_utils, standard_artifacts
 
 from sllmr.components import examples
-from sllmr.components.artifacts import DataReport, ItemCatalog, LlmScores
+from sllmr.components.artifacts import ItemCatalog, LlmScores
 from sllmr.components.catalog import Item, write_catalog
-from sllmr.components.interactions_example_gen.config import iso_to_milliseconds
-from sllmr.components.interactions_example_gen.data_report import FILE_NAME as REPORT_FILE
+from sllmr.components.examples import TRAIN_UNTIL
 from sllmr.components.llm_scorer import executor
 from sllmr.components.llm_scorer.component import LlmScorer
 from sllmr.components.llm_scorer.config import LlmConfig
-from sllmr.components.llm_scorer.executor import EXAMPLES_ID, TRAIN_UNTIL, Executor
+from sllmr.components.llm_scorer.executor import EXAMPLES_ID, Executor
 from sllmr.components.pair_yield import PairYield
 from sllmr.components.scores import read_scores
-from tests.components.data_reports import data_report
 from tests.components.llm_scorer.market import PAIR_YIELD, market_items, market_rows, row
 
 LEAK = "LEAKED TITLE"
@@ -28,7 +26,6 @@ def component(**values) -> LlmScorer:
     return LlmScorer(
         examples=channel_utils.as_channel([standard_artifacts.Examples()]),
         catalog=channel_utils.as_channel([ItemCatalog()]),
-        report=channel_utils.as_channel([DataReport()]),
         config=LlmConfig.model_validate(values),
         pair_yield=PAIR_YIELD,
         cache_directory="/somewhere",
@@ -60,15 +57,6 @@ def write_split(artifact, split: str, rows: list[bytes]) -> None:
     with tf.io.TFRecordWriter(str(directory / "examples-00000-of-00001.tfrecord.gz"), "GZIP") as writer:
         for serialized in rows:
             writer.write(serialized)
-
-
-def report(directory: pathlib.Path) -> DataReport:
-    artifact = DataReport()
-    artifact.uri = str(directory)
-    directory.mkdir()
-    splits = (("2024-03-01", "2024-03-08T10:00:00"), ("2024-03-09", "2024-03-09"), ("2024-03-10", "2024-03-10"))
-    (directory / REPORT_FILE).write_text(data_report(*splits).model_dump_json())
-    return artifact
 
 
 @pytest.mark.slow
@@ -107,7 +95,7 @@ def test_rows_of_valid_and_test_reach_no_prompt(stub, tmp_path):
     )
     pair_yield = dataclasses.replace(PAIR_YIELD, per_context=5, negatives_per_target=1)
     Executor(Executor.Context(tmp_dir=str(tmp_path / "tmp"), unique_id="1")).Do(
-        {"examples": [rows], "catalog": [catalog], "report": [report(tmp_path / "report")]},
+        {"examples": [rows], "catalog": [catalog]},
         {"scores": [scores]},
         {
             "config": config.model_dump_json(),
@@ -142,7 +130,7 @@ def test_the_executor_leaves_items_of_valid_and_test_rows_out_of_a_table_of_scor
     table.write_text("user_id,item_id,score\n" + "".join(f"user-0,i{n},{n / 60}\n" for n in range(60)))
     config = LlmConfig.model_validate({"strategy": "replay", "replay_table": str(table)})
     Executor(Executor.Context(beam_pipeline_args=[], tmp_dir=str(tmp_path), unique_id="1")).Do(
-        {"examples": [rows], "catalog": [catalog], "report": [report(tmp_path / "report")]},
+        {"examples": [rows], "catalog": [catalog]},
         {"scores": [scores]},
         {
             "config": config.model_dump_json(),
@@ -172,11 +160,12 @@ def test_a_table_that_a_later_run_may_bring_up_to_date_names_its_rows_and_the_en
     rows, catalog, scores = standard_artifacts.Examples(), ItemCatalog(), LlmScores()
     rows.uri, catalog.uri, scores.uri = (str(tmp_path / name) for name in ("rows", "catalog", "scores"))
     rows.id = 7
+    rows.set_int_custom_property(TRAIN_UNTIL, 1_709_892_000_000)
     examples.prepare(rows, ["train", "valid", "test"])
     for split in ("train", "valid", "test"):
         write_split(rows, split, [])
     Executor(Executor.Context(beam_pipeline_args=[], tmp_dir=str(tmp_path), unique_id="1")).Do(
-        {"examples": [rows], "catalog": [catalog], "report": [report(tmp_path / "report")]},
+        {"examples": [rows], "catalog": [catalog]},
         {"scores": [scores]},
         {
             "config": LlmConfig.model_validate(values).model_dump_json(),
@@ -188,4 +177,4 @@ def test_a_table_that_a_later_run_may_bring_up_to_date_names_its_rows_and_the_en
     assert scores.has_custom_property(EXAMPLES_ID) == marked
     assert not marked or scores.get_int_custom_property(EXAMPLES_ID) == 7
     assert scores.has_custom_property(TRAIN_UNTIL) == marked
-    assert not marked or scores.get_int_custom_property(TRAIN_UNTIL) == iso_to_milliseconds("2024-03-08T10:00:00")
+    assert not marked or scores.get_int_custom_property(TRAIN_UNTIL) == 1_709_892_000_000
