@@ -19,13 +19,13 @@ run: .venv/.complete ## quickstart: MovieLens-100K, a local LLM, into runs/quick
 	@.venv/bin/sllmr run --config configs/quickstart.yaml --output runs/quickstart
 
 # A worker that crashes fails the tests: pytest-xdist can wait forever for the one that replaces it.
-XDIST = --numprocesses=2 --dist=loadscope --max-worker-restart=0
+XDIST = --dist=loadscope --max-worker-restart=0
 
 test: .venv/.complete lint ## lint, types and every test, with the real local LLM; COVERAGE=1 prints the coverage
-	@.venv/bin/python -m pytest $(XDIST) --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=term)
+	@.venv/bin/python -m pytest --numprocesses=3 $(XDIST) --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=term)
 
 check: .venv/.complete lint ## lint, types and the fast tests, in under 90 s
-	@.venv/bin/python -m pytest $(XDIST) -m "not slow and not flink" -q
+	@.venv/bin/python -m pytest --numprocesses=2 $(XDIST) -m "not slow and not flink" -q
 
 flink-test: .venv/.complete $(FLINK_JOB_SERVER_JAR) ## on Flink: a scoring job, and a run from tables to pushed model; needs Java and Maven
 	@FLINK_JOB_SERVER_JAR=$(abspath $(FLINK_JOB_SERVER_JAR)) .venv/bin/python -m pytest -m flink
