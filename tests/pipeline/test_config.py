@@ -122,11 +122,11 @@ def test_the_configuration_survives_json(tmp_path):
         ),
         (
             "data: {interactions: a, items: b}\ngate: {mode: stacked}\nloss: {form: pointwise}",
-            "loss.form pointwise does not ask a gate of mode stacked; set loss.form to pairwise or distillation",
+            "loss.form pointwise does not use a gate of mode stacked; set loss.form to pairwise or distillation",
         ),
         (
             "data: {interactions: a, items: b}\ngate: {mode: advantage}\nloss: {form: distillation}",
-            "loss.form distillation does not ask a gate of mode advantage; set loss.form to pairwise, or another",
+            "loss.form distillation does not use a gate of mode advantage; set loss.form to pairwise, or another",
         ),
         (
             "data: {interactions: a, items: b}\ntrain: {compare: false, compare_vectors: true}",
