@@ -187,6 +187,6 @@ def values_of_items(items: Iterable[Item], sizes: FeatureSizes, *, at: int) -> d
     """
     items = list(items)
     values = ItemFeatures(items, sizes)
-    names = [next(iter(features.INDEXED[vocabulary])) for vocabulary in features.OF_ITEMS]
+    names = [of_candidate for of_candidate, _ in features.OF_ITEMS.values()]
     rows = [values.item(item.item_id, at) for item in items]
     return {name: [row[name] for row in rows] for name in (*names, *(f.name for f in sizes.of_tables(ITEM)))}

@@ -84,10 +84,10 @@ Index 0 pads (the empty string), 1..V are known values, V + 1 is any value that 
 """
 
 
-OF_ITEMS = tuple(vocabulary for vocabulary, group in INDEXED.items() if len(group) == 2)
-"""The vocabularies of items, whose group is the feature of the candidate, then that of the history."""
+OF_ITEMS = {vocabulary: tuple(group) for vocabulary, group in INDEXED.items() if len(group) == 2}
+"""By vocabulary of items: the feature of the candidate, and that of the history."""
 
-_OF_HISTORY = tuple(list(INDEXED[vocabulary])[1] for vocabulary in OF_ITEMS)
+_OF_HISTORY = tuple(history for _, history in OF_ITEMS.values())
 
 RESERVED = frozenset(
     (

@@ -142,7 +142,7 @@ def index_values(
             other item has its index. None for a model without item vectors.
     """
     no_item: dict[str, Sequence] = {
-        **{next(iter(features.INDEXED[vocabulary])): [b""] * _FIRST_ITEM for vocabulary in features.OF_ITEMS},
+        **{of_candidate: [b""] * _FIRST_ITEM for of_candidate, _ in features.OF_ITEMS.values()},
         features.ITEM_ID: [b"", _NOT_AN_ITEM],
         features.ITEM_CATEGORIES: [[b""] * sizes.categories] * _FIRST_ITEM,
     }

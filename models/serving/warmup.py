@@ -49,8 +49,7 @@ def rows_and_candidates(catalog: ItemColumns, sizes: FeatureSizes) -> tuple[dict
         The row of the first item as values of the served features by name; the history's ids; the ids of candidates.
     """
     row: dict[str, Any] = {features.USER_ID: b""}
-    for table in features.OF_ITEMS:
-        of_candidate, of_history = features.INDEXED[table]
+    for table, (of_candidate, of_history) in features.OF_ITEMS.items():
         values = list(catalog[of_candidate][: sizes.history])
         padding = [b""] * sizes.categories if table == features.CATEGORIES else b""
         row[of_candidate] = values[0]
