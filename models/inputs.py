@@ -76,6 +76,8 @@ def load_pairs(patterns: Sequence[str], sizes: FeatureSizes, transform: Transfor
     """
     spec = parsing_spec(features.pair_features(sizes))
 
+    # Plain Python throughout; AutoGraph would warn that it cannot convert what makes the table of features.
+    @tf.autograph.experimental.do_not_convert
     def load(serialized: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         pairs = narrow(transform_pairs(tf.io.parse_example(serialized, spec), sizes, transform))
         return tf.strings.to_hash_bucket_fast(serialized, _HASHES), pairs

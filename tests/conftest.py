@@ -1,10 +1,8 @@
 """Loaded before any test module: they may import TensorFlow in any order."""
 
-import logging
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 # Before NumPy and SciPy are loaded. Their matrices are small here, and threads of OpenBLAS that wait for each other
 # make an optimization tens of times longer while other processes are busy.
@@ -18,23 +16,6 @@ from apache_beam.options.pipeline_options import StandardOptions  # isort: skip
 
 # As the pipeline itself does (BeamConfig.pipeline_args): Beam's own default would download another runner.
 StandardOptions.DEFAULT_RUNNER = "FnApiRunner"
-
-
-_make_record = logging.getLogRecordFactory()
-
-
-def _rendered_record(*arguments: Any, **keywords: Any) -> logging.LogRecord:
-    """A record that holds its message and not what the message was made of.
-
-    pytest keeps the records of a test until its end. A warning of AutoGraph holds an exception whose frames hold
-    graphs, and the process crashes if these are freed after the test.
-    """
-    record = _make_record(*arguments, **keywords)
-    record.msg, record.args = record.getMessage(), None
-    return record
-
-
-logging.setLogRecordFactory(_rendered_record)
 
 
 TESTS = pathlib.Path(__file__).parent

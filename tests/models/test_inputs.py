@@ -128,9 +128,10 @@ def test_no_rows_are_refused(tmp_path, layer):
 
 
 @pytest.mark.slow
-def test_each_side_of_a_pair_is_what_the_transform_makes_of_it_as_a_row(tmp_path, layer):
+def test_each_side_of_a_pair_is_what_the_transform_makes_of_it_as_a_row(tmp_path, layer, caplog):
     made = write_pairs(tmp_path, 10)
     pairs = inputs.load_pairs([str(tmp_path / "pairs.gz")], market.SIZES, layer)
+    assert not [text for text in caplog.messages if "AutoGraph" in text]
 
     names = (features.ITEM_INDEX, features.ITEM_CATEGORY_INDICES, features.IS_TAIL)
     expected = {features.CALIBRATION_LABEL: np.array([pair[features.CALIBRATION_LABEL] for pair in made])}
