@@ -158,7 +158,7 @@ def test_so_much_of_what_runs_measure_lies_in_the_predicted_interval():
         kept = rng.choice([0.34, 0.60, 1.03]) * true_gain
         measured = kept + rng.normal(0, estimate.KEPT * spread / np.sqrt(test_users))
         inside.append(predicted.lower <= measured <= predicted.upper)
-    assert 0.93 < np.mean(inside) <= 1.0
+    assert 0.93 < np.mean(inside) < 0.99
 
 
 def test_what_was_kept_is_what_the_committed_results_say():
