@@ -89,6 +89,14 @@ class RankingModel(tfrs.Model):
         super().compile(optimizer=optimizer)
         self._gate_optimizer = gate_optimizer
 
+    def make_optimizer_variables(self) -> None:
+        """For a compiled model whose own variables exist. Otherwise the first step makes them, and TensorFlow traces a
+        step that makes variables twice, which is most of the time of a small training."""
+        ranking, gate = self._by_optimizer()
+        self.optimizer.build(ranking)
+        if self._gate_optimizer is not None:
+            self._gate_optimizer.build(gate)
+
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Logits, float32 [batch], from the served features of a transformed row."""
         served = {name: inputs[name] for name in self._input_names}
@@ -127,6 +135,7 @@ class RankingModel(tfrs.Model):
         self._note("llm_loss", llm_loss)
         return self._rec_loss(rows, row_logits) + self.llm_weight * llm_loss + gate_loss
 
+    @tf.autograph.experimental.do_not_convert  # No tensor decides what Python does here, so it would only cost time.
     def train_step(self, inputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
         """tfrs.Model's step, with the gate's variables going to the gate's optimizer.
 
@@ -137,17 +146,19 @@ class RankingModel(tfrs.Model):
             loss = self.compute_loss(inputs, training=True)
             penalty = tf.add_n([tf.constant(0.0), *self.losses])
             total = loss + penalty
-        variables = self.trainable_variables
-        gradients = tape.gradient(total, variables)
-        own = self.gate.trainable_variables if self.gate and self._gate_optimizer is not None else []
-        is_own = [any(variable is o for o in own) for variable in variables]
-        steps = list(zip(gradients, variables, is_own, strict=True))
-        self.optimizer.apply_gradients([(g, v) for g, v, is_gate in steps if not is_gate])
+        ranking, gate = self._by_optimizer()
+        gradients = tape.gradient(total, [*ranking, *gate])
+        self.optimizer.apply_gradients(list(zip(gradients[: len(ranking)], ranking, strict=True)))
         if self._gate_optimizer is not None:
-            self._gate_optimizer.apply_gradients([(g, v) for g, v, is_gate in steps if is_gate])
+            self._gate_optimizer.apply_gradients(list(zip(gradients[len(ranking) :], gate, strict=True)))
         self._note("loss", total)
         self._note("embedding_l2", penalty)
         return {metric.name: metric.result() for metric in self.metrics}
+
+    def _by_optimizer(self) -> tuple[list[tf.Variable], list[tf.Variable]]:
+        """The trainable variables of the optimizer, and those of the gate's own."""
+        own = self.gate.trainable_variables if self.gate and self._gate_optimizer is not None else []
+        return [v for v in self.trainable_variables if not any(v is o for o in own)], list(own)
 
     def _note(self, part: str, value: tf.Tensor) -> None:
         """Of a replica's part of the batch's loss, what the whole batch has."""
@@ -166,7 +177,7 @@ Scorer = Callable[..., tf.Tensor]
 
 def scorer(model: RankingModel) -> Scorer:
     """The model's `call` as a graph: traced once for all that is scored with it."""
-    return tf.function(model.call, reduce_retracing=True)
+    return tf.function(model.call, reduce_retracing=True, autograph=False)
 
 
 def input_names(*, use_user_id: bool, sizes: features.FeatureSizes | None = None) -> tuple[str, ...]:

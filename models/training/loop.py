@@ -56,7 +56,7 @@ def fit(
     """Trains until the validation AUC has not risen for `patience` epochs.
 
     Args:
-        model: made in the scope of the distribution strategy that trains it.
+        model: made, with its variables, in the scope of the distribution strategy that trains it.
         batches: of the whole batch, see models.inputs.training_batches.
         monitor: sees each epoch.
         config: of the optimizer and of stopping.
@@ -68,6 +68,7 @@ def fit(
     with strategy.scope():
         own = None if gate_learning_rate is None else keras.optimizers.Adam(gate_learning_rate)
         model.compile(LazyAdam(config.learning_rate), gate_optimizer=own)
+        model.make_optimizer_variables()
     if strategy.num_replicas_in_sync > 1:
         iter(batches)  # On one device Keras discards an iterator, too: so both train in the same order.
         slices = replica_slices(batches.repeat(), strategy.num_replicas_in_sync)

@@ -63,9 +63,9 @@ class Setup:
         keras.utils.set_random_seed(self.train.seed)
         with self.strategy.scope():
             model = self._untrained_model(loss, targets, self.train.mixed_precision)
-            if self.train.strategy is not None or initialize is not None:
-                # Makes all variables. Those that a replica makes have other initial values.
-                model(next(iter(self.valid)))
+            # Makes all variables. Those that a replica makes have other initial values, and a step that makes variables
+            # is traced twice.
+            model(next(iter(self.valid)))
         if initialize is not None:
             initialize(model)
         has_own_rate = isinstance(model.gate, SupervisedGate)

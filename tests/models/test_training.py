@@ -555,3 +555,18 @@ def test_a_warm_start_is_that_of_the_models_that_are_compared_and_never_of_the_b
 
     base_model, with_pairs, without = (False, False), (True, True), (False, True)
     assert fitted == [base_model, with_pairs, without]
+
+
+@pytest.mark.parametrize("mode", ["supervised", "stacked"])
+def test_each_model_is_traced_once(mode, monkeypatch):
+    """TensorFlow traces a step that makes variables twice."""
+    traced = []
+    step = ranking.RankingModel.train_step
+
+    def counted(self, inputs):
+        traced.append(self)
+        return step(self, inputs)
+
+    monkeypatch.setattr(ranking.RankingModel, "train_step", counted)
+    train(gate_config=GateConfig(mode=mode), loss_config=LossConfig(llm_weight=0.5), pairs=pairs(agreement=0.8))
+    assert len(traced) == len({id(model) for model in traced}) > 0
