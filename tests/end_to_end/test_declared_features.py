@@ -2,23 +2,16 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
 
+from sllmr.pipeline.cli import main
 from tests.components.interactions_example_gen.test_features import shop
 
 pytestmark = pytest.mark.slow
-
-
-def sllmr(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sllmr.pipeline.cli", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +32,7 @@ def finished(tmp_path_factory) -> pathlib.Path:
         "evaluation": {"min_auc": {"overall": 0.0}, "beat_popularity": []},
     }
     (directory / "shop.yaml").write_text(yaml.safe_dump(config))
-    result = sllmr("run", "--config", directory / "shop.yaml", "--output", directory / "run")
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert main(["run", "--config", str(directory / "shop.yaml"), "--output", str(directory / "run")]) == 0
     return directory
 
 
@@ -89,11 +81,8 @@ def test_the_summary_tells_how_often_each_feature_is_missing(finished):
 def test_predict_looks_up_the_features_of_users_and_takes_those_of_the_request(finished):
     def predicted(*request: str) -> list[str]:
         output = finished / "best.csv"
-        result = sllmr(
-            *("predict", "--config", finished / "shop.yaml", "--model", model_of(finished)),
-            *("--output", output, "-n", 2, *request),
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
+        command = ["predict", "--config", str(finished / "shop.yaml"), "--model", model_of(finished)]
+        assert main([*command, "--output", str(output), "-n", "2", *request]) == 0
         return output.read_text().splitlines()
 
     missing = predicted()
@@ -114,10 +103,11 @@ def test_predict_looks_up_the_features_of_users_and_takes_those_of_the_request(f
         ("hour", "must be NAME=VALUE, got 'hour'"),
     ],
 )
-def test_a_wrong_request_is_named(finished, request_option, message):
-    result = sllmr(
-        *("top", "--config", finished / "shop.yaml", "--model", model_of(finished), "--user", "u03"),
-        *("--request", request_option),
-    )
-    assert result.returncode != 0
-    assert message in " ".join(result.stderr.split())
+def test_a_wrong_request_is_named(finished, capsys, request_option, message):
+    command = ["top", "--config", str(finished / "shop.yaml"), "--model", model_of(finished), "--user", "u03"]
+    try:
+        returned = main([*command, "--request", request_option])
+    except SystemExit as stop:  # of a value that cannot be parsed
+        returned = stop.code
+    assert returned != 0
+    assert message in " ".join(capsys.readouterr().err.split())
