@@ -1,13 +1,19 @@
 """What each step of a run without an LLM costs: seconds, CPU seconds, and peak memory, over more interactions.
 
-    python -m benchmarks.pipeline [--interactions 100000 1000000] [--items 10000]
+    python -m benchmarks.pipeline [--interactions 100000 1000000] [--items 10000] [--processes 1 2]
+    python -m benchmarks.pipeline --checkout DIR --config FILE
+
+The second measures another commit: a clone with that commit checked out and set up by its own `make setup`. FILE is its
+configuration, as an older commit has other keys.
 
 Tables are made up from a seed: items by popularity 1 / rank^0.8, users with 5 interactions and more by a Pareto
 distribution, and one user with a tenth of all interactions, but at most 100,000. The run trains DCNv2 without item
-vectors for one epoch; every other key has its default. Memory and CPU are those of the process with all its workers,
-which the steps share: what one step imports or leaves behind counts in the next ones. results/pipeline.jsonl gets a
-line for each number of interactions and each commit; those that are there are skipped. CPU seconds of one commit differ
-by processor and by what else runs, so compare lines of one machine that were measured one after the other.
+vectors for one epoch; every other key has its default. With more than one of --processes, Beam works in so many.
+
+Memory and CPU are those of the process with all its workers, which the steps share: what one step imports or leaves
+behind counts in the next ones, and memory that several processes share counts in each. results/pipeline.jsonl gets a
+line for each number of interactions, configuration, and commit; those that are there are skipped. CPU seconds of one
+commit differ by processor and by what else runs, so compare lines of one machine that were measured in one session.
 
     cell.commit    of the measured code, with a + if it was changed; absent in lines from before there was this key
     load           processes that ran or waited, mean over a minute, before and after: above the cores, others ran too
@@ -16,12 +22,12 @@ by processor and by what else runs, so compare lines of one machine that were me
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,8 +93,9 @@ def write_tables(directory: pathlib.Path, interactions: int, items: int) -> None
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def config() -> dict[str, Any]:
+def config(processes: int) -> dict[str, Any]:
     """A run without an LLM and without item vectors, one epoch."""
+    beam = [] if processes == 1 else ["--direct_running_mode=multi_processing", f"--direct_num_workers={processes}"]
     return {
         "name": "shop",
         "cache_dir": "cache",
@@ -98,6 +105,7 @@ def config() -> dict[str, Any]:
         "loss": {"llm_weight": 0},
         "train": {"epochs": 1},
         "evaluation": {"min_auc": {"overall": 0.0}, "beat_popularity": []},
+        **({"beam": {"args": beam}} if beam else {}),
     }
 
 
@@ -116,11 +124,12 @@ def by_step(measured: Measured) -> dict[str, dict[str, float]]:
     }
 
 
-def commit() -> str:
+def commit(checkout: pathlib.Path) -> str:
     """The short hash of the commit that is checked out, with a + if its code was changed."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=_ROOT, check=True, capture_output=True, text=True).stdout.strip()
+        done = subprocess.run(["git", *arguments], cwd=checkout, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
 
     changed = git("status", "--porcelain", "components", "models", "pipeline")
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
@@ -130,29 +139,39 @@ def summary(file: pathlib.Path, items: int, measured: str) -> list[str]:
     """Of each step, the seconds a million interactions, one number for each line of this commit with such a catalog."""
     runs = [json.loads(line) for line in file.read_text().splitlines()]
     runs = [run for run in runs if run["cell"]["items"] == items and run["cell"].get("commit") == measured]
-    runs.sort(key=lambda run: run["cell"]["interactions"])
-    lines = ["seconds_per_million of " + ", ".join(f"{run['cell']['interactions']:,}" for run in runs)]
+    runs.sort(key=lambda run: (run["cell"]["config"].get("beam") is not None, run["cell"]["interactions"]))
+    lines = ["seconds_per_million of " + ", ".join(_name(run["cell"]) for run in runs)]
     for step in runs[-1]["steps"]:
         of_step = [run["steps"][step]["seconds"] / run["cell"]["interactions"] * 1e6 for run in runs]
         lines.append(f"{step}: " + ", ".join(f"{seconds:.0f}" for seconds in of_step))
     return lines
 
 
+def _name(cell: dict[str, Any]) -> str:
+    in_processes = " in worker processes" if "beam" in cell["config"] else ""
+    return f"{cell['interactions']:,}{in_processes}"
+
+
 def main() -> None:
-    """Measures the numbers of interactions that are not there yet."""
+    """Measures the cells that are not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--interactions", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1])
+    parser.add_argument("--checkout", type=pathlib.Path, default=_ROOT)
+    parser.add_argument("--config", type=pathlib.Path)
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"))
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args()
     results = Results(arguments.results)
-    measured_commit = commit()
-    for interactions in arguments.interactions:
+    measured_commit = commit(arguments.checkout)
+    own = arguments.config and yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
+    configs = [own] if own else [config(processes) for processes in arguments.processes]
+    for interactions, run_config in itertools.product(arguments.interactions, configs):
         cell = {
             "interactions": interactions,
             "items": arguments.items,
-            "config": config(),
+            "config": run_config,
             "commit": measured_commit,
             "versions": versions("tfx", "apache-beam", "tensorflow"),
         }
@@ -160,11 +179,11 @@ def main() -> None:
             continue
         directory = arguments.work.resolve() / f"pipeline-{interactions}-{arguments.items}"
         write_tables(directory, interactions, arguments.items)
-        (directory / "shop.yaml").write_text(yaml.safe_dump(config()))
+        (directory / "shop.yaml").write_text(yaml.safe_dump(run_config))
         # A folder of its own each time: what an earlier run left would be taken from TFX's cache.
-        number = len(list(directory.glob("run-*"))) + 1
-        command = [sys.executable, "-m", "sllmr.pipeline.cli", "run", "--config", str(directory / "shop.yaml")]
-        command += ["--output", str(directory / f"run-{number}")]
+        number = len(list(directory.glob("run-*[0-9]"))) + 1
+        command = [str(arguments.checkout.resolve() / ".venv/bin/sllmr"), "run"]
+        command += ["--config", str(directory / "shop.yaml"), "--output", str(directory / f"run-{number}")]
         load = [round(os.getloadavg()[0], 1)]
         measured = measure(command, environment={}, log=directory / f"run-{number}.log")
         results.append(

@@ -15,6 +15,9 @@ _MASTERS = {"flinkrunner": "flink_master", "sparkrunner": "spark_master_url", "p
 PLUGIN = "sllmr.components"
 """What every Beam worker imports before it unpickles anything."""
 
+INTERACTIONS_FOR_PROCESSES = 300_000
+"""From so many on, a run in worker processes takes less time than one in a single process, see docs/runners.md."""
+
 _TIMEOUT_S = 5
 
 _SEE = "see docs/runners.md"
@@ -83,6 +86,15 @@ class BeamConfig(BaseModel):
     def starts_local_processes(self) -> bool:
         """Whether Beam's local runner executes bundles in processes of its own."""
         return _options(self.args).get("direct_running_mode") == "multi_processing"
+
+    def advice(self, interactions: int, cores: int) -> str | None:
+        """How the next run on a table of so many interactions takes less time; None if this is not the way."""
+        if self.args != BeamConfig().args or interactions < INTERACTIONS_FOR_PROCESSES or cores < 2:
+            return None
+        return (
+            f"Beam worked on {interactions:,} interactions in one process; several take less time and more memory: "
+            f"beam: {{args: [--direct_running_mode=multi_processing, --direct_num_workers={cores}]}} ({_SEE})"
+        )
 
 
 def check_runner(config: BeamConfig) -> None:

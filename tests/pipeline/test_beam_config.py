@@ -111,3 +111,19 @@ def test_a_missing_jar_is_named(tmp_path):
 def test_a_jar_elsewhere_is_left_to_beam(url):
     args = ("--runner=FlinkRunner", "--job_server_java_launcher=true", f"--flink_job_server_jar={url}")
     check_runner(BeamConfig(args=args))
+
+
+@pytest.mark.parametrize(
+    ("args", "interactions", "cores", "is_advised"),
+    [
+        (BeamConfig().args, 300_000, 2, True),
+        (BeamConfig().args, 299_999, 2, False),
+        (BeamConfig().args, 300_000, 1, False),
+        (("--direct_running_mode=multi_processing", "--direct_num_workers=2"), 300_000, 8, False),
+    ],
+)
+def test_worker_processes_are_advised_for_large_tables_by_default(args, interactions, cores, is_advised):
+    advice = BeamConfig(args=args).advice(interactions, cores)
+    assert (advice is not None) == is_advised
+    if advice is not None:
+        assert "--direct_running_mode=multi_processing, --direct_num_workers=2" in advice
