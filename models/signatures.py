@@ -143,13 +143,13 @@ def _row_signatures(
         logits = _shifted(model.backbone(model.embedding(inputs)), logit_shift)
         return {SCORES: tf.sigmoid(logits), LOGITS: logits}
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=_EXAMPLES)])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=_EXAMPLES)], autograph=False)
     def score_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
         return score(parse_requests(examples, served))
 
     columns_spec = {f.name: tf.TensorSpec([None, *f.shape], tf.dtypes.as_dtype(f.dtype), name=f.name) for f in served}
 
-    @tf.function(input_signature=[columns_spec])
+    @tf.function(input_signature=[columns_spec], autograph=False)
     def score_columns(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return score(_checked(columns, columns_spec))
 
@@ -172,7 +172,7 @@ def _rank_signature(ranker: Ranker, indices: IndexLookup, of_the_user: Sequence[
     }
     spec |= {f.name: tf.TensorSpec([None, *f.shape], tf.dtypes.as_dtype(f.dtype), name=f.name) for f in of_the_user}
 
-    @tf.function(input_signature=[spec])
+    @tf.function(input_signature=[spec], autograph=False)
     def rank(columns: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         columns = _checked(columns, spec)
         user = indices({f.name: columns[f.name] for f in of_the_user})

@@ -1,5 +1,6 @@
 """Loaded before any test module: they may import TensorFlow in any order."""
 
+import gc
 import os
 import pathlib
 from collections.abc import Iterator
@@ -31,6 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "transform_output" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: not any(item.path.is_relative_to(TESTS / name) for name in LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collection leaves out what is imported by now: walking it again and again takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -37,7 +37,8 @@ class Ranker:
         most_precomputed_bytes: int = MOST_PRECOMPUTED_BYTES,
     ):
         self._model, self.lookup, self._sizes, self._use_user_id = model, lookup, sizes, use_user_id
-        self.item_half = tf.function(self._item_half, input_signature=[tf.TensorSpec([None], tf.int64, name="rows")])
+        rows_spec = tf.TensorSpec([None], tf.int64, name="rows")
+        self.item_half = tf.function(self._item_half, input_signature=[rows_spec], autograph=False)
         self.halves: list[tf.Variable] = []
         row_bytes = sum(4 * part.shape[1] for part in self._item_half(tf.zeros([1], tf.int64)))
         if lookup.number_of_rows * row_bytes <= most_precomputed_bytes:

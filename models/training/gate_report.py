@@ -138,7 +138,7 @@ def judge(model: RankingModel, gate: FrozenGate) -> Judge:
     The logits are the base model's where the pairs hold them, else the model's.
     """
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def alpha_and_margin(batch: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         has_logits = PREFERRED + features.BASE_LOGIT in batch
         logits = None if has_logits else [model(pair_side(batch, prefix)) for prefix in (PREFERRED, OTHER)]
