@@ -110,7 +110,8 @@ def _print_end(console: Console, result: RunSummary, output: pathlib.Path) -> No
             console.print(
                 f"data: {line}", style="yellow" if line in result.data.notices else None, markup=False, soft_wrap=True
             )
-    elif advice := result.config.beam.advice(result.data.interactions_table.read, os.cpu_count() or 1):
+    advice = result.config.beam.advice(result.data.interactions_table.read, os.cpu_count() or 1)
+    if advice is not None and not result.steps["InteractionsExampleGen"].cached:
         console.print(advice, style="dim", markup=False, soft_wrap=True)
     if result.steps["StrictExampleValidator"].cached:  # likewise
         for distance in result.drift.exceeding:
