@@ -91,7 +91,7 @@ class RankingModel(tfrs.Model):
 
     def make_optimizer_variables(self) -> None:
         """For a compiled model whose own variables exist. Otherwise the first step makes them, and TensorFlow traces a
-        step that makes variables twice, which is most of the time of a small training."""
+        step that makes variables twice."""
         ranking, gate = self._by_optimizer()
         self.optimizer.build(ranking)
         if self._gate_optimizer is not None:
