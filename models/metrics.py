@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from sllmr.models.clustered_auc import compare_auc, estimate_auc
 from sllmr.models.clustered_mean import MeanEstimate, mean_by_user
-from sllmr.models.metric_names import MetricName
+from sllmr.models.metric_names import MeanMetric, MetricName
 from sllmr.models.probability_error import calibration_gaps, log_losses, weights_for
 from sllmr.models.user_ranking import rank_by_user
 
@@ -67,8 +67,7 @@ class Rows:
         if metric == "auc":
             found = estimate_auc(self.users, self.labels, self._scores[scorer])
             return Estimate(found.auc, found.lower, found.upper, found.users if self._both else 0)
-        sums, weights = self._terms(metric, scorer)
-        mean = mean_by_user(sums, weights)
+        mean = self.mean(metric, scorer)
         lower, upper = _within(mean, highest=None if metric == "log_loss" else 1.0)
         return Estimate(mean.mean, lower, upper, mean.users)
 
@@ -77,9 +76,17 @@ class Rows:
         if metric == "auc":
             found = compare_auc(self.users, self.labels, self._scores[scorer], self._scores[other])
             return Change(found.difference, found.lower, found.upper)
-        sums, weights = self._terms(metric, scorer)
-        mean = mean_by_user(sums - self._terms(metric, other)[0], weights)
+        mean = self.mean_difference(metric, scorer, other)
         return Change(mean.mean, mean.lower, mean.upper)
+
+    def mean(self, metric: MeanMetric, scorer: str) -> MeanEstimate:
+        """A metric that is a mean over users or rows, with its standard error clustered by user."""
+        return mean_by_user(*self._terms(metric, scorer))
+
+    def mean_difference(self, metric: MeanMetric, scorer: str, other: str) -> MeanEstimate:
+        """`mean` of `scorer` minus that of `other`, paired by user."""
+        sums, weights = self._terms(metric, scorer)
+        return mean_by_user(sums - self._terms(metric, other)[0], weights)
 
     def _terms(self, metric: MetricName, scorer: str) -> tuple[npt.NDArray, npt.NDArray]:
         """Sum and weight of each user that the metric is measured on."""

@@ -28,6 +28,7 @@ from sllmr.pipeline.baseline import in_slice
 from sllmr.pipeline.config import Config, ConfigError
 
 _ROWS_AT_ONCE = 4096
+_RANKING, _RANKING_HASH = "ranking_", "hash_of_ranking_"
 _ON_THE_GATE = {
     "gate",
     "gate_weights",
@@ -42,11 +43,30 @@ _ON_THE_GATE = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RankingScores:
+    """Logits of the candidates of a ranking.
+
+    Attributes:
+        logits: float32 [users, candidates], NaN where there is no candidate.
+        hash: of the ranking.
+    """
+
+    logits: np.ndarray
+    hash: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Logits of the evaluation rows, float32 [rows] each."""
+    """What a cell's model gives to what the arms are compared on.
+
+    Attributes:
+        valid, test: logits of the evaluation rows, float32 [rows] each.
+        rankings: by name of the ranking; without those that the model did not score.
+    """
 
     valid: np.ndarray
     test: np.ndarray
+    rankings: Mapping[str, RankingScores] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,14 +135,18 @@ def _new_items(domain: Domain) -> np.ndarray:
 
 
 def train_arm(domain: Domain, config: Config, arm: Arm, gate_weights: Mapping[str, float] | None = None) -> Trained:
-    """Fits the arm's model, then scores the validation and the test rows once."""
+    """Fits the arm's model, then scores the validation rows, the test rows, and the rankings' candidates once."""
     model, report = fit_arm(domain, config, arm, gate_weights)
     score = scorer(model)
     valid, test = (
         predict(score, inputs.row_batches(rows, batch_size=_ROWS_AT_ONCE))[1] for rows in (domain.valid, domain.test)
     )
+    rankings = {
+        name: RankingScores(logits=ranking.scores(score), hash=ranking.hash)
+        for name, ranking in domain.rankings.items()
+    }
     return Trained(
-        scores=Scores(valid=valid, test=test),
+        scores=Scores(valid=valid, test=test, rankings=rankings),
         valid_auc=report.best_valid_auc,
         training={
             "best_epoch": report.best_epoch,
@@ -135,6 +159,9 @@ def train_arm(domain: Domain, config: Config, arm: Arm, gate_weights: Mapping[st
 
 def fuse(domain: Domain, none: Scores) -> Trained:
     """Late fusion: a * logit + b * llm_score + c, fitted on the validation rows.
+
+    It has a ranking only if both have scores of its candidates: the LLM scorer, and `none`, whose scores may be from
+    before there were rankings, or of other candidates.
 
     Raises:
         ConfigError: the LLM scorer has no scores of the evaluation rows.
@@ -151,8 +178,15 @@ def fuse(domain: Domain, none: Scores) -> Trained:
     valid, test = (
         a * getattr(none, split) + b * filled(scored[split], like=scored["valid"]) + c for split in ("valid", "test")
     )
+    rankings = {}
+    for name, ranking in domain.rankings.items():
+        of_none = none.rankings.get(name)
+        if ranking.llm_scores is None or of_none is None or of_none.hash != ranking.hash:
+            continue
+        logits = a * of_none.logits.astype(np.float64) + b * filled(ranking.llm_scores, like=scored["valid"]) + c
+        rankings[name] = RankingScores(logits=logits.astype(np.float32), hash=ranking.hash)
     return Trained(
-        scores=Scores(valid=valid, test=test),
+        scores=Scores(valid=valid, test=test, rankings=rankings),
         valid_auc=float(roc_auc_score(labels, valid)),
         training={"fusion": {"logit": a, "llm_scorer": b, "bias": c}, "rows_without_score": int((~usable).sum())},
     )
@@ -233,7 +267,10 @@ class CellScores:
         """Keeps the scores of the training that `arm` and `fingerprint` name."""
         self._directory.mkdir(parents=True, exist_ok=True)
         unfinished = self._directory / f"{fingerprint}.unfinished.npz"
-        np.savez(unfinished, valid=scores.valid, test=scores.test)
+        rankings = {}
+        for name, ranking in scores.rankings.items():
+            rankings |= {f"{_RANKING}{name}": ranking.logits, f"{_RANKING_HASH}{name}": np.array(ranking.hash)}
+        np.savez(unfinished, valid=scores.valid, test=scores.test, **rankings)
         unfinished.replace(self._file(arm, fingerprint))
 
     def load(self, arm: str, fingerprint: str) -> Scores | None:
@@ -242,7 +279,13 @@ class CellScores:
         if not file.is_file():
             return None
         with np.load(file) as archive:
-            return Scores(valid=archive["valid"], test=archive["test"])
+            rankings = {
+                name: RankingScores(logits=archive[f"{_RANKING}{name}"], hash=str(archive[f"{_RANKING_HASH}{name}"]))
+                for key in archive.files
+                if key.startswith(_RANKING)
+                for name in [key.removeprefix(_RANKING)]
+            }
+            return Scores(valid=archive["valid"], test=archive["test"], rankings=rankings)
 
     def _file(self, arm: str, fingerprint: str) -> pathlib.Path:
         return self._directory / f"{arm}-{fingerprint}.npz"

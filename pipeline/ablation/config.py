@@ -12,6 +12,7 @@ from sllmr.components.pair_builder.config import PairConfig
 from sllmr.models.backbones import BACKBONES
 from sllmr.models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
 from sllmr.pipeline.ablation.arms import ARMS, NONE, RENAMED_ARMS, Arm
+from sllmr.pipeline.ablation.ranking_config import RankingConfig
 from sllmr.pipeline.ablation.tuning_config import TuningConfig
 from sllmr.pipeline.config import Config, ConfigError, explain, read_yaml, validate_config, with_absolute_paths
 
@@ -63,6 +64,7 @@ class AblationConfig(BaseModel):
         default=None, description="file of hyper-parameters by arm, as `sllmr ablate --tune` writes it"
     )
     tuning: TuningConfig = TuningConfig()
+    ranking: RankingConfig = RankingConfig()
 
     @field_validator("own_arms", mode="before")
     @classmethod

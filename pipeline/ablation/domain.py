@@ -11,15 +11,17 @@ import tensorflow as tf
 import tensorflow_transform as tft
 from rich.console import Console
 
-from sllmr.components.catalog import Item, read_catalog
+from sllmr.components.catalog import read_catalog
 from sllmr.components.interactions_example_gen.data_report import read_report
 from sllmr.components.llm_scorer.config import EMBEDDING, LlmConfig
 from sllmr.components.llm_scorer.messages import Candidate, Context
 from sllmr.components.llm_scorer.needs import check_needs
-from sllmr.components.llm_scorer.strategies import create_strategy
+from sllmr.components.llm_scorer.strategies import Strategy, create_strategy
 from sllmr.models import features, inputs, preprocessing
 from sllmr.models.item_vectors import VECTORS_FILE, ItemVectors, read_item_vectors
 from sllmr.pipeline import run_folder
+from sllmr.pipeline.ablation.ranking_candidates import Ranking, make_rankings
+from sllmr.pipeline.ablation.ranking_config import RankingConfig
 from sllmr.pipeline.baseline import auc_by_slice
 from sllmr.pipeline.config import Config
 from sllmr.pipeline.console import run_log
@@ -51,6 +53,7 @@ class Domain:
         baselines: AUC by slice of popularity, and of the LLM scorer alone.
         definitions: of the slices cold and tail, in words.
         item_vectors: of the items; None where no arm reads them.
+        rankings: by name, the candidates that every arm ranks; no part of the hashes, which decide what runs again.
         hashes: SHA-256 of the rows of each split and of the pairs; the evaluation negatives' from the data report.
     """
 
@@ -66,9 +69,12 @@ class Domain:
     definitions: dict[str, str]
     hashes: dict[str, str]
     item_vectors: ItemVectors | None = None
+    rankings: Mapping[str, Ranking] = dataclasses.field(default_factory=dict)
 
 
-def prepare_domain(name: str, config: Config, output: pathlib.Path, console: Console) -> Domain:
+def prepare_domain(
+    name: str, config: Config, output: pathlib.Path, console: Console, ranking: RankingConfig | None = None
+) -> Domain:
     """Runs the pipeline's steps up to PairBuilder, or takes their cached results, and loads what they wrote.
 
     Args:
@@ -76,6 +82,7 @@ def prepare_domain(name: str, config: Config, output: pathlib.Path, console: Con
         config: of the domain; with loss.llm_weight 0 nothing is scored.
         output: folder of the domain's artifacts.
         console: gets the steps' progress.
+        ranking: what the arms rank; None for nothing.
     """
     output.mkdir(parents=True, exist_ok=True)
     fetch_missing(config, console)
@@ -114,7 +121,19 @@ def prepare_domain(name: str, config: Config, output: pathlib.Path, console: Con
     if "ItemEmbedder" in steps:
         vectors_file = os.path.join(steps["ItemEmbedder"]["item_vectors"], VECTORS_FILE)
         vectors = read_item_vectors(vectors_file)
-    llm_scorer = _llm_scorer(config.llm.with_item_vectors(vectors_file).resolve(), splits, catalog) if pairs else None
+    strategy = _without_requests(config.llm.with_item_vectors(vectors_file).resolve()) if pairs else None
+    llm_scorer = None if strategy is None else _llm_scores(strategy, splits)
+    rankings: Mapping[str, Ranking] = {}
+    if ranking is not None:
+        rankings = make_rankings(
+            ranking,
+            data=config.data,
+            catalog=catalog,
+            test=rows["test"],
+            test_files=f"{splits['test']}/*",
+            transform=transform,
+            strategy=strategy,
+        )
     data = read_report(steps["InteractionsExampleGen"]["report"])
     return Domain(
         name=name,
@@ -136,6 +155,7 @@ def prepare_domain(name: str, config: Config, output: pathlib.Path, console: Con
             "evaluation_negatives": data.negatives.evaluation_hash,
         },
         item_vectors=vectors,
+        rankings=rankings,
     )
 
 
@@ -148,12 +168,12 @@ def _aucs(rows: Columns, scores: np.ndarray) -> dict[str, float | None]:
     return {name: values["auc"] for name, values in auc_by_slice(rows, scores, SLICES).items()}
 
 
-def _llm_scorer(
-    config: LlmConfig, splits: Mapping[str, str], catalog: Mapping[str, Item]
-) -> dict[str, np.ndarray] | None:
-    if config.strategy != EMBEDDING:
-        return None
-    strategy = create_strategy(config)
+def _without_requests(config: LlmConfig) -> Strategy | None:
+    """The LLM scorer if it scores without requests."""
+    return create_strategy(config) if config.strategy == EMBEDDING else None
+
+
+def _llm_scores(strategy: Strategy, splits: Mapping[str, str]) -> dict[str, np.ndarray]:
     scores = {}
     for split in ("valid", "test"):
         results = [strategy.results(context, ())[0] for context in _contexts(splits[split])]

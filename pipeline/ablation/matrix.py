@@ -16,6 +16,7 @@ from sllmr.pipeline.ablation.arms import NONE, Arm
 from sllmr.pipeline.ablation.cells import CellScores, Scores, differences, fingerprint, fuse, train_arm
 from sllmr.pipeline.ablation.config import Ablation, AblationConfig, load_ablation
 from sllmr.pipeline.ablation.domain import SLICES, Domain, prepare_domain
+from sllmr.pipeline.ablation.further_metrics import FurtherMetrics
 from sllmr.pipeline.baseline import auc_by_slice
 from sllmr.pipeline.code_version import code_version
 from sllmr.pipeline.config import ConfigError
@@ -101,7 +102,7 @@ def run_matrix(config_file: pathlib.Path, output: pathlib.Path, results_file: pa
         waiting = []
         for name in names:
             console.print(f"[bold]{name}[/bold]")
-            domain = prepare_domain(name, ablation.domain(name), output / name, console)
+            domain = prepare_domain(name, ablation.domain(name), output / name, console, matrix.ranking)
             waits = False
             # All arms of one seed before the next seed: a run that is cut leaves whole comparisons.
             backbones = [backbone for domain_name, backbone in arms if domain_name == name]
@@ -146,6 +147,7 @@ def _run_block(
     waits = False
     store = CellScores(output / domain.name / "scores")
     trained_arms: dict[str, Scores] = {}
+    further = FurtherMetrics(domain, ablation.domain(domain.name).evaluation.positive_rate)
     for name in arms:
         arm = ablation.config.arm(name)
         config = ablation.cell(domain.name, backbone, name, seed)
@@ -155,6 +157,7 @@ def _run_block(
         cell = (domain.name, backbone, name, seed)
         if done.get(cell) == cell_fingerprint and (kept := store.load(name, cell_fingerprint)):
             trained_arms[name] = kept
+            further.add(name, kept, fitted_on_validation=arm.late_fusion)
             progress.skip(cell)
             continue
         try:
@@ -171,6 +174,7 @@ def _run_block(
         else:
             trained = train_arm(domain, config, arm, gate_weights)
         store.save(name, cell_fingerprint, trained.scores)
+        further.add(name, trained.scores, fitted_on_validation=arm.late_fusion)
         line = {
             "domain": domain.name,
             "backbone": backbone,
@@ -181,6 +185,8 @@ def _run_block(
             "versus": {
                 other: differences(domain, trained.scores.test, scores.test) for other, scores in trained_arms.items()
             },
+            "further_metrics": results.measures_as_json(further.measure(name)),
+            "rankings": {name: ranking.info.model_dump() for name, ranking in domain.rankings.items()},
             "baselines": domain.baselines,
             "hyperparameters": hyperparameters,
             "fraction_of_users_scored": arm.scored_fraction if config.loss.llm_weight > 0 else None,

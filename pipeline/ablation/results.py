@@ -56,6 +56,38 @@ class Baselines(_Record):
     llm_scorer: dict[str, float | None] | None = Field(description="the LLM's score alone; None without an LLM")
 
 
+class MetricDifference(_Record):
+    """A metric of the run minus that of another arm with the same seed, on the same rows or candidates."""
+
+    difference: float = Field(allow_inf_nan=False)
+    standard_error: float = Field(ge=0, allow_inf_nan=False, description="paired and clustered by user")
+
+
+class Measure(_Record):
+    """One metric of one slice."""
+
+    value: float = Field(allow_inf_nan=False)
+    users: int = Field(ge=1, description="that it is measured on")
+    versus: dict[str, MetricDifference] = Field(
+        default={}, description="by the other arm; only those that the metric is known of"
+    )
+    baselines: dict[str, float] = Field(
+        default={}, description="of popularity and of the LLM scorer alone, for metrics that look at the order alone"
+    )
+
+
+Measures = dict[str, dict[str, Measure | None]]
+"""By metric and slice; None where the metric cannot be measured."""
+
+
+class RankingInfo(_Record):
+    """The users and candidates that a run's NDCG and hit rate are measured on."""
+
+    users: int = Field(ge=1)
+    candidates: int = Field(ge=1, description="of the user who has the most, with the positive")
+    hash: str = Field(description="of the users and their candidates")
+
+
 class Hashes(_Record):
     """What the run was given, by content."""
 
@@ -76,6 +108,10 @@ class Run(_Record):
     metrics: dict[str, SliceResult] = Field(description="test AUC by slice")
     valid_auc: float = Field(ge=0, le=1, description="of the best epoch")
     versus: dict[str, Differences] = Field(description="by the other arm: those run before this one")
+    further_metrics: Measures = Field(
+        default={}, description="see pipeline.ablation.further_metrics; empty in a line from before there were any"
+    )
+    rankings: dict[str, RankingInfo] = Field(default={}, description="by name, sampled and all_items")
     errors_over_rows: bool = Field(
         default=False, description="a line of before 2026-11-29: standard errors are over samples of rows, not of users"
     )
@@ -130,7 +166,29 @@ def _with_differences(run: Run, runs: Mapping[Cell, Run]) -> Run:
             own, others = run.auc(name), other.auc(name)
             if compared is not None and own is not None and others is not None:
                 versus[arm][name] = compared.model_copy(update={"difference": own - others})
-    return run.model_copy(update={"versus": versus})
+    further = {
+        metric: {name: _with_measured_differences(run, runs, metric, name) for name in slices}
+        for metric, slices in run.further_metrics.items()
+    }
+    return run.model_copy(update={"versus": versus, "further_metrics": further})
+
+
+def _with_measured_differences(run: Run, runs: Mapping[Cell, Run], metric: str, slice_name: str) -> Measure | None:
+    own = run.further_metrics[metric][slice_name]
+    if own is None:
+        return None
+    versus = dict(own.versus)
+    for arm, compared in own.versus.items():
+        other = runs.get((run.domain, run.backbone, arm, run.seed))
+        measured = other and other.further_metrics.get(metric, {}).get(slice_name)
+        if other is not None and measured and _same_candidates(run, other, metric):
+            versus[arm] = compared.model_copy(update={"difference": own.value - measured.value})
+    return own.model_copy(update={"versus": versus})
+
+
+def _same_candidates(run: Run, other: Run, metric: str) -> bool:
+    """Whether a metric was measured on the same candidates; those of the test rows always are."""
+    return all(info == other.rankings.get(name) for name, info in run.rankings.items() if metric.startswith(f"{name}_"))
 
 
 def last_runs(file: pathlib.Path) -> dict[Cell, Run]:
@@ -159,6 +217,14 @@ def last_runs(file: pathlib.Path) -> dict[Cell, Run]:
         runs.pop(key, None)
         runs[key] = run
     return runs
+
+
+def measures_as_json(measures: Measures) -> dict[str, Any]:
+    """What a line holds under `further_metrics`."""
+    return {
+        metric: {name: measure and measure.model_dump() for name, measure in slices.items()}
+        for metric, slices in measures.items()
+    }
 
 
 def append(file: pathlib.Path, line: Mapping[str, Any]) -> None:

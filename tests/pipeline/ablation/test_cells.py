@@ -36,6 +36,7 @@ def domain(rows: int = 400, llm_scorer: bool = True) -> Domain:
         features.IS_COLD: source.integers(0, 2, rows),
         features.IS_TAIL: (np.arange(rows) < 10).astype(int),
         features.USER_HASH: np.arange(rows),
+        features.ITEM_TRAIN_COUNT: source.integers(0, 9, rows),
     }
     columns[features.LABEL][:10] = 1  # the tail holds one class only
     scores = (0.3 * columns[features.LABEL] + source.normal(size=rows)).astype(np.float32)

@@ -274,7 +274,7 @@ def trained(monkeypatch) -> list[tuple[str, str, dict | None]]:
     """Domain, gate mode and taken gate of each training, which no model is trained in."""
     seen = []
 
-    def prepare(name, config, output, console):
+    def prepare(name, config, output, console, ranking):
         popularity = {"overall": 0.5, "cold": 0.5, "tail": 0.5}
         return dataclasses.replace(
             made_domain(),
