@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 
 from sllmr.pipeline.ablation import results
 from sllmr.pipeline.ablation.arms import ARMS, LATE_FUSION, NONE
+from sllmr.pipeline.ablation.cell_format import format_auc, format_difference, format_mean, marked
+from sllmr.pipeline.ablation.further_tables import FURTHER_LEGEND, FurtherTable, further_tables
 from sllmr.pipeline.ablation.paper import BACKBONES, SLICES, TABLE_3_BACKBONE, paper_auc
 from sllmr.pipeline.ablation.results import Run
 from sllmr.pipeline.ablation.selection import Kept, Selection, in_order, select_arm
@@ -48,10 +50,9 @@ class Cell(NamedTuple):
     @property
     def lines(self) -> list[str]:
         """The lines of the table cell."""
-        auc = format_auc(self.auc)
-        result = [auc if self.standard_error is None else f"{auc} ({format_auc(self.standard_error)})"]
+        result = [format_mean(self.auc, self.standard_error)]
         if self.difference:
-            result.append(_marked(self.difference))
+            result.append(marked(self.difference))
         if self.paper is not None:
             line = f"paper {format_auc(self.paper)}"
             result.append(
@@ -101,6 +102,7 @@ class DomainTables(NamedTuple):
     table_3_backbone: str
     table_3_arms: list[str]
     alpha: dict[str, dict[str, str | None]]
+    further: list[FurtherTable]
     warnings: list[str]
 
 
@@ -140,7 +142,7 @@ def render(
     }
     templates = environment()
     templates.filters["auc"] = lambda auc: "–" if auc is None else format_auc(auc)
-    templates.filters["interval"] = lambda interval: "–" if interval is None else _marked(interval)
+    templates.filters["interval"] = lambda interval: "–" if interval is None else marked(interval)
     templates.filters["kept"] = lambda kept: "–" if kept is None else _format_kept(kept)
     templates.filters["percent"] = lambda fraction: "–" if fraction is None else f"{fraction:.0%}"
     # Otherwise each block's own line would part the rows of a Markdown table.
@@ -154,35 +156,12 @@ def render(
             selection=selection,
             selection_legend=selection and _selection_legend(selection),
             summary_legend=_summary_legend(domains),
+            further_legend=FURTHER_LEGEND,
             plots=plots,
             foot=json.dumps(foot),
         )
         path.write_text(page, encoding="utf-8")
     return written
-
-
-def format_auc(value: float) -> str:
-    """`.8051`, as the paper prints it; a standard error likewise."""
-    return f"{value:.4f}".removeprefix("0")
-
-
-def format_difference(value: float) -> str:
-    """`+.0012`, always signed."""
-    # Adding 0 turns the -0 that rounding leaves into 0.
-    return f"{round(value, 4) + 0.0:+.4f}".replace("0.", ".", 1)
-
-
-def format_interval(interval: Interval) -> str:
-    """`+.0012 [-.0003, +.0027]`."""
-    mean, lower, upper = (format_difference(value) for value in interval[:3])
-    return f"{mean} [{lower}, {upper}]"
-
-
-def _marked(interval: Interval) -> str:
-    line = format_interval(interval)
-    if interval.verdict != "not told apart":
-        line += " *"
-    return f"{line} †" if interval.seeds == 1 else line
 
 
 def _format_kept(kept: Kept) -> str:
@@ -259,6 +238,7 @@ def domain_tables(runs: Sequence[Run]) -> DomainTables:
             for arm in arms
             if any((spreads := {b: _alpha_spread(by_cell.get((b, arm), [])) for b in backbones}).values())
         },
+        further=further_tables(runs, backbones, arms),
         warnings=_warnings(runs, by_cell),
     )
 
@@ -390,6 +370,13 @@ def _warnings(runs: Sequence[Run], by_cell: dict[tuple[str, str], list[Run]]) ->
         [json.dumps(run.baselines.llm_scorer, sort_keys=True) for run in runs if run.baselines.llm_scorer],
         "they had different LLM scorers; the first is shown",
     )
+    for ranking in sorted({name for run in runs for name in run.rankings}):
+        hashes = [run.rankings[ranking].hash for run in runs if ranking in run.rankings]
+        result += _disagreement(
+            f"the candidates of the ranking among {ranking.replace('_', ' ')}",
+            [found[:16] for found in hashes],
+            "their NDCG and hit rate are not comparable",
+        )
     if over_rows := sum(run.errors_over_rows for run in runs):
         result.append(
             f"{over_rows} of {len(runs)} runs are from before 2026-11-29: their standard errors count rows as "

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from sllmr.pipeline.ablation import results
+from sllmr.pipeline.ablation.cell_format import format_auc, format_difference
 from sllmr.pipeline.ablation.paper import BACKBONES, TABLE_2, TABLE_2_ARMS, TABLE_3, TABLE_3_BACKBONE, paper_auc
-from sllmr.pipeline.ablation.report import domain_tables, format_auc, format_difference, render
+from sllmr.pipeline.ablation.report import domain_tables, render
 from sllmr.pipeline.cli import main
 
 SIZES = {"overall": 400, "cold": 120, "tail": 80}
