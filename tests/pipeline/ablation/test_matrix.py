@@ -13,8 +13,10 @@ import time
 import numpy as np
 import optuna
 import pytest
+import tensorflow as tf
 import yaml
 from optuna.trial import TrialState
+from rich.console import Console
 from tfx.components.trainer.fn_args_utils import FnArgs
 
 from sllmr.components.trainer import executor, run_fn
@@ -22,8 +24,10 @@ from sllmr.components.trainer.config import TrainerConfig
 from sllmr.models import features
 from sllmr.models.training.report import TrainingReport
 from sllmr.pipeline.ablation import matrix
-from sllmr.pipeline.ablation.cells import Scores, Trained
+from sllmr.pipeline.ablation.cells import CellScores, Scores, Trained
 from sllmr.pipeline.ablation.config import load_ablation
+from sllmr.pipeline.ablation.domain import prepare_domain
+from sllmr.pipeline.ablation.further_metrics import FURTHER_METRICS
 from sllmr.pipeline.ablation.tuning import TRIALS_FILE
 from sllmr.pipeline.cli import main
 from sllmr.pipeline.config import ConfigError
@@ -149,6 +153,67 @@ def test_each_arm_is_compared_with_all_before_it_by_the_difference_of_the_two_au
                     assert difference["difference"] == pytest.approx(expected, abs=1e-6)
                     assert difference["standard_error"] >= 0
         before.append(arm)
+
+
+def test_every_arm_ranks_the_same_candidates_and_none_of_them_is_the_users_own(killed_and_finished):
+    file, _ = killed_and_finished
+    found = lines(file.parent / "out" / "results.jsonl")
+    ablation = load_ablation(file)
+    domain = prepare_domain(
+        "shop", ablation.domain("shop"), file.parent / "out" / "shop", Console(quiet=True), ablation.config.ranking
+    )
+    ranking = domain.rankings["sampled"]
+
+    assert [line["rankings"] for line in found] == [{"sampled": ranking.info.model_dump()}] * len(found)
+    own: dict[int, set[int]] = {}
+    with open(file.parent / "interactions.csv") as table:
+        for row in csv.DictReader(table):
+            user = int(tf.strings.to_hash_bucket_fast(row["user_id"], features.USER_HASHES))
+            own.setdefault(user, set()).add(row["item_id"])
+    ids = [*domain.item_ids, None]
+    index = np.asarray(ranking.items[features.ITEM_INDEX])
+    users = np.asarray(ranking.users[features.USER_HASH]).tolist()
+    assert sorted(users) == sorted(own)
+    for user, candidates in zip(users, ranking.candidates, strict=True):
+        positive, *negatives = [ids[index[row] - 1] for row in candidates if row >= 0]
+        assert positive in own[user]
+        assert len(set(negatives)) == len(negatives) == ITEMS - len(own[user])  # fewer than 100: all of them
+        assert not set(negatives) & own[user]
+
+
+def test_the_positive_is_scored_among_the_candidates_as_it_is_among_the_test_rows(killed_and_finished):
+    file, _ = killed_and_finished
+    found = lines(file.parent / "out" / "results.jsonl")
+    ablation = load_ablation(file)
+    domain = prepare_domain(
+        "shop", ablation.domain("shop"), file.parent / "out" / "shop", Console(quiet=True), ablation.config.ranking
+    )
+    users = np.asarray(domain.test[features.USER_HASH])
+    labels = np.asarray(domain.test[features.LABEL])
+    rows = [np.flatnonzero((users == user) & (labels == 1)) for user in domain.rankings["sampled"].users["user_hash"]]
+    store = CellScores(file.parent / "out" / "shop" / "scores")
+    for line in found:
+        scores = store.load(line["arm"], line["hashes"]["cell"])
+        ranked = scores.rankings["sampled"].logits[:, 0]
+        np.testing.assert_allclose(ranked, scores.test[[row for (row,) in rows]], rtol=1e-4, atol=1e-5)
+
+
+def test_each_cell_has_every_metric_with_its_differences_to_the_arms_before_it(killed_and_finished):
+    found = {line["arm"]: line for line in lines(killed_and_finished[0].parent / "out" / "results.jsonl")}
+
+    before: list[str] = []
+    for arm, line in found.items():
+        measures = {metric: slices["overall"] for metric, slices in line["further_metrics"].items()}
+        assert set(measures) == {metric for metric in FURTHER_METRICS if not metric.startswith("all_items")}
+        for metric, measure in measures.items():
+            assert list(measure["versus"]) == before
+            for other, compared in measure["versus"].items():
+                expected = measure["value"] - found[other]["further_metrics"][metric]["overall"]["value"]
+                assert compared["difference"] == pytest.approx(expected, abs=1e-6)
+        before.append(arm)
+    fused = found["late_fusion"]["further_metrics"]
+    assert fused["sampled_ndcg_at_10"]["overall"]["versus"]["none"]["difference"] > 0.1
+    assert fused["log_loss"]["overall"]["versus"]["none"]["difference"] < -0.1
 
 
 def test_arms_differ_by_their_configuration_alone(killed_and_finished):
@@ -316,6 +381,27 @@ def test_an_arm_whose_gate_no_domain_of_the_run_brings_says_so_after_all_others(
             write_two_domains(tmp_path), tmp_path / "out", tmp_path / "results.jsonl", matrix.Part(domains=["shop"])
         )
     assert len(trained) == 2
+
+
+def test_cells_from_before_the_further_metrics_stay_done_and_are_compared_by_what_they_have(tmp_path, trained):
+    file = write_two_domains(tmp_path)
+    results = tmp_path / "results.jsonl"
+    matrix.run_matrix(file, tmp_path / "out", results, matrix.Part(domains=["stall"], arms=["none"]))
+    (old,) = lines(results)
+    for key in ("further_metrics", "rankings"):
+        del old[key]
+    results.write_text(json.dumps(old) + "\n")
+    for scores in (tmp_path / "out" / "stall" / "scores").iterdir():
+        with np.load(scores) as archive:
+            rows = {"valid": archive["valid"], "test": archive["test"]}
+        np.savez(scores, **rows)
+    matrix.run_matrix(file, tmp_path / "out", results, matrix.Part(domains=["stall"], arms=["stacked"]))
+
+    assert [line["arm"] for line in lines(results)] == ["none", "stacked"]
+    assert len(trained) == 2
+    measured = lines(results)[1]["further_metrics"]["log_loss"]["overall"]
+    assert measured["versus"] == {"none": {"difference": 0.0, "standard_error": 0.0}}
+    assert main(["ablate", "--report", "--results", str(results)]) == 0
 
 
 def test_late_fusion_is_made_anew_when_none_comes_out_otherwise(tmp_path, trained, monkeypatch):

@@ -593,3 +593,106 @@ def test_a_line_of_before_counts_rows_and_the_report_says_so(tmp_path):
     markdown = rendered(tmp_path, [line(), {**earlier, "versus_none": versus["none"]}])
     assert "+.0100" in table(markdown, "beauty, Table 2: every backbone, overall")["dcnv2"]["global"]
     assert [text for text in warnings(markdown) if text.startswith("1 of 2 runs are from before 2026-11-29")]
+
+
+def measure(value: float, versus: dict[str, float] | None = None, error: float = 0.001, **baselines: float) -> dict:
+    differences = {arm: {"difference": d, "standard_error": error} for arm, d in (versus or {}).items()}
+    return {"value": value, "users": 1500, "versus": differences, "baselines": baselines}
+
+
+RANKING = {"sampled": {"users": 1500, "candidates": 101, "hash": "12ab" * 16}}
+
+
+def further(ndcg: dict | None, log_loss: dict | None = None) -> dict:
+    return {
+        "further_metrics": {
+            "sampled_ndcg_at_10": {"overall": ndcg, "cold": None},
+            "log_loss": {"overall": log_loss or measure(0.5)},
+        },
+        "rankings": RANKING,
+    }
+
+
+def further_lines() -> list[dict]:
+    """Five seeds: NDCG of none .40 plus a thousandth for each seed; text_match .01 above it, stacked another .02."""
+    lines = []
+    for seed in FIVE:
+        base = 0.4 + seed / 1000
+        lines += [
+            line(seed=seed, **further(measure(base, popularity=0.2, llm_scorer=0.3), measure(0.6))),
+            line("text_match", seed, **further(measure(base + 0.01, {"none": 0.01}), measure(0.55, {"none": -0.05}))),
+            line(
+                "stacked",
+                seed,
+                **further(measure(base + 0.03, {"none": 0.03, "text_match": 0.02}), measure(0.65, {"none": 0.05})),
+            ),
+        ]
+    return lines
+
+
+def test_the_further_metrics_stand_by_arm_with_intervals_and_baselines(tmp_path):
+    markdown = rendered(tmp_path, further_lines())
+    rows = table(markdown, "beauty, further metrics of dcnv2, overall")
+    ndcg, loss = "NDCG@10, sampled items", "log loss, less is better"
+    assert list(rows) == ["popularity", "LLM scorer alone", "none", "stacked", "text_match"]
+    assert list(rows["none"]) == [loss, ndcg]
+    assert (rows["popularity"][ndcg], rows["LLM scorer alone"][ndcg]) == (".2000", ".3000")
+    assert rows["popularity"][loss] == "–"
+    # As in the tables of AUC: the seeds' standard error .0007, the interval 1.96 * .001.
+    assert rows["none"][ndcg] == ".4030 (.0007)"
+    assert rows["text_match"][ndcg] == ".4130 (.0007)<br>+.0100 [+.0080, +.0120] *"
+    assert (
+        rows["stacked"][ndcg] == ".4330 (.0007)<br>+.0300 [+.0280, +.0320] *<br>text_match: +.0200 [+.0180, +.0220] *"
+    )
+    assert "log loss: 1,500; NDCG@10, sampled items: 1,500." in markdown
+    assert "Candidates, sampled: at most 100 beside the positive, hash 12ab12ab12ab12ab." in markdown
+    assert "further metrics of dcnv2, cold" not in markdown
+
+
+def test_less_log_loss_is_colored_as_a_gain(tmp_path):
+    page = render(write(tmp_path, further_lines()), tmp_path / "report")[1].read_text()
+    below = page.split("further metrics of dcnv2, overall")[1]
+    classes = dict(re.findall(r'<td class="(good|bad)">(\.5500|\.6500)', below))
+    assert classes == {"good": ".5500", "bad": ".6500"}
+
+
+def test_arms_without_further_metrics_have_no_row_and_an_unscored_ranking_is_a_dash(tmp_path):
+    lines = [line(), line("global"), line("text_match", **further(None, measure(0.5, {"none": 0.1})))]
+    lines += [line("stacked", **further(measure(0.4)))]
+    rows = table(rendered(tmp_path, lines), "beauty, further metrics of dcnv2, overall")
+    assert list(rows) == ["stacked", "text_match"]
+    assert rows["text_match"]["NDCG@10, sampled items"] == "–"
+    assert rows["text_match"]["log loss, less is better"].startswith(".5000<br>+.1000")
+
+
+@pytest.mark.parametrize("name", ["amazon", "amazon-text-match", "movielens-text-match"])
+def test_the_committed_results_are_from_before_the_further_metrics_and_are_reported_without(tmp_path, name):
+    file = pathlib.Path(__file__).parents[3] / "benchmarks" / "results" / f"{name}.jsonl"
+    runs = [run for run in results.read(file) if not run.further_metrics]
+    assert runs
+    assert all(domain_tables([run for run in runs if run.domain == d]).further == [] for d in {r.domain for r in runs})
+
+
+def test_a_further_metrics_difference_is_that_of_the_two_values_where_the_candidates_are_the_same(tmp_path):
+    def differences(**changes) -> tuple[float, float]:
+        again = line(**(further(measure(0.45), measure(0.7)) | changes))
+        first = line(**further(measure(0.4), measure(0.6)))
+        compared = line("global", **further(measure(0.5, {"none": 0.1}), measure(0.5, {"none": -0.1})))
+        (run,) = (r for r in results.read(write(tmp_path, [first, compared, again])) if r.arm == "global")
+        return tuple(
+            run.further_metrics[metric]["overall"].versus["none"].difference
+            for metric in ("sampled_ndcg_at_10", "log_loss")
+        )
+
+    assert differences() == pytest.approx((0.05, -0.2))
+    elsewhere = {"sampled": RANKING["sampled"] | {"hash": "other"}}
+    assert differences(rankings=elsewhere) == pytest.approx((0.1, -0.2))
+
+
+def test_runs_that_ranked_other_candidates_are_a_warning(tmp_path):
+    elsewhere = {"sampled": RANKING["sampled"] | {"hash": "f" * 64}}
+    lines = [line(**further(measure(0.4))), line("global", **(further(measure(0.5)) | {"rankings": elsewhere}))]
+    assert (
+        "Runs disagree in the candidates of the ranking among sampled (1 with 12ab12ab12ab12ab; 1 with "
+        "ffffffffffffffff): their NDCG and hit rate are not comparable." in warnings(rendered(tmp_path, lines))
+    )
