@@ -28,6 +28,7 @@ from sllmr.pipeline.ablation.cells import CellScores, Scores, Trained
 from sllmr.pipeline.ablation.config import load_ablation
 from sllmr.pipeline.ablation.domain import prepare_domain
 from sllmr.pipeline.ablation.further_metrics import FURTHER_METRICS
+from sllmr.pipeline.ablation.results import read
 from sllmr.pipeline.ablation.tuning import TRIALS_FILE
 from sllmr.pipeline.cli import main
 from sllmr.pipeline.config import ConfigError
@@ -401,7 +402,7 @@ def test_cells_from_before_the_further_metrics_stay_done_and_are_compared_by_wha
     assert len(trained) == 2
     measured = lines(results)[1]["further_metrics"]["log_loss"]["overall"]
     assert measured["versus"] == {"none": {"difference": 0.0, "standard_error": 0.0}}
-    assert main(["ablate", "--report", "--results", str(results)]) == 0
+    assert [bool(run.further_metrics) for run in read(results)] == [False, True]
 
 
 def test_late_fusion_is_made_anew_when_none_comes_out_otherwise(tmp_path, trained, monkeypatch):
