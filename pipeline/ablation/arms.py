@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sllmr.models.strict_config import StrictConfig
 
@@ -42,6 +42,13 @@ class Arm(StrictConfig):
         "candidate, so that only the base model is left to distill. The last two are controls: what they gain does "
         "not come from the LLM",
     )
+    permuted_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="scores: permuted: the fraction of the scores that are permuted, drawn at random; below 1 it "
+        "makes a less accurate LLM of the same one",
+    )
     backbones: tuple[str, ...] | None = Field(
         default=None, description="of the matrix, those that the arm is trained on; None: all"
     )
@@ -56,6 +63,15 @@ class Arm(StrictConfig):
         description="arm whose tuned values this one takes on top of its backbone's, `none` for nothing on top; "
         "its own where empty",
     )
+
+    @model_validator(mode="after")
+    def _permuted_fraction_has_permuted_scores(self) -> "Arm":
+        if self.permuted_fraction < 1 and self.scores != "permuted":
+            raise ValueError(
+                f"permuted_fraction needs scores: permuted, got {self.permuted_fraction} with scores: {self.scores}; "
+                "set scores: permuted or remove it"
+            )
+        return self
 
     @property
     def has_text_match(self) -> bool:

@@ -100,7 +100,7 @@ def fit_arm(
     if config.loss.llm_weight > 0:
         pairs = fraction_of_contexts(domain.pairs, arm.scored_fraction)
         if arm.scores == "permuted":
-            pairs = with_permuted_scores(pairs, seed=config.train.seed)
+            pairs = with_permuted_scores(pairs, seed=config.train.seed, fraction=arm.permuted_fraction)
         elif arm.scores == "constant":
             pairs = with_constant_scores(pairs)
     keras.backend.clear_session()
@@ -200,13 +200,19 @@ def fraction_of_contexts(pairs: Columns, fraction: float) -> Columns:
     return {name: np.asarray(values)[kept] for name, values in pairs.items()}
 
 
-def with_permuted_scores(pairs: Columns, *, seed: int) -> Columns:
-    """The pairs with all scores permuted; the item that now has the higher one is the preferred."""
+def with_permuted_scores(pairs: Columns, *, seed: int, fraction: float = 1.0) -> Columns:
+    """The pairs with a fraction of the scores permuted; the item that now has the higher one is the preferred.
+
+    The scores of a smaller fraction are among those of a larger one with the same seed.
+    """
     names = [prefix + features.LLM_SCORE for prefix in (PREFERRED, OTHER)]
     scores = np.concatenate([np.asarray(pairs[name]) for name in names])
-    first, second = np.split(np.random.default_rng(seed).permutation(scores), 2)
-    permuted = {**pairs, names[0]: tf.constant(first), names[1]: tf.constant(second)}
-    return turned_round(permuted, tf.constant(second > first))
+    permuted = np.random.default_rng([seed, 1]).random(len(scores)) < fraction
+    scores[permuted] = np.random.default_rng(seed).permutation(scores[permuted])
+    first, second = np.split(scores, 2)
+    return turned_round(
+        {**pairs, names[0]: tf.constant(first), names[1]: tf.constant(second)}, tf.constant(second > first)
+    )
 
 
 def with_constant_scores(pairs: Columns) -> Columns:

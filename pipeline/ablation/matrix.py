@@ -179,6 +179,7 @@ def _run_block(
             "domain": domain.name,
             "backbone": backbone,
             "arm": name,
+            "arm_config": arm.model_dump(mode="json", exclude_defaults=True, exclude={"backbones"}),
             "seed": seed,
             "metrics": auc_by_slice(domain.test, trained.scores.test, SLICES),
             "valid_auc": trained.valid_auc,

@@ -17,6 +17,7 @@ from sllmr.pipeline.ablation.cell_format import format_auc, format_difference, f
 from sllmr.pipeline.ablation.further_tables import FURTHER_LEGEND, FurtherTable, further_tables
 from sllmr.pipeline.ablation.paper import BACKBONES, SLICES, TABLE_3_BACKBONE, paper_auc
 from sllmr.pipeline.ablation.results import Run
+from sllmr.pipeline.ablation.scorer_quality import ScorerPoint, scorer_plot, scorer_points
 from sllmr.pipeline.ablation.selection import Kept, Selection, in_order, select_arm
 from sllmr.pipeline.ablation.statistics import Interval, mean_and_standard_error, paired_interval
 from sllmr.pipeline.page import ACCENT, INK, MUTED, WARM, environment, svg
@@ -103,6 +104,7 @@ class DomainTables(NamedTuple):
     table_3_arms: list[str]
     alpha: dict[str, dict[str, str | None]]
     further: list[FurtherTable]
+    scorers: dict[str, list[ScorerPoint]]
     warnings: list[str]
 
 
@@ -140,6 +142,11 @@ def render(
         for domain in domains
         for table in domain.slices
     }
+    scorer_plots = {
+        (domain.name, backbone): jinja2.utils.markupsafe.Markup(scorer_plot(points, backbone))
+        for domain in domains
+        for backbone, points in domain.scorers.items()
+    }
     templates = environment()
     templates.filters["auc"] = lambda auc: "–" if auc is None else format_auc(auc)
     templates.filters["interval"] = lambda interval: "–" if interval is None else marked(interval)
@@ -158,6 +165,7 @@ def render(
             summary_legend=_summary_legend(domains),
             further_legend=FURTHER_LEGEND,
             plots=plots,
+            scorer_plots=scorer_plots,
             foot=json.dumps(foot),
         )
         path.write_text(page, encoding="utf-8")
@@ -239,6 +247,7 @@ def domain_tables(runs: Sequence[Run]) -> DomainTables:
             if any((spreads := {b: _alpha_spread(by_cell.get((b, arm), [])) for b in backbones}).values())
         },
         further=further_tables(runs, backbones, arms),
+        scorers=scorer_points(runs),
         warnings=_warnings(runs, by_cell),
     )
 

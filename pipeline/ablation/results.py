@@ -104,6 +104,9 @@ class Run(_Record):
     domain: str
     backbone: str
     arm: str
+    arm_config: dict[str, Any] | None = Field(
+        default=None, description="the arm's keys that are not at their default; None in lines of before 2026-12"
+    )
     seed: int
     metrics: dict[str, SliceResult] = Field(description="test AUC by slice")
     valid_auc: float = Field(ge=0, le=1, description="of the best epoch")

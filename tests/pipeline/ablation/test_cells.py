@@ -147,6 +147,33 @@ def test_permuted_scores_are_the_same_scores_of_other_items_and_the_higher_is_pr
     np.testing.assert_array_equal(permuted[features.HISTORY_LENGTH], np.arange(300))
 
 
+def test_a_fraction_of_the_scores_is_permuted_and_a_smaller_one_is_part_of_a_larger():
+    scores = np.arange(2000, dtype=np.float32)
+    pairs = {
+        features.CALIBRATION_LABEL: tf.fill([1000], features.NOT_CALIBRATION),
+        features.PREFERRED + features.LLM_SCORE: tf.constant(scores[:1000]),
+        features.OTHER + features.LLM_SCORE: tf.constant(scores[1000:]),
+        features.PREFERRED + features.ITEM_INDEX: tf.range(1000),
+        features.OTHER + features.ITEM_INDEX: tf.range(1000, 2000),
+    }
+
+    def moved(fraction: float) -> set[int]:
+        """The items, numbered as their scores are, whose score is another one now."""
+        permuted = {name: np.asarray(v) for name, v in with_permuted_scores(pairs, seed=3, fraction=fraction).items()}
+        now = {}
+        for prefix in (features.PREFERRED, features.OTHER):
+            items, values = permuted[prefix + features.ITEM_INDEX], permuted[prefix + features.LLM_SCORE]
+            now |= dict(zip(items.tolist(), values.tolist(), strict=True))
+        assert sorted(now.values()) == scores.tolist()
+        return {item for item, score in now.items() if item != score}
+
+    quarter, half, whole = moved(0.25), moved(0.5), moved(1.0)
+    assert len(quarter) == pytest.approx(500, abs=60)
+    assert len(half) == pytest.approx(1000, abs=80)
+    assert len(whole) > 1990
+    assert len(quarter - half) <= 2  # a permutation may leave a score where it is
+
+
 def test_a_fingerprint_changes_with_what_decides_the_result_and_not_with_where_else_the_arm_is_trained():
     fingerprints = [
         fingerprint(domain(), {"loss": {}}, arm)

@@ -168,6 +168,7 @@ def test_an_own_arm_like_a_built_in_one_has_its_keys_but_for_the_changes(tmp_pat
             r"tuned_as: gated_fused_text was renamed; write tuned_as: stacked_text",
         ),
         ({"own_arms": {"x": {"scored_share": 0.5}}}, r"scored_share was renamed; write scored_fraction"),
+        ({"own_arms": {"x": {"permuted_fraction": 0.5}}}, r"permuted_fraction needs scores: permuted, got 0.5"),
         ({"own_arms": {"x": {"shuffled_scores": True}}}, r"shuffled_scores was renamed; write scores: permuted"),
         ({"own_arms": {"x": {"like": "mine"}}}, r"own_arms.x.like must be among none, .*late_fusion, got mine"),
         ({"own_arms": {"none": {}}}, r"own_arms must have names of their own, got the built-in none"),
