@@ -18,6 +18,15 @@ PLUGIN = "sllmr.components"
 INTERACTIONS_FOR_PROCESSES = 300_000
 """From so many on, a run in worker processes takes less time than one in a single process, see docs/runners.md."""
 
+_LOCAL = ("fnapirunner", "directrunner", "bundlebaseddirectrunner", "switchingdirectrunner")
+"""Runners whose workers run in this environment."""
+
+_NO_PACKAGE = "--sdk_container_image=none"
+"""Else TFX packs its own sources in every step, for workers that lack them: two seconds, and 50 MB that stay in /tmp.
+
+TFX leaves it where an option says what workers run in; local workers, which are in no container, do not read this one.
+"""
+
 _TIMEOUT_S = 5
 
 _SEE = "see docs/runners.md"
@@ -73,13 +82,15 @@ class BeamConfig(BaseModel):
 
     @property
     def pipeline_args(self) -> tuple[str, ...]:
-        """`args` with Beam's local Python runner where none is named.
+        """`args` with Beam's local Python runner where none is named, and with what every run needs.
 
         Beam's own default would first download another runner's binary, unpinned, and use that.
         """
         args = self.args
-        if not any(arg.split("=")[0] == "--runner" for arg in args):
+        if "runner" not in _options(args):
             args = ("--runner=FnApiRunner", *args)
+        if _runner(_options(args)) in _LOCAL and "sdk_container_image" not in _options(args):
+            args = (*args, _NO_PACKAGE)
         return (*args, f"--beam_plugins={PLUGIN}")
 
     @property

@@ -108,7 +108,7 @@ def model_of(backbone, transform_output, llm_weight=0.0):
 
 @pytest.fixture(scope="module", params=BACKBONES)
 def exported(request, transform_output, tmp_path_factory):
-    """A model with large weights, its own logits of ROWS, and the folder of its export."""
+    """The logits of ROWS by a model with large weights, and its export, loaded."""
     directory = str(tmp_path_factory.mktemp("model") / request.param)
     model = model_of(request.param, transform_output)
     columns = transform_output.transform_features_layer()(market.parse(ROWS, declared_market.COLUMNS))
@@ -116,7 +116,7 @@ def exported(request, transform_output, tmp_path_factory):
     for variable in (*model.embedding.trainable_variables, *model.backbone.variables):
         variable.assign_add(tf.random.stateless_normal(variable.shape, seed=(1, 2), stddev=0.2))
     export(model, transform_output, directory)
-    return model, model(columns).numpy(), directory
+    return model(columns).numpy(), tf.saved_model.load(directory)
 
 
 def export(model, transform_output, directory, catalog=None):
@@ -136,8 +136,7 @@ def served():
 
 
 def test_every_declared_feature_changes_the_logit(exported):
-    _, _, directory = exported
-    raw = tf.saved_model.load(directory).signatures[signatures.RAW]
+    raw = exported[1].signatures[signatures.RAW]
     columns = {f.name: market.parse(ROWS[:9], declared_market.COLUMNS)[f.name] for f in served()}
     base = raw(**columns)[signatures.LOGITS].numpy()
     for f in served():
@@ -147,8 +146,7 @@ def test_every_declared_feature_changes_the_logit(exported):
 
 
 def test_the_signatures_of_rows_score_as_the_model_does(exported):
-    _, logits, directory = exported
-    loaded = tf.saved_model.load(directory)
+    logits, loaded = exported
     columns = market.parse(ROWS, declared_market.COLUMNS)
     raw = loaded.signatures[signatures.RAW](**{f.name: columns[f.name] for f in served()})
     examples = tf.constant(market.serialize(ROWS, declared_market.COLUMNS))
@@ -158,8 +156,7 @@ def test_the_signatures_of_rows_score_as_the_model_does(exported):
 
 
 def test_an_example_without_a_declared_feature_scores_as_one_that_misses_it(exported):
-    _, _, directory = exported
-    score = tf.saved_model.load(directory).signatures[signatures.SERVING_DEFAULT]
+    score = exported[1].signatures[signatures.SERVING_DEFAULT]
     missing = {f.name: f.missing for f in declared_market.SIZES.of_tables("user", "interaction", "item")}
     rows = [row | missing for row in ROWS[:5]]
     short = [f for f in declared_market.COLUMNS if f.name not in missing]
@@ -206,8 +203,7 @@ def raw_request():
 
 
 def test_rank_takes_user_and_interaction_features_and_looks_up_those_of_items(exported):
-    _, _, directory = exported
-    loaded = tf.saved_model.load(directory)
+    _, loaded = exported
     _, spec = loaded.signatures[signatures.RANK].structured_input_signature
     assert {name: (s.dtype, s.shape.rank) for name, s in spec.items()} == {
         features.HISTORY_ITEM_IDS: (tf.string, 2),

@@ -249,9 +249,9 @@ def test_soft_labels_need_calibration_pairs():
         with_soft_labels(made)
 
 
-def test_distillation_moves_the_model_towards_the_teacher():
+def test_distillation_moves_the_model_towards_the_teacher(trained):
     made = pairs(agreement=0.9)
-    alone, _ = train()
+    alone = trained[0]
     taught, report = train(loss_config=LossConfig(llm_weight=10.0, form="distillation"), pairs=made)
     soft = with_soft_labels(made)
 
@@ -323,8 +323,8 @@ TAUGHT = {
 }
 
 
-def test_pairs_that_do_harm_leave_the_model_that_there_would_be_without_them(caplog):
-    alone, without = train()
+def test_pairs_that_do_harm_leave_the_model_that_there_would_be_without_them(trained, caplog):
+    alone, without, _ = trained
     harmed, report = train(pairs=pairs_of_a_teacher(parity=1), **TAUGHT)
 
     assert report.valid_auc_without_pairs == report.best_valid_auc == pytest.approx(without.best_valid_auc, abs=1e-4)

@@ -5,6 +5,7 @@ import socket
 
 import pytest
 from pydantic import ValidationError
+from tfx.utils.dependency_utils import make_beam_dependency_flags
 
 from sllmr.pipeline.beam_config import BeamConfig, RunnerError, check_runner
 from sllmr.pipeline.config import ConfigError, load_config
@@ -60,7 +61,8 @@ def test_an_option_that_a_cluster_needs_is_named(args, missing):
     ],
 )
 def test_complete_arguments_pass_unchanged(args):
-    given = tuple(arg for arg in BeamConfig(args=args).pipeline_args if arg != "--beam_plugins=sllmr.components")
+    own = ("--beam_plugins=sllmr.components", "--sdk_container_image=none")
+    given = tuple(arg for arg in BeamConfig(args=args).pipeline_args if arg not in own)
     assert given[-len(args) :] == args if args else given == ("--runner=FnApiRunner",)
 
 
@@ -127,3 +129,23 @@ def test_worker_processes_are_advised_for_large_tables_by_default(args, interact
     assert (advice is not None) == is_advised
     if advice is not None:
         assert "--direct_running_mode=multi_processing, --direct_num_workers=2" in advice
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        BeamConfig().args,
+        ("--direct_running_mode=multi_processing", "--direct_num_workers=2"),
+        ("--runner=apache_beam.runners.direct.DirectRunner",),
+        ("--runner", "FnApiRunner", "--sdk_container_image", "mine"),
+    ],
+)
+def test_tfx_packs_no_sources_for_local_workers(args, monkeypatch):
+    monkeypatch.setattr("tfx.utils.dependency_utils.build_ephemeral_package", lambda: pytest.fail("packed"))
+    given = list(BeamConfig(args=args).pipeline_args)
+    assert make_beam_dependency_flags(given) == given
+
+
+def test_an_image_that_is_named_stays():
+    args = ("--runner=DirectRunner", "--sdk_container_image=mine")
+    assert BeamConfig(args=args).pipeline_args == (*args, "--beam_plugins=sllmr.components")

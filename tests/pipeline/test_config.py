@@ -166,8 +166,8 @@ PLUGINS = "--beam_plugins=sllmr.components"
 
 def test_beam_runs_locally_in_python_unless_another_runner_is_named(tmp_path):
     text = "data: {interactions: a, items: b}\n"
-    modes = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
-    assert load_config(write(tmp_path, text)).beam.pipeline_args == ("--runner=FnApiRunner", *modes, PLUGINS)
+    local = load_config(write(tmp_path, text)).beam
+    assert local.pipeline_args == ("--runner=FnApiRunner", *local.args, "--sdk_container_image=none", PLUGINS)
     flink = load_config(write(tmp_path, text + "beam: {args: ['--runner=FlinkRunner']}"))
     assert flink.beam.pipeline_args == ("--runner=FlinkRunner", PLUGINS)
 

@@ -88,9 +88,7 @@ class Folder:
         evaluation, blessing = standard_artifacts.ModelEvaluation(), standard_artifacts.ModelBlessing()
         evaluation.uri, blessing.uri = (str(self.directory / name / part) for part in ("evaluation", "blessing"))
         (self.directory / name / "evaluation").mkdir()
-        context = BaseBeamExecutor.Context(
-            beam_pipeline_args=["--runner=FnApiRunner"], tmp_dir=str(self.directory / name), unique_id="1"
-        )
+        context = BaseBeamExecutor.Context(beam_pipeline_args=[], tmp_dir=str(self.directory / name), unique_id="1")
         Executor(context).Do(
             {
                 "examples": [self.examples],

@@ -36,8 +36,7 @@ def outputs(directory):
 
 def execute(config, output):
     properties = InteractionsExampleGen(config=config, code_fingerprint="1").spec.exec_properties
-    arguments = ["--runner=FnApiRunner", "--direct_num_workers=1"]
-    executor.Executor(BaseBeamExecutor.Context(beam_pipeline_args=arguments)).Do({}, output, properties)
+    executor.Executor(BaseBeamExecutor.Context(beam_pipeline_args=[])).Do({}, output, properties)
 
 
 @pytest.mark.slow
