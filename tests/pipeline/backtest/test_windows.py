@@ -14,8 +14,9 @@ from sllmr.components.interactions_example_gen.rows import SPLITS
 from sllmr.components.interactions_example_gen.tables import DataError
 from sllmr.components.interactions_example_gen.transforms import PrepareInteractions
 from sllmr.pipeline.backtest.windows import ending, plan_windows, read_times
-from sllmr.pipeline.config import ConfigError
+from sllmr.pipeline.config import ConfigError, load_config
 
+ROOT = pathlib.Path(__file__).parents[3]
 FIRST = datetime.date(2026, 1, 10)
 UTC = datetime.UTC
 
@@ -94,6 +95,14 @@ def test_a_configuration_without_a_window_and_a_table_without_rows_are_refused()
         plan_windows(config().model_copy(update={"window": None}), days(40), 2)
     with pytest.raises(DataError, match="got none in"):
         plan_windows(config(), days(0), 2)
+
+
+def test_six_windows_of_the_committed_configuration_fit_movielens():
+    first, last = datetime.date(1997, 9, 20), datetime.date(1998, 4, 22)
+    times = [milliseconds(first + datetime.timedelta(days=n)) for n in range((last - first).days + 1)]
+    data = load_config(ROOT / "configs" / "movielens-backtest.yaml").data
+    found = plan_windows(data, np.array(times), 6)
+    assert (found[0].train_from, found[-1].until) == ("1997-09-25", "1998-04-23")
 
 
 def write(directory: pathlib.Path, rows: list[tuple[str, str, int]]) -> None:
