@@ -11,12 +11,14 @@ import pathlib
 import shlex
 import shutil
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from rich.console import Console
 
 from sllmr.components.evaluator.slices import slice_rule
 from sllmr.components.llm_comparison.scoring import score_rows
 from sllmr.components.llm_scorer.errors import NothingToReplay
+from sllmr.components.llm_scorer.needs import check_needs
 from sllmr.pipeline import runner
 from sllmr.pipeline.backtest import gains, page, progress, series
 from sllmr.pipeline.backtest.result import (
@@ -33,6 +35,7 @@ from sllmr.pipeline.backtest.result import (
     WindowResult,
 )
 from sllmr.pipeline.backtest.windows import plan_windows, read_times
+from sllmr.pipeline.beam_config import check_runner
 from sllmr.pipeline.config import Config, load_config
 from sllmr.pipeline.datasets.fetch import fetch_missing
 from sllmr.pipeline.folder_lock import folder_lock, without_wildcards
@@ -46,6 +49,30 @@ PARTS_DIRECTORY = "windows"
 """Summary and user parts of each window and series."""
 
 FIRST_SCORES = "scores-of-window-1"
+
+
+class _Place(NamedTuple):
+    """Where a backtest writes and shows what it does.
+
+    Attributes:
+        output: of the command.
+        log_file: gets every log record.
+        console: gets progress and results.
+        again: the command that resumes.
+    """
+
+    output: pathlib.Path
+    log_file: pathlib.Path
+    console: Console
+    again: str
+
+    def series(self, name: SeriesName) -> pathlib.Path:
+        """The folder of the runs of a series."""
+        return self.output / name
+
+    def first_scores(self) -> pathlib.Path:
+        """The score table of window 1, which the other series replays."""
+        return without_wildcards(self.output) / FIRST_SCORES
 
 
 def backtest(
@@ -69,9 +96,11 @@ def backtest(
     series.check(config)
     fetch_missing(config, console)
     check_inputs(config)
+    check_runner(config.beam)
+    check_needs(config.llm)
     periods = plan_windows(config.data, read_times(config.data), windows)
     again = ["sllmr", "backtest", "--config", str(config_file), "--output", str(output), "--windows", str(windows)]
-    command = shlex.join(again)
+    place = _Place(output, log_file, console, shlex.join(again))
     with folder_lock(output, console):
         (output / PARTS_DIRECTORY).mkdir(exist_ok=True)
         report = progress.begin(config, periods, output)
@@ -79,7 +108,7 @@ def backtest(
         _announce(report, console)
         for period in periods:
             for name in (RESCORED, SCORED_ONCE):
-                report = _with_window(report, name, period, output, log_file, console, command)
+                report = _with_window(report, name, period, place)
         page.write(report, output / page.FILE_NAME)
     page.show(report, console)
     console.print(f"Backtest   {output / page.FILE_NAME}", soft_wrap=True)
@@ -99,29 +128,21 @@ def _announce(report: BacktestReport, console: Console) -> None:
         console.print(f"{done} of {2 * count} windows of the two series are there already", soft_wrap=True)
 
 
-def _with_window(
-    report: BacktestReport,
-    name: SeriesName,
-    period: Period,
-    output: pathlib.Path,
-    log_file: pathlib.Path,
-    console: Console,
-    again: str,
-) -> BacktestReport:
+def _with_window(report: BacktestReport, name: SeriesName, period: Period, place: _Place) -> BacktestReport:
     """The report with one more window of a series, unless it is there or the series has ended."""
     before = report.series[name]
     if before.ended_because is not None or len(before.windows) >= period.number:
         return report
     if name == SCORED_ONCE and period.number == 1:
-        after = _first_window_in_common(report.series[RESCORED], output)
+        after = _first_window_in_common(report.series[RESCORED], place)
     else:
-        console.print(
+        place.console.print(
             f"\n[bold]Window {period.number} of {len(report.periods)}, {name}[/bold]: tests {period.test_from} to "
             f"{period.until}",
             soft_wrap=True,
         )
         try:
-            window = _run(report.config, name, period, output, log_file, console, again)
+            window = _run(report.config, name, period, place)
             after = Series(windows=(*before.windows, window))
         except Exception as error:
             if not (name == SCORED_ONCE and isinstance(user_error(error), NothingToReplay)):
@@ -129,52 +150,43 @@ def _with_window(
             reason = (
                 f"no scoring context of window 1 is in the train rows of window {period.number}; raise data.window.days"
             )
-            console.print(f"scored_once ends: {reason}", style="yellow", soft_wrap=True)
+            place.console.print(f"scored_once ends: {reason}", style="yellow", soft_wrap=True)
             after = before.model_copy(update={"ended_because": reason})
-    after = after.model_copy(update={"mean": _means(name, after, output)})
+    after = after.model_copy(update={"mean": _means(name, after, place.output)})
     both: dict[SeriesName, Series] = {**report.series, name: after}
-    report = report.model_copy(update={"series": both, "rescoring": _rescoring(both, output)})
-    progress.write(report, output)
-    page.write(report, output / page.FILE_NAME)
+    report = report.model_copy(update={"series": both, "rescoring": _rescoring(both, place.output)})
+    progress.write(report, place.output)
+    page.write(report, place.output / page.FILE_NAME)
     return report
 
 
-def _run(
-    config: Config,
-    name: SeriesName,
-    period: Period,
-    output: pathlib.Path,
-    log_file: pathlib.Path,
-    console: Console,
-    again: str,
-) -> WindowResult:
-    folder = output / name
+def _run(config: Config, name: SeriesName, period: Period, place: _Place) -> WindowResult:
+    folder = place.series(name)
     folder.mkdir(exist_ok=True)
     if name == RESCORED:
         of_window = series.rescored(config, period.until)
     else:
-        of_window = series.scored_once(config, period.until, str(output / FIRST_SCORES))
-    summary = runner.run_config(of_window, folder, log_file, console, again)
+        of_window = series.scored_once(config, period.until, str(place.first_scores()))
+    summary = runner.run_config(of_window, folder, place.log_file, place.console, place.again)
     assert summary is not None  # None is for TFX's command line alone
     steps = read_steps(without_wildcards(folder))
-    gains.save(_parts(steps), _parts_file(output, name, period.number))
-    shutil.copy2(folder / runner.SUMMARY_FILE, output / PARTS_DIRECTORY / f"{name}-{period.number}.json")
+    gains.save(_parts(steps), _parts_file(place.output, name, period.number))
+    shutil.copy2(folder / runner.SUMMARY_FILE, place.output / PARTS_DIRECTORY / f"{name}-{period.number}.json")
     return _result(period.number, summary)
 
 
-def _first_window_in_common(rescored: Series, output: pathlib.Path) -> Series:
+def _first_window_in_common(rescored: Series, place: _Place) -> Series:
     """Starts the series that scores once from the first window of the other one, so that it is not run twice.
 
     The copied record names the artifacts where they are, in the folder of the other series: warm start and drift of the
     second window find them there.
     """
-    (output / SCORED_ONCE).mkdir(exist_ok=True)
-    steps = read_steps(without_wildcards(output / RESCORED))
-    table = output / FIRST_SCORES
-    shutil.rmtree(table, ignore_errors=True)
-    shutil.copytree(steps["LlmScorer"].outputs["scores"], table)
-    shutil.copy2(_parts_file(output, RESCORED, 1), _parts_file(output, SCORED_ONCE, 1))
-    shutil.copy2(output / RESCORED / METADATA_FILE, output / SCORED_ONCE / METADATA_FILE)
+    place.series(SCORED_ONCE).mkdir(exist_ok=True)
+    steps = read_steps(without_wildcards(place.series(RESCORED)))
+    shutil.rmtree(place.first_scores(), ignore_errors=True)
+    shutil.copytree(steps["LlmScorer"].outputs["scores"], place.first_scores())
+    shutil.copy2(_parts_file(place.output, RESCORED, 1), _parts_file(place.output, SCORED_ONCE, 1))
+    shutil.copy2(place.series(RESCORED) / METADATA_FILE, place.series(SCORED_ONCE) / METADATA_FILE)
     return Series(windows=rescored.windows[:1])
 
 

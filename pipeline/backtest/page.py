@@ -175,4 +175,4 @@ def _plot_gains(axes: Axes, report: BacktestReport) -> None:
     axes.set_xlim(0.6, len(report.periods) + 0.4)
     axes.set_xlabel("window, by the first of its test days")
     axes.set_ylabel("AUC with the LLM\nminus without")
-    axes.legend(frameon=False, loc="best", fontsize=8)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)

@@ -56,14 +56,13 @@ def begin(config: Config, periods: Sequence[Period], output: pathlib.Path) -> Ba
         config=config,
     )
     file = output / FILE_NAME
-    if not file.exists():
-        for name in new.series:
-            if (output / name / METADATA_FILE).exists():
-                raise FolderError(
-                    f"{output / name} holds runs, but {file}, which says of what, is gone; remove {output / name} or "
-                    "name another --output"
-                )
+    used = [output / name for name in new.series if (output / name / METADATA_FILE).exists()]
+    if not used:
         return new
+    if not file.exists():
+        raise FolderError(
+            f"{used[0]} holds runs, but {file}, which says of what, is gone; remove {used[0]} or name another --output"
+        )
     try:
         old = BacktestReport.model_validate_json(file.read_text(encoding="utf-8"))
     except (pydantic.ValidationError, UnicodeDecodeError) as error:

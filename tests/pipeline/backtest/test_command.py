@@ -316,6 +316,24 @@ def test_a_finished_backtest_runs_nothing_again(tmp_path, monkeypatch):
     assert read(output).series == before.series
 
 
+def test_a_correction_before_the_first_run_has_begun_is_taken(tmp_path, monkeypatch, capsys):
+    folders: list[str] = []
+    fake_runs(monkeypatch, folders)
+    whole = runner.run_config
+
+    def refused(*arguments):
+        raise LlmError("the endpoint does not know the model")
+
+    monkeypatch.setattr(runner, "run_config", refused)
+    config_file, output = write_shop(tmp_path, "http://127.0.0.1:9/v1"), tmp_path / "out"
+    assert run(config_file, output, 2) == 1
+    assert read(output).series[RESCORED].windows == ()
+    monkeypatch.setattr(runner, "run_config", whole)
+    write_configuration(tmp_path, "http://127.0.0.1:9/v1", llm={"model": "another"})
+    assert run(config_file, output, 2) == 0, capsys.readouterr().err
+    assert read(output).model == "another"
+
+
 def test_windows_of_another_configuration_are_not_mixed(tmp_path, monkeypatch, capsys):
     folders: list[str] = []
     fake_runs(monkeypatch, folders)
