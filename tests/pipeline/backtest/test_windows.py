@@ -154,6 +154,7 @@ def emitted(data: DataConfig, directory: pathlib.Path) -> dict[str, list[bytes]]
     }
 
 
+@pytest.mark.slow
 def test_no_window_sees_a_row_of_a_later_one(tmp_path):
     """The rows, histories and counts of a window are the same if the table ends with the window."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
