@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from rich.console import Console
+from tfx.utils import path_utils
 
 from sllmr.components.evaluator.slices import slice_rule
 from sllmr.components.llm_comparison.scoring import score_rows
@@ -192,11 +193,11 @@ def _first_window_in_common(rescored: Series, place: _Place) -> Series:
 
 def _parts(steps: Mapping[str, Step]) -> dict[str, gains.UserParts]:
     """The test rows of a run by the models with and without pairs, as LlmComparison scores them."""
-    directories = [
-        os.path.join(steps[step].outputs["model"], "Format-Serving") for step in ("Trainer", "TrainerWithoutPairs")
-    ]
+    with_pairs, without_pairs = (
+        path_utils.serving_model_path(steps[step].outputs["model"]) for step in ("Trainer", "TrainerWithoutPairs")
+    )
     files = glob.glob(os.path.join(glob.escape(steps["InteractionsExampleGen"].outputs["examples"]), "Split-test", "*"))
-    rows = score_rows(*directories, files, {name: slice_rule(name) for name in SLICES})
+    rows = score_rows(with_pairs, without_pairs, files, {name: slice_rule(name) for name in SLICES})
     return gains.parts_of(rows.users, rows.labels, rows.with_llm, rows.without_llm, rows.slices)
 
 
@@ -208,6 +209,7 @@ def _result(number: int, summary: RunSummary) -> WindowResult:
         number=number,
         slices={name: summary.verdict.slices[name] for name in SLICES},
         popularity=summary.popularity_baseline["overall"].auc,
+        took_pairs=summary.verdict.choice.with_llm,
         blessed=summary.blessed,
         contexts=summary.llm.contexts,
         pairs=summary.llm.pairs.pairs,

@@ -75,7 +75,7 @@ def save(parts: Parts, file: pathlib.Path) -> None:
     """Writes parts for a later mean; the file holds user ids, as the rows of the run do."""
     arrays = {f"{name}/{field}": value for name, part in parts.items() for field, value in part._asdict().items()}
     new = file.with_suffix(".new.npz")
-    np.savez_compressed(new, **arrays)  # type: ignore[arg-type]  # its names are any
+    np.savez_compressed(new, **arrays)
     new.replace(file)
 
 

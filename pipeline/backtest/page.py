@@ -150,17 +150,14 @@ def moved(window: WindowResult) -> str:
 
 def _plot_gains(axes: Axes, report: BacktestReport) -> None:
     for name, one in report.series.items():
-        places = [
-            (window.number + _ASIDE[name], window.slices["overall"])
-            for window in one.windows
-            if window.slices["overall"].difference is not None
-        ]
-        for x, overall in places:
-            if overall.lower is not None:
+        measured = [window for window in one.windows if window.slices["overall"].difference is not None]
+        for window in measured:
+            overall, x = window.slices["overall"], window.number + _ASIDE[name]
+            if overall.lower is not None and overall.upper is not None:
                 axes.plot([x, x], [overall.lower, overall.upper], color=_COLORS[name], linewidth=1.5)
         axes.plot(
-            [x for x, _ in places],
-            [overall.difference for _, overall in places],
+            [window.number + _ASIDE[name] for window in measured],
+            [window.slices["overall"].difference or 0.0 for window in measured],
             "o-",
             color=_COLORS[name],
             linewidth=0.8,

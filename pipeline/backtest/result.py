@@ -74,7 +74,8 @@ class WindowResult(BaseModel):
         number: of the window.
         slices: the model with pairs against the model without, on the test rows of SLICES.
         popularity: test AUC of ordering items by their train count; None if not measurable.
-        blessed: whether the run's model may be pushed.
+        took_pairs: whether the validation rows took the model with pairs; that model alone can be pushed.
+        blessed: whether the model that was taken may be pushed.
         contexts: scoring contexts of the score table.
         pairs: preference pairs that were trained on.
         requests: of the run.
@@ -92,6 +93,7 @@ class WindowResult(BaseModel):
     number: int
     slices: dict[str, SliceVerdict]
     popularity: float | None
+    took_pairs: bool
     blessed: bool
     contexts: int
     pairs: int

@@ -37,6 +37,7 @@ def window(number: int, gain: float | None, **changes: Any) -> WindowResult:
         "number": number,
         "slices": dict.fromkeys(("overall", "cold", "tail"), part),
         "popularity": 0.71,
+        "took_pairs": number != 2,
         "blessed": True,
         "contexts": 80,
         "pairs": 3210,

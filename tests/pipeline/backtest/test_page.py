@@ -36,9 +36,19 @@ def test_the_tables_hold_both_series_of_each_window(tmp_path):
     assert gains[-1][:2] == ["mean", "scored once"]
     assert gains[-1][7:9] == ["+0.0065", "+0.0045 to +0.0085"]
     costs = cells(text, "Cost, scores and training")
-    expected = ["$0.0123", "12", "80", "68 / 12 / 2 / 4", "3,210", "warm", "yes", "1 of 1 beyond; item_brand 0.310"]
+    expected = [
+        "$0.0123",
+        "12",
+        "80",
+        "68 / 12 / 2 / 4",
+        "3,210",
+        "warm",
+        "without",
+        "yes",
+        "1 of 1 beyond; item_brand 0.310",
+    ]
     assert costs[2] == ["2", "rescored", *expected]
-    assert costs[0][5:8] == ["-", "3,210", "cold"]
+    assert costs[0][5:9] == ["-", "3,210", "cold", "with LLM"]
     assert "Window 2: drift: 12.5% of 200 pairs changed their order" in text
     assert text.count("<svg ") == 1
 
