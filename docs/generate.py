@@ -101,6 +101,7 @@ RESULT_FILES = {
     "EmbeddingReport": "`item_vectors.json` of ItemEmbedder, and `item_vectors` in `summary.json`",
     "EvaluationResult": "`decision.json` of the Evaluator; its `decision` is also in `summary.json`",
     "TrainingReport": "`training.json` of the Trainer, and `training` in `summary.json`",
+    "BacktestReport": "`backtest.json` of `sllmr backtest`",
     "PilotReport": "`pilot.json` of `sllmr pilot`",
     "ScoringLedger": "`ledger.json` beside a score table",
     "BatchReport": "`batch.json` of `sllmr batch`",

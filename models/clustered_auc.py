@@ -4,6 +4,7 @@ Rows of one user are not independent, so that a standard error over rows is wron
 sampled. The same function serves a model, its baseline, popularity, and one model against another.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -114,17 +115,124 @@ def compare_auc(
     sizes = _sizes(users, labels)
     if not _both(labels):
         return AucComparison(None, None, None, None, None, None, *sizes)
-    auc_a, auc_b = (float(auc) for auc in _aucs(labels, stacked))
-    rarer = _rarer_users(users, labels)
-    if rarer < 2:
-        return AucComparison(auc_a, auc_b, auc_a - auc_b, None, None, None, *sizes)
-    _, covariance = clustered_auc(users, labels, stacked)
+    parts = user_parts(users, labels, stacked)
+    return AucComparison(float(parts.aucs[0]), float(parts.aucs[1]), *compare_parts(parts, level), *sizes)
+
+
+class Difference(NamedTuple):
+    """The AUC of a first scorer minus that of a second one.
+
+    Attributes:
+        difference: in [-1, 1].
+        standard_error: paired and clustered by user; None if fewer than two users have a positive or fewer than two a
+            negative.
+        lower: of the difference's interval, in [-1, 1]; None as standard_error.
+        upper: as lower.
+    """
+
+    difference: float
+    standard_error: float | None
+    lower: float | None
+    upper: float | None
+
+
+class UserParts(NamedTuple):
+    """AUCs of several scorers on the same rows, and what each user adds to their variation over samples of users.
+
+    Attributes:
+        users: [users], distinct and sorted.
+        aucs: float [scorers].
+        of_positives: float [scorers, users], the sum over a user's positives of (fraction of negatives below it - AUC),
+            divided by the number of positives.
+        of_negatives: likewise over a user's negatives, with the fraction of positives above it.
+        has_positive: bool [users].
+        has_negative: bool [users].
+    """
+
+    users: npt.NDArray
+    aucs: npt.NDArray
+    of_positives: npt.NDArray
+    of_negatives: npt.NDArray
+    has_positive: npt.NDArray
+    has_negative: npt.NDArray
+
+    @property
+    def rarer(self) -> int:
+        """Users with a positive or users with a negative, whichever are fewer."""
+        return int(min(self.has_positive.sum(), self.has_negative.sum()))
+
+    def of_scorers(self, *scorers: int) -> "UserParts":
+        """The parts of some scorers, in this order."""
+        chosen = list(scorers)
+        return self._replace(
+            aucs=self.aucs[chosen], of_positives=self.of_positives[chosen], of_negatives=self.of_negatives[chosen]
+        )
+
+
+def user_parts(users: npt.ArrayLike, labels: npt.ArrayLike, scores: npt.ArrayLike) -> UserParts:
+    """The parts of each user, of which variances of AUCs, of their differences and of weighted means are made.
+
+    Args:
+        users: [rows], any hashable ids.
+        labels: [rows], 0 or 1, both present.
+        scores: [scorers, rows], finite, any increasing scale; ties count half.
+
+    Raises:
+        ValueError: on labels, shapes or scores that break the above.
+
+    Source: as clustered_auc.
+    """
+    users, labels, scores = _checked(users, labels, scores)
+    if not _both(labels):
+        raise ValueError("an AUC needs rows of both labels, got one; take more rows or leave the slice out")
+    of_positives, of_negatives = _components(labels, scores)
+    aucs = of_positives.mean(axis=1)
+    names, user = np.unique(users, return_inverse=True)
+    is_positive = labels == 1
+    return UserParts(
+        users=names,
+        aucs=aucs,
+        of_positives=_deviations(of_positives, aucs, user[is_positive], len(names)) / of_positives.shape[1],
+        of_negatives=_deviations(of_negatives, aucs, user[~is_positive], len(names)) / of_negatives.shape[1],
+        has_positive=np.bincount(user[is_positive], minlength=len(names)) > 0,
+        has_negative=np.bincount(user[~is_positive], minlength=len(names)) > 0,
+    )
+
+
+def mean_parts(parts: Sequence[UserParts], weights: Sequence[float]) -> UserParts:
+    """The parts of the weighted means of AUCs on several sets of rows, in which the same users may occur.
+
+    The user is the unit that is sampled: what it adds to each set adds up. AUCs of sets with users in common are not
+    independent, so their standard errors cannot be combined without this.
+
+    Args:
+        parts: of each set, of the same scorers.
+        weights: of each set, positive; only their ratios count.
+    """
+    fractions = np.asarray(weights, np.float64) / np.sum(weights)
+    users = np.unique(np.concatenate([part.users for part in parts]))
+    sums = {name: np.zeros((len(parts[0].aucs), len(users))) for name in ("of_positives", "of_negatives")}
+    has = {name: np.zeros(len(users), bool) for name in ("has_positive", "has_negative")}
+    for part, weight in zip(parts, fractions, strict=True):
+        at = np.searchsorted(users, part.users)
+        for name, total in sums.items():
+            total[:, at] += weight * getattr(part, name)
+        for name, seen in has.items():
+            seen[at] |= getattr(part, name)
+    aucs = sum(weight * part.aucs for part, weight in zip(parts, fractions, strict=True))
+    return UserParts(users=users, aucs=np.asarray(aucs), **sums, **has)
+
+
+def compare_parts(parts: UserParts, level: float = 0.95) -> Difference:
+    """The AUC of the first scorer minus that of the second, and its Student's t interval."""
+    difference = float(parts.aucs[0] - parts.aucs[1])
+    if parts.rarer < 2:
+        return Difference(difference, None, None, None)
+    covariance = _covariance(parts)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     error = float(np.sqrt(max(variance, 0.0)))  # rounding can leave -1e-18 of two equal scorers
-    half = float(stats.t.ppf((1 + level) / 2, rarer - 1)) * error
-    difference = auc_a - auc_b
-    lower, upper = max(difference - half, -1.0), min(difference + half, 1.0)
-    return AucComparison(auc_a, auc_b, difference, error, lower, upper, *sizes)
+    half = float(stats.t.ppf((1 + level) / 2, parts.rarer - 1)) * error
+    return Difference(difference, error, max(difference - half, -1.0), min(difference + half, 1.0))
 
 
 def clustered_auc(users: npt.ArrayLike, labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -147,32 +255,29 @@ def clustered_auc(users: npt.ArrayLike, labels: npt.ArrayLike, scores: npt.Array
     structural components by midranks, in O(rows log rows) a scorer, as Sun and Xu, IEEE Signal Processing Letters 21,
     2014.
     """
-    users, labels, scores = _checked(users, labels, scores)
-    of_positives, of_negatives = _components(labels, scores)
-    aucs = of_positives.mean(axis=1)
-    names, user = np.unique(users, return_inverse=True)
-    is_positive = labels == 1
-    positive_sums, positive_users = _deviations(of_positives, aucs, user[is_positive], len(names))
-    negative_sums, negative_users = _deviations(of_negatives, aucs, user[~is_positive], len(names))
-    if min(positive_users, negative_users) < 2:
+    parts = user_parts(users, labels, scores)
+    if parts.rarer < 2:
         raise ValueError(
             "a variance needs at least two users with a positive and two with a negative, "
-            f"got {positive_users} and {negative_users}; take more rows or leave the slice out"
+            f"got {parts.has_positive.sum()} and {parts.has_negative.sum()}; take more rows or leave the slice out"
         )
-    positives, negatives = of_positives.shape[1], of_negatives.shape[1]
-    mixed = positive_sums @ negative_sums.T / (positives * negatives)
-    covariance = (
-        positive_users / (positive_users - 1) * (positive_sums @ positive_sums.T) / positives**2
-        + negative_users / (negative_users - 1) * (negative_sums @ negative_sums.T) / negatives**2
-        + len(names) / (len(names) - 1) * (mixed + mixed.T)
+    return parts.aucs, _covariance(parts)
+
+
+def _covariance(parts: UserParts) -> np.ndarray:
+    users = len(parts.users)
+    positive_users, negative_users = parts.has_positive.sum(), parts.has_negative.sum()
+    mixed = parts.of_positives @ parts.of_negatives.T
+    return _positive(
+        positive_users / (positive_users - 1) * (parts.of_positives @ parts.of_positives.T)
+        + negative_users / (negative_users - 1) * (parts.of_negatives @ parts.of_negatives.T)
+        + users / (users - 1) * (mixed + mixed.T)
     )
-    return aucs, _positive(covariance)
 
 
-def _deviations(components: np.ndarray, aucs: np.ndarray, user: np.ndarray, users: int) -> tuple[np.ndarray, int]:
-    """Each user's sum of (component - AUC), [scorers, users], and how many users have such rows."""
-    sums = [np.bincount(user, row - auc, minlength=users) for row, auc in zip(components, aucs, strict=True)]
-    return np.stack(sums), len(np.unique(user))
+def _deviations(components: np.ndarray, aucs: np.ndarray, user: np.ndarray, users: int) -> np.ndarray:
+    """Each user's sum of (component - AUC), [scorers, users]."""
+    return np.stack([np.bincount(user, row - auc, minlength=users) for row, auc in zip(components, aucs, strict=True)])
 
 
 def _components(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

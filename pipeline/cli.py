@@ -78,6 +78,17 @@ def _pilot(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _backtest(arguments: argparse.Namespace) -> int:
+    from sllmr.pipeline.start import command_log
+
+    output = pathlib.Path(arguments.output).expanduser().resolve()
+    with command_log("backtest", arguments.config, output) as log_file:
+        from sllmr.pipeline.backtest import command
+
+        command.backtest(pathlib.Path(arguments.config), output, log_file, windows=arguments.windows)
+    return 0
+
+
 def _batch(arguments: argparse.Namespace) -> int:
     from sllmr.pipeline.start import command_log
 
@@ -334,6 +345,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     pilot.set_defaults(execute=_pilot)
 
+    backtest = commands.add_parser(
+        "backtest",
+        help="run a configuration on past windows, and say whether querying the LLM again in each of them pays",
+        description="Runs the configuration, which needs data.window, on successive windows that end at the newest "
+        "interaction: once with scores that are brought up to date in each window, once with those of the first "
+        "window. Writes backtest.json and backtest.html. Stop it at any time: the same command resumes with the first "
+        "window that is missing.",
+    )
+    backtest.add_argument("--output", required=True, metavar="DIR", help="where the runs and both files are written")
+    backtest.add_argument(
+        "--windows", type=_count_of_windows, default=6, metavar="N", help="number of windows, at least 2 (default: 6)"
+    )
+    backtest.set_defaults(execute=_backtest)
+
     batch = commands.add_parser(
         "batch",
         help="query the LLM by the Batch API: within a day, at a discount",
@@ -380,7 +405,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     reservations.set_defaults(execute=_reservations)
 
-    for command in (plan, score, pilot, batch, rescore, reservations):
+    for command in (plan, score, pilot, backtest, batch, rescore, reservations):
         command.add_argument("--config", required=True, metavar="FILE", help="YAML, as for run")
 
     ablate = commands.add_parser(
@@ -536,7 +561,7 @@ def _parser() -> argparse.ArgumentParser:
 
     of_models = (evaluate, compare, predict, top, prune, export)
     of_data = (*prepared, ranking_lists)
-    for command in (run, plan, score, pilot, batch, rescore, reservations, ablate, *of_models, *of_data):
+    for command in (run, plan, score, pilot, backtest, batch, rescore, reservations, ablate, *of_models, *of_data):
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -544,6 +569,12 @@ def _parser() -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _count_of_windows(text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 2, got {text!r}")
     return int(text)
 
 
@@ -585,6 +616,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "plan",
             "score",
             "pilot",
+            "backtest",
             "batch",
             "rescore",
             "reservations",
@@ -592,7 +624,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "top",
             "export",
         ):
-            reads_tables = arguments.command in ("run", "score", "pilot", "batch")
+            reads_tables = arguments.command in ("run", "score", "pilot", "backtest", "batch")
             _check_configuration(arguments.config, reads_tables=reads_tables)
         return execute(arguments)
     except (KeyboardInterrupt, Exception) as error:

@@ -11,7 +11,7 @@ from rich.console import Console
 from sllmr.components.llm_scorer.needs import check_needs
 from sllmr.pipeline import report, run_folder, summary
 from sllmr.pipeline.beam_config import check_runner
-from sllmr.pipeline.config import load_config
+from sllmr.pipeline.config import Config, load_config
 from sllmr.pipeline.console import (
     below_popularity,
     metrics_table,
@@ -49,8 +49,22 @@ def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path)
         ConfigError: the configuration cannot be used; nothing was run.
         RunnerError: what `beam.args` need is not there; nothing was run.
     """
-    console = Console(highlight=False)
-    config = load_config(config_file)
+    again = shlex.join(["sllmr", "run", "--config", str(config_file), "--output", str(output)])
+    return run_config(load_config(config_file), output, log_file, Console(highlight=False), again)
+
+
+def run_config(
+    config: Config, output: pathlib.Path, log_file: pathlib.Path, console: Console, again: str
+) -> RunSummary | None:
+    """As `run`, of a configuration that is in memory.
+
+    Args:
+        config: with absolute paths.
+        output: an existing, absolute folder.
+        log_file: gets every log record.
+        console: gets progress and results.
+        again: the command that resumes, for the message of a run that stops.
+    """
     fetch_missing(config, console)
     check_inputs(config)
     check_runner(config.beam)
@@ -66,7 +80,6 @@ def run(config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path)
             dag_runner.run(pipeline)
         except BaseException as error:
             logging.exception("the run stopped")
-            again = shlex.join(["sllmr", "run", "--config", str(config_file), "--output", str(output)])
             console.print(
                 f"{what_is_kept(error, config.store or config.cache_dir, again)}; the log is {log_file}",
                 style="red",

@@ -1,4 +1,4 @@
-"""What report.html and pilot.html look like on a phone and on a desk, by day and by night."""
+"""What report.html, pilot.html and backtest.html look like on a phone and on a desk, by day and by night."""
 
 import pathlib
 import re
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from sllmr.pipeline import report
+from sllmr.pipeline.backtest import page as backtest_page
 from sllmr.pipeline.pilot import page as pilot_page
 from sllmr.pipeline.pilot.result import PilotReport
+from tests.pipeline.backtest.reports import backtest_report
 from tests.pipeline.chromium import chromium, open_page
 from tests.pipeline.test_report import summary
 
@@ -95,10 +97,11 @@ def pages(tmp_path_factory) -> dict[str, pathlib.Path]:
     made = summary(training={"reliability": cells, "alpha_by_epoch": [quantiles] * 3})
     report.write(made, directory / "report.html")
     pilot_page.write(pilot(), directory / "pilot.html")
+    backtest_page.write(backtest_report(), directory / "backtest.html")
     return {path.stem: path for path in directory.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["report", "pilot"])
+@pytest.mark.parametrize("name", ["report", "pilot", "backtest"])
 def test_a_page_needs_no_network_fits_any_width_and_describes_its_plots(pages, name):
     text = pages[name].read_text()
 

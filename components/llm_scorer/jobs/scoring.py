@@ -15,7 +15,7 @@ from sllmr.components.llm_scorer.config import REPLAY, LlmConfig
 from sllmr.components.llm_scorer.cost.estimate import Estimate, estimate
 from sllmr.components.llm_scorer.endpoint.local_model import fetch_local_model
 from sllmr.components.llm_scorer.endpoint.local_server import local_server
-from sllmr.components.llm_scorer.errors import LlmError
+from sllmr.components.llm_scorer.errors import LlmError, NothingToReplay
 from sllmr.components.llm_scorer.jobs.accounting import Kept, account, close
 from sllmr.components.llm_scorer.jobs.import_local import import_local
 from sllmr.components.llm_scorer.jobs.plan import (
@@ -221,7 +221,7 @@ def _log_replayed(plan: str, config: LlmConfig) -> None:
         return
     used = sum(1 for _ in read_plan(plan))
     if not used:
-        raise LlmError(
+        raise NothingToReplay(
             f"none of the {len(records)} contexts of llm.replay_table is in the train rows; llm.seed={config.seed} and "
             "data must be those that the table was scored with"
         )
