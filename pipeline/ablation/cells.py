@@ -273,7 +273,7 @@ class CellScores:
         """Keeps the scores of the training that `arm` and `fingerprint` name."""
         self._directory.mkdir(parents=True, exist_ok=True)
         unfinished = self._directory / f"{fingerprint}.unfinished.npz"
-        rankings = {}
+        rankings: dict[str, Any] = {}
         for name, ranking in scores.rankings.items():
             rankings |= {f"{_RANKING}{name}": ranking.logits, f"{_RANKING_HASH}{name}": np.array(ranking.hash)}
         np.savez(unfinished, valid=scores.valid, test=scores.test, **rankings)

@@ -90,8 +90,8 @@ class FurtherMetrics:
                 )
         for ranking_name, ranking in self._domain.rankings.items():
             by_user = self._by_user[ranking_name]
-            for metric, field in _OF_RANKING.items():
-                measures[f"{ranking_name}_{metric}"] = {
+            for of_users, field in _OF_RANKING.items():
+                measures[f"{ranking_name}_{of_users}"] = {
                     name: _of_ranking(by_user, field, in_slice(ranking.users, name), arm, others) for name in SLICES
                 }
         return measures

@@ -4,6 +4,7 @@ import bisect
 import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -235,7 +236,7 @@ class ItemTable:
         values = ItemFeatures(items, sizes)
         self._starts: dict[str, list[int]] = {}
         self._first: dict[str, int] = {}
-        rows = []
+        rows: list[dict[str, Any]] = []
         for item in items:
             self._first[item.item_id] = len(rows)
             self._starts[item.item_id] = [version.valid_from for version in item.versions]
