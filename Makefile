@@ -8,7 +8,7 @@ FLINK_JOB_SERVER_JAR ?= build/flink/job-server.jar
 unexport VIRTUAL_ENV
 unexport UV_PROJECT_ENVIRONMENT
 
-.PHONY: help setup run test check flink-test lint lock wheel docs
+.PHONY: help setup run test every-test check flink-test lint style types lock wheel docs
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -21,7 +21,11 @@ run: .venv/.complete ## quickstart: MovieLens-100K, a local LLM, into runs/quick
 # A worker that crashes fails the tests: pytest-xdist can wait forever for the one that replaces it.
 XDIST = --dist=loadscope --max-worker-restart=0
 
-test: .venv/.complete lint ## lint, types and every test, with the real local LLM; COVERAGE=1 prints the coverage
+# The types are checked while the first tests run.
+test: .venv/.complete style ## lint, types and every test, with the real local LLM; COVERAGE=1 prints the coverage
+	@$(MAKE) --no-print-directory --jobs=2 types every-test
+
+every-test: .venv/.complete
 	@.venv/bin/python -m pytest --numprocesses=3 $(XDIST) --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=term)
 
 check: .venv/.complete lint ## lint, types and the fast tests, in under 90 s
@@ -30,11 +34,15 @@ check: .venv/.complete lint ## lint, types and the fast tests, in under 90 s
 flink-test: .venv/.complete $(FLINK_JOB_SERVER_JAR) ## on Flink: a scoring job, and a run from tables to pushed model; needs Java and Maven
 	@FLINK_JOB_SERVER_JAR=$(abspath $(FLINK_JOB_SERVER_JAR)) .venv/bin/python -m pytest -m flink
 
-lint: .venv/.complete
+lint: style types
+
+style: .venv/.complete
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy -p sllmr -m local_runner -m kubeflow_runner
 	@.venv/bin/hadolint --ignore DL3008 deploy/Dockerfile
+
+types: .venv/.complete
+	@.venv/bin/mypy -p sllmr -m local_runner -m kubeflow_runner
 	@.venv/bin/deptry . 2>&1 | tail -n 20
 
 lock: .venv/.complete ## renew uv.lock after a change of pyproject.toml
