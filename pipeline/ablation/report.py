@@ -5,7 +5,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 import numpy as np
@@ -414,7 +414,7 @@ def _cell_warnings(arm: str, cell: Sequence[Run], none: Sequence[Run]) -> list[s
     if extra := sorted(seeds - none_seeds):
         result.append(f"the arm none lacks seeds of {arm}, {_join(extra)}; run them.")
     result += _disagreement(
-        f"the hyper-parameters of {arm}", [_hyperparameters(run) for run in cell], "its mean is over more than seeds"
+        f"the hyper-parameters of {arm}", [run.settings for run in cell], "its mean is over more than seeds"
     )
     result += _disagreement(
         f"the fraction of users scored of {arm}",
@@ -446,14 +446,6 @@ def _disagreement(what: str, values: Sequence[str], consequence: str) -> list[st
         return []
     found = "; ".join(f"{number} with {text}" for text, number in counts.most_common())
     return [f"Runs disagree in {what} ({found}): {consequence}."]
-
-
-def _hyperparameters(run: Run) -> str:
-    without_seeds: dict[str, dict[str, Any]] = {
-        section: {name: value for name, value in values.items() if name != "seed"}
-        for section, values in run.hyperparameters.items()
-    }
-    return json.dumps(without_seeds, sort_keys=True)
 
 
 def _join(seeds: Sequence[int]) -> str:

@@ -134,6 +134,15 @@ class Run(_Record):
             return {**line, "versus": {NONE: versus_none} if versus_none else {}, "errors_over_rows": True}
         return line
 
+    @property
+    def settings(self) -> str:
+        """The hyper-parameters but the seed, as JSON."""
+        without_seeds = {
+            section: {name: value for name, value in values.items() if name != "seed"}
+            for section, values in self.hyperparameters.items()
+        }
+        return json.dumps(without_seeds, sort_keys=True)
+
     def auc(self, slice_name: str) -> float | None:
         """Test AUC; None for a slice that the run does not have, or of one class."""
         return self.metrics[slice_name].auc if slice_name in self.metrics else None

@@ -45,8 +45,9 @@ def scorer_points(runs: Sequence[Run]) -> dict[str, list[ScorerPoint]]:
     for run in runs:
         arm = run.arm_config
         if arm and arm.get("scores") != "constant" and TEXT_MATCH in run.versus and _accuracy(run) is not None:
-            rest = {key: value for key, value in arm.items() if key not in ("scores", "permuted_fraction")}
-            alike[run.backbone, json.dumps(rest, sort_keys=True)][run.arm].append(run)
+            # What tuned_as leads to is in the settings.
+            rest = {key: value for key, value in arm.items() if key not in ("scores", "permuted_fraction", "tuned_as")}
+            alike[run.backbone, json.dumps(rest, sort_keys=True) + run.settings][run.arm].append(run)
     result = {}
     for (backbone, _), arms in alike.items():
         seeds = set.intersection(*({run.seed for run in cell} for cell in arms.values()))

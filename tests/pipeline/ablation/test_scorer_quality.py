@@ -8,7 +8,7 @@ from sllmr.pipeline.ablation.scorer_quality import scorer_points
 from tests.pipeline.ablation.test_report import FIVE, SIZES, line, table, write
 
 MATCH = {"model": {"text_match": True}, "text_features": True}
-HALF = {**MATCH, "scores": "permuted", "permuted_fraction": 0.5}
+HALF = {**MATCH, "scores": "permuted", "permuted_fraction": 0.5, "tuned_as": "stacked_text_match"}
 
 
 def pair_arm(name: str, arm_config: dict, accuracy: float, gain: float, seeds=FIVE, **changes) -> list[dict]:
@@ -48,6 +48,7 @@ def test_arms_that_differ_in_more_than_their_scores_are_no_points():
         *pair_arm("few", {**MATCH, "scored_fraction": 0.1}, 0.72, 0.002),
         *pair_arm("constant", {**MATCH, "scores": "constant"}, 0.5, 0.002),
         *pair_arm("old_line", None, 0.72, 0.002),
+        *pair_arm("tuned", MATCH, 0.72, 0.002, hyperparameters={"loss": {"margin": 2.0}, "train": {"seed": 1}}),
         *pair_arm("no_gate", {**MATCH, "scores": "permuted", "permuted_fraction": 0.9}, 0.5, 0.002),
     ]
     for run in others[-5:]:
