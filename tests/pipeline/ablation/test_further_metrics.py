@@ -231,7 +231,7 @@ def test_late_fusion_ranks_by_both_scores_if_both_know_the_candidates():
     weights = fused.training["fusion"]
     expected = weights["logit"] * none.rankings[SAMPLED].logits + weights["bias"]
     expected += weights["llm_scorer"] * filled(known.llm_scores, like=made.llm_scorer["valid"])
-    np.testing.assert_allclose(fused.scores.rankings[SAMPLED].logits, expected, rtol=1e-5)
+    np.testing.assert_allclose(fused.scores.rankings[SAMPLED].logits, expected, rtol=1e-5, atol=1e-6)
     assert fused.scores.rankings[SAMPLED].hash == known.hash
     assert ALL_ITEMS not in fused.scores.rankings
     assert fuse(made, dataclasses.replace(none, rankings={})).scores.rankings == {}
