@@ -22,7 +22,7 @@ _LOCAL = ("fnapirunner", "directrunner", "bundlebaseddirectrunner", "switchingdi
 """Runners whose workers run in this environment."""
 
 _NO_PACKAGE = "--sdk_container_image=none"
-"""Else TFX packs its own sources in every step, for workers that lack them: two seconds, and 50 MB that stay in /tmp.
+"""Else TFX packs its own sources in every step, for workers that lack them, and leaves them in the temporary folder.
 
 TFX leaves it where an option says what workers run in; local workers, which are in no container, do not read this one.
 """

@@ -50,7 +50,7 @@ def sllmr(built, tmp_path_factory) -> pathlib.Path:
 
 
 def link_bytecode(environment: pathlib.Path) -> None:
-    """Takes the bytecode of the same files from the project's environment: to compile TensorFlow takes half a minute.
+    """Takes the bytecode of the same files from the project's environment: to compile TensorFlow takes long.
 
     Python compiles what is not that of the same file, and a folder that is not in `environment` is left out.
     """
