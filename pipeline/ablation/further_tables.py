@@ -8,8 +8,8 @@ from sllmr.models.metric_names import LESS_IS_BETTER
 from sllmr.pipeline.ablation.arms import NONE, TEXT_MATCH
 from sllmr.pipeline.ablation.cell_format import format_auc, format_mean, marked
 from sllmr.pipeline.ablation.paper import SLICES
-from sllmr.pipeline.ablation.results import Run
-from sllmr.pipeline.ablation.statistics import Interval, mean_and_standard_error, paired_interval
+from sllmr.pipeline.ablation.results import Run, over_seeds
+from sllmr.pipeline.ablation.statistics import Interval, mean_and_standard_error
 
 COMPARED_WITH = (NONE, TEXT_MATCH)
 """Each arm is compared with these, if they were run before it."""
@@ -120,9 +120,8 @@ def _cell(runs: Sequence[Run], metric: str, slice_name: str) -> FurtherCell | No
     mean, standard_error = mean_and_standard_error([measure.value for measure in measures])
     differences = {}
     for arm in COMPARED_WITH:
-        found = [measure.versus[arm] for measure in measures if arm in measure.versus]
-        if found:
-            differences[arm] = paired_interval([d.difference for d in found], [d.standard_error for d in found])
+        if interval := over_seeds(measure.versus.get(arm) for measure in measures):
+            differences[arm] = interval
     return FurtherCell(mean, standard_error, differences, metric in LESS_IS_BETTER)
 
 

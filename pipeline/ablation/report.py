@@ -19,7 +19,7 @@ from sllmr.pipeline.ablation.paper import BACKBONES, SLICES, TABLE_3_BACKBONE, p
 from sllmr.pipeline.ablation.results import Run
 from sllmr.pipeline.ablation.scorer_quality import ScorerPoint, scorer_plot, scorer_points
 from sllmr.pipeline.ablation.selection import Kept, Selection, in_order, select_arm
-from sllmr.pipeline.ablation.statistics import Interval, mean_and_standard_error, paired_interval
+from sllmr.pipeline.ablation.statistics import Interval, mean_and_standard_error
 from sllmr.pipeline.page import ACCENT, INK, MUTED, WARM, environment, svg
 
 SEEDS_FOR_A_CLAIM = 5
@@ -307,15 +307,11 @@ def _cell(runs: Sequence[Run], slice_name: str) -> Cell | None:
     if not aucs:
         return None
     mean, standard_error = mean_and_standard_error(aucs)
-    found = [run.versus.get(NONE, {}).get(slice_name) for run in runs]
-    differences = [difference for difference in found if difference]
     paper, paper_none = (paper_auc(runs[0].domain, runs[0].backbone, arm, slice_name) for arm in (runs[0].arm, NONE))
     return Cell(
         auc=mean,
         standard_error=standard_error,
-        difference=paired_interval([d.difference for d in differences], [d.standard_error for d in differences])
-        if differences
-        else None,
+        difference=results.over_seeds(run.versus.get(NONE, {}).get(slice_name) for run in runs),
         paper=paper,
         paper_difference=None if paper is None or paper_none is None or runs[0].arm == NONE else paper - paper_none,
     )

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from sllmr.models.errors import UserError
 from sllmr.models.strict_config import StrictConfig
 from sllmr.pipeline.ablation.arms import NONE, RENAMED_ARMS
+from sllmr.pipeline.ablation.statistics import Interval, paired_interval
 
 _LOG = logging.getLogger(__name__)
 
@@ -229,6 +230,14 @@ def last_runs(file: pathlib.Path) -> dict[Cell, Run]:
         runs.pop(key, None)
         runs[key] = run
     return runs
+
+
+def over_seeds(found: Iterable[Difference | MetricDifference | None]) -> Interval | None:
+    """The interval of the differences of one arm to another, one a seed; None where no seed has one."""
+    differences = [difference for difference in found if difference is not None]
+    if not differences:
+        return None
+    return paired_interval([d.difference for d in differences], [d.standard_error for d in differences])
 
 
 def measures_as_json(measures: Measures) -> dict[str, Any]:

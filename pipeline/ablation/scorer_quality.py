@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 
 from sllmr.pipeline.ablation.arms import TEXT_MATCH
 from sllmr.pipeline.ablation.paper import SLICES
-from sllmr.pipeline.ablation.results import Run
-from sllmr.pipeline.ablation.statistics import Interval, paired_interval
+from sllmr.pipeline.ablation.results import Run, over_seeds
+from sllmr.pipeline.ablation.statistics import Interval
 from sllmr.pipeline.page import ACCENT, INK, MUTED, WARM, svg
 
 
@@ -65,10 +65,8 @@ def _accuracy(run: Run) -> float | None:
 def _point(runs: Sequence[Run]) -> ScorerPoint:
     gains = {}
     for name in SLICES:
-        found = [run.versus[TEXT_MATCH].get(name) for run in runs]
-        differences = [difference for difference in found if difference]
-        if differences:
-            gains[name] = paired_interval([d.difference for d in differences], [d.standard_error for d in differences])
+        if interval := over_seeds(run.versus[TEXT_MATCH].get(name) for run in runs):
+            gains[name] = interval
     accuracies = [accuracy for run in runs if (accuracy := _accuracy(run)) is not None]
     return ScorerPoint(arm=runs[0].arm, seeds=len(runs), accuracy=float(np.mean(accuracies)), gains=gains)
 

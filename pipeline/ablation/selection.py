@@ -9,8 +9,8 @@ import numpy as np
 
 from sllmr.pipeline.ablation.arms import ARMS, LATE_FUSION, NONE
 from sllmr.pipeline.ablation.paper import BACKBONES, SLICES
-from sllmr.pipeline.ablation.results import Difference, Run
-from sllmr.pipeline.ablation.statistics import Interval, paired_interval
+from sllmr.pipeline.ablation.results import Difference, Run, over_seeds
+from sllmr.pipeline.ablation.statistics import Interval
 
 _NO_DIFFERENCE = Difference(difference=0.0, standard_error=0.0)
 
@@ -173,11 +173,7 @@ def _tally(intervals: Sequence[Interval]) -> Tally:
 
 def _between(best: dict[int, Run], other: dict[int, Run], slice_name: str) -> Interval | None:
     """The difference of two arms over the seeds that both have; None where there is none."""
-    found = [_difference(best[seed], other[seed], slice_name) for seed in sorted(best.keys() & other.keys())]
-    differences = [difference for difference in found if difference is not None]
-    if not differences:
-        return None
-    return paired_interval([d.difference for d in differences], [d.standard_error for d in differences])
+    return over_seeds(_difference(best[seed], other[seed], slice_name) for seed in sorted(best.keys() & other.keys()))
 
 
 def _difference(run: Run, other: Run, slice_name: str) -> Difference | None:
