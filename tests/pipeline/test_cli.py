@@ -21,14 +21,16 @@ def shop(folder: pathlib.Path, interactions: str) -> pathlib.Path:
     return folder / "shop.yaml"
 
 
-def test_help_imports_nothing_heavy():
+@pytest.mark.parametrize(("command", "says"), [([], "run"), (["pilot"], "--usd"), (["backtest"], "--windows")])
+def test_help_imports_nothing_heavy(command, says):
     program = (
         "import sys\nfrom sllmr.pipeline.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"try:\n    main({[*command, '--help']})\n"
+        "except SystemExit:\n    pass\n"
         f"print('loaded:', [m for m in {HEAVY!r} if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "run" in result.stdout
+    assert says in result.stdout
     assert "loaded: []" in result.stdout
 
 

@@ -26,7 +26,7 @@ from sllmr.models.training.report import TrainingReport
 from sllmr.pipeline.ablation import matrix
 from sllmr.pipeline.ablation.cells import CellScores, Scores, Trained
 from sllmr.pipeline.ablation.config import load_ablation
-from sllmr.pipeline.ablation.domain import prepare_domain
+from sllmr.pipeline.ablation.domain import Domain, prepare_domain
 from sllmr.pipeline.ablation.further_metrics import FURTHER_METRICS
 from sllmr.pipeline.ablation.results import read
 from sllmr.pipeline.ablation.tuning import TRIALS_FILE
@@ -107,6 +107,16 @@ def killed_and_finished(tmp_path_factory) -> tuple[pathlib.Path, list[bytes]]:
     return file, before
 
 
+@pytest.fixture(scope="module")
+def prepared(killed_and_finished) -> Domain:
+    """The matrix' domain, from the cached results of its steps."""
+    file, _ = killed_and_finished
+    ablation = load_ablation(file)
+    return prepare_domain(
+        "shop", ablation.domain("shop"), file.parent / "out" / "shop", Console(quiet=True), ablation.config.ranking
+    )
+
+
 def test_a_killed_matrix_goes_on_where_it_stopped(killed_and_finished):
     file, before = killed_and_finished
     found = (file.parent / "out" / "results.jsonl").read_bytes().splitlines()
@@ -156,14 +166,10 @@ def test_each_arm_is_compared_with_all_before_it_by_the_difference_of_the_two_au
         before.append(arm)
 
 
-def test_every_arm_ranks_the_same_candidates_and_none_of_them_is_the_users_own(killed_and_finished):
+def test_every_arm_ranks_the_same_candidates_and_none_of_them_is_the_users_own(killed_and_finished, prepared):
     file, _ = killed_and_finished
     found = lines(file.parent / "out" / "results.jsonl")
-    ablation = load_ablation(file)
-    domain = prepare_domain(
-        "shop", ablation.domain("shop"), file.parent / "out" / "shop", Console(quiet=True), ablation.config.ranking
-    )
-    ranking = domain.rankings["sampled"]
+    ranking = prepared.rankings["sampled"]
 
     assert [line["rankings"] for line in found] == [{"sampled": ranking.info.model_dump()}] * len(found)
     own: dict[int, set[int]] = {}
@@ -171,7 +177,7 @@ def test_every_arm_ranks_the_same_candidates_and_none_of_them_is_the_users_own(k
         for row in csv.DictReader(table):
             user = int(tf.strings.to_hash_bucket_fast(row["user_id"], features.USER_HASHES))
             own.setdefault(user, set()).add(row["item_id"])
-    ids = [*domain.item_ids, None]
+    ids = [*prepared.item_ids, None]
     index = np.asarray(ranking.items[features.ITEM_INDEX])
     users = np.asarray(ranking.users[features.USER_HASH]).tolist()
     assert sorted(users) == sorted(own)
@@ -182,16 +188,12 @@ def test_every_arm_ranks_the_same_candidates_and_none_of_them_is_the_users_own(k
         assert not set(negatives) & own[user]
 
 
-def test_the_positive_is_scored_among_the_candidates_as_it_is_among_the_test_rows(killed_and_finished):
+def test_the_positive_is_scored_among_the_candidates_as_it_is_among_the_test_rows(killed_and_finished, prepared):
     file, _ = killed_and_finished
     found = lines(file.parent / "out" / "results.jsonl")
-    ablation = load_ablation(file)
-    domain = prepare_domain(
-        "shop", ablation.domain("shop"), file.parent / "out" / "shop", Console(quiet=True), ablation.config.ranking
-    )
-    users = np.asarray(domain.test[features.USER_HASH])
-    labels = np.asarray(domain.test[features.LABEL])
-    rows = [np.flatnonzero((users == user) & (labels == 1)) for user in domain.rankings["sampled"].users["user_hash"]]
+    users = np.asarray(prepared.test[features.USER_HASH])
+    labels = np.asarray(prepared.test[features.LABEL])
+    rows = [np.flatnonzero((users == user) & (labels == 1)) for user in prepared.rankings["sampled"].users["user_hash"]]
     store = CellScores(file.parent / "out" / "shop" / "scores")
     for line in found:
         scores = store.load(line["arm"], line["hashes"]["cell"])
