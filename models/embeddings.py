@@ -88,8 +88,9 @@ class EmbeddingTable(keras.layers.Layer):
         Returns:
             One float32 [batch, ..., dim] for each group; zeros where all values pad.
         """
-        masks = [tf.not_equal(ids, features.PADDING) for ids in groups]
-        present = [tf.boolean_mask(ids, mask) for ids, mask in zip(groups, masks, strict=True)]
+        flat = [tf.reshape(ids, [-1]) for ids in groups]
+        places = [tf.where(tf.not_equal(ids, features.PADDING))[:, 0] for ids in flat]
+        present = [tf.gather(ids, at) for ids, at in zip(flat, places, strict=True)]
         distinct, inverse = tf.unique(tf.concat(present, axis=0))
         rows = self.vectors(distinct)
         if training and self._l2:
@@ -97,15 +98,13 @@ class EmbeddingTable(keras.layers.Layer):
             # A row that several replicas read counts once.
             squares = tf.reduce_sum(tf.square(rows), axis=-1) / replicas_with(distinct)
             self.add_loss(self._l2 * tf.reduce_sum(squares) / batch)
-        sizes = [tf.size(ids) for ids in present]
-        positions = tf.split(inverse, tf.stack(sizes), num=len(groups))
+        positions = tf.split(inverse, tf.stack([tf.size(ids) for ids in present]), num=len(groups))
         means = []
-        for ids, mask, position in zip(groups, masks, positions, strict=True):
-            leading = tf.shape(ids)[:-1]
-            segments = tf.where(tf.reshape(mask, [-1, ids.shape[-1]]))[:, 0]
-            mean = tf.sparse.segment_mean(rows, position, segments, num_segments=tf.reduce_prod(leading))
-            mean = tf.reshape(mean, tf.concat([leading, [rows.shape[-1]]], axis=0))
-            means.append(tf.ensure_shape(mean, [*ids.shape[:-1], rows.shape[-1]]))
+        for group, ids, at, position in zip(groups, flat, places, positions, strict=True):
+            *leading, values = group.shape[1:]
+            number = tf.size(ids) // values
+            mean = tf.sparse.segment_mean(rows, position, at // values, num_segments=number)
+            means.append(tf.reshape(mean, [-1, *leading, rows.shape[-1]]))
         return means
 
     def vectors(self, indices: tf.Tensor) -> tf.Tensor:
