@@ -189,14 +189,10 @@ def _checked(columns: Mapping[str, tf.Tensor], spec: Mapping[str, tf.TensorSpec]
     TF Serving does not compare a request with the signature, so the graph does, by names.
     """
     checked = {name: tf.ensure_shape(columns[name], spec[name].shape) for name in spec}
-    first, *others = checked
-    asserts = [
-        tf.debugging.assert_equal(
-            tf.shape(checked[name])[0],
-            tf.shape(checked[first])[0],
-            message=f"{name} must have as many rows as {first}",
-        )
-        for name in others
-    ]
-    with tf.control_dependencies(asserts):
+    first = next(iter(checked))
+    rows = tf.stack([tf.shape(values)[0] for values in checked.values()])
+    differs = tf.not_equal(rows, rows[0])
+    one = tf.gather(list(checked), tf.argmax(tf.cast(differs, tf.int32)))
+    message = tf.strings.join([one, f" must have as many rows as {first}"])
+    with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(differs), [message])]):
         return {name: tf.identity(values) for name, values in checked.items()}
