@@ -7,6 +7,8 @@ FLINK_JOB_SERVER_JAR ?= build/flink/job-server.jar
 # Neither an activated environment nor a user's uv settings may redirect what is installed here.
 unexport VIRTUAL_ENV
 unexport UV_PROJECT_ENVIRONMENT
+# Where it is set, as in many images, every process would compile the project's modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup run test every-test check flink-test lint style types lock wheel docs
 
@@ -64,7 +66,7 @@ docs: .venv/.complete ## build the documentation as a site into build/site
 	@UV_PROJECT_ENVIRONMENT=.uv/docs .uv/bin/uv run --frozen --only-group docs mkdocs build --strict --quiet
 
 # TFX installs a `tfx` of its own; ours, which knows `run create --pipeline_path`, takes its place. Bytecode is compiled
-# here: where PYTHONDONTWRITEBYTECODE is set, as in many images, every process would compile TensorFlow anew, for seconds.
+# here: where PYTHONDONTWRITEBYTECODE is set, as in many images, each later process would compile TensorFlow for seconds.
 .venv/.complete: pyproject.toml uv.lock bin/tfx bin/check-needs
 	@python=$$(bin/check-needs $(PYTHON)) || exit 1; \
 	echo "setup: environment in .venv with $$python (about 4 GB, one to five minutes)"; \
