@@ -1,6 +1,7 @@
 """The Trainer on real artifacts, without an orchestrator."""
 
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -144,29 +145,31 @@ def test_it_weighs_train_rows_by_the_weights_that_transform_passes_on(tmp_path):
             "train": TrainConfig(batch_size=40, epochs=20, patience=20, learning_rate=0.02),
         }
     )
-    auc = {}
-    for has_weights in (True, False):
-        directory = tmp_path / str(has_weights)
-        output = market.write_transform(directory, made, use_user_id=False, has_weights=has_weights)
-        raw = features.row_features(market.SIZES, has_weights=has_weights)
-        columns = preprocessing.transformed_columns(output, market.SIZES, use_user_id=False)
-        assert (features.EXAMPLE_WEIGHT in {f.name for f in columns}) == has_weights
-        layer, splits = output.transform_features_layer(), {}
-        for split, values in (("train", made + wrong), ("valid", valid)):
+    output = market.write_transform(tmp_path / "transform", made, use_user_id=False, has_weights=True)
+    raw = features.row_features(market.SIZES, has_weights=True)
+    columns = preprocessing.transformed_columns(output, market.SIZES, use_user_id=False)
+    assert features.EXAMPLE_WEIGHT in {f.name for f in columns}
+    layer = output.transform_features_layer()
+    graph = standard_artifacts.TransformGraph()
+    graph.uri = str(output.transform_savedmodel_dir).rsplit("/", 1)[0]
+
+    def auc(directory: pathlib.Path, train: list[dict]) -> float:
+        splits = {}
+        for split, values in (("train", train), ("valid", valid)):
             batch = {n: t.numpy() for n, t in layer(market.parse(values, raw)).items()}
             records = [{n: t[row].tolist() for n, t in batch.items()} for row in range(len(values))]
             splits[split] = market.serialize(records, columns)
-        graph = standard_artifacts.TransformGraph()
-        graph.uri = str(output.transform_savedmodel_dir).rsplit("/", 1)[0]
         inputs = {
             "examples": [examples(directory / "rows", splits)],
             "transform_graph": [graph],
             "catalog": [catalog(directory / "catalog")],
             "report": [report(directory / "report")],
         }
-        auc[has_weights] = run(directory, inputs, config)[1].best_valid_auc
-    assert auc[True] > 0.95
-    assert auc[False] < 0.75  # each row stands there with either label
+        return run(directory, inputs, config)[1].best_valid_auc
+
+    assert auc(tmp_path / "wrong rows weigh nothing", made + wrong) > 0.95
+    # each row stands there with either label
+    assert auc(tmp_path / "all weigh the same", made + [row | {features.EXAMPLE_WEIGHT: 1.0} for row in wrong]) < 0.75
 
 
 def test_without_pairs_it_trains_the_arm_none(tmp_path, transform_output):
