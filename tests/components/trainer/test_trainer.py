@@ -134,7 +134,7 @@ def test_it_trains_on_rows_and_pairs_exports_and_reports(tmp_path, transform_out
     assert list((tmp_path / "model_run").rglob("events.*"))
 
 
-def test_it_weighs_train_rows_by_the_weights_that_transform_passes_on(tmp_path):
+def test_it_weighs_train_rows_by_the_weights_that_transform_passes_on(tmp_path, transform_output):
     made = [row | {features.EXAMPLE_WEIGHT: 1.0} for row in market.rows(200, seed=1)]
     wrong = [row | {features.LABEL: 1 - row[features.LABEL], features.EXAMPLE_WEIGHT: 0.0} for row in made]
     valid = [row | {features.EXAMPLE_WEIGHT: 1.0} for row in market.rows(100, seed=2)]
@@ -147,7 +147,10 @@ def test_it_weighs_train_rows_by_the_weights_that_transform_passes_on(tmp_path):
     )
     output = market.write_transform(tmp_path / "transform", made, use_user_id=False, has_weights=True)
     raw = features.row_features(market.SIZES, has_weights=True)
-    columns = preprocessing.transformed_columns(output, market.SIZES, use_user_id=False)
+    without, columns = (
+        preprocessing.transformed_columns(of, market.SIZES, use_user_id=False) for of in (transform_output, output)
+    )
+    assert features.EXAMPLE_WEIGHT not in {f.name for f in without}
     assert features.EXAMPLE_WEIGHT in {f.name for f in columns}
     layer = output.transform_features_layer()
     graph = standard_artifacts.TransformGraph()
