@@ -88,24 +88,28 @@ class EmbeddingTable(keras.layers.Layer):
         Returns:
             One float32 [batch, ..., dim] for each group; zeros where all values pad.
         """
-        flat = [tf.reshape(ids, [-1]) for ids in groups]
-        places = [tf.where(tf.not_equal(ids, features.PADDING))[:, 0] for ids in flat]
-        present = [tf.gather(ids, at) for ids, at in zip(flat, places, strict=True)]
-        distinct, inverse = tf.unique(tf.concat(present, axis=0))
+        ids = tf.concat([tf.reshape(group, [-1]) for group in groups], axis=0)
+        places = tf.where(tf.not_equal(ids, features.PADDING))[:, 0]
+        distinct, inverse = tf.unique(tf.gather(ids, places))
         rows = self.vectors(distinct)
         if training and self._l2:
             batch = replica_sum(tf.cast(tf.shape(groups[0])[0], tf.float32))
             # A row that several replicas read counts once.
             squares = tf.reduce_sum(tf.square(rows), axis=-1) / replicas_with(distinct)
             self.add_loss(self._l2 * tf.reduce_sum(squares) / batch)
-        positions = tf.split(inverse, tf.stack([tf.size(ids) for ids in present]), num=len(groups))
-        means = []
-        for group, ids, at, position in zip(groups, flat, places, positions, strict=True):
-            *leading, values = group.shape[1:]
-            number = tf.size(ids) // values
-            mean = tf.sparse.segment_mean(rows, position, at // values, num_segments=number)
-            means.append(tf.reshape(mean, [-1, *leading, rows.shape[-1]]))
-        return means
+        numbers = [tf.size(group) // group.shape[-1] for group in groups]
+        *starts, number = itertools.accumulate(numbers, initial=0)
+        segments = tf.concat(
+            [start + tf.range(tf.size(group)) // group.shape[-1] for group, start in zip(groups, starts, strict=True)],
+            axis=0,
+        )
+        # One operation for all groups: where it reads no value, TensorFlow 2.21 returns unwritten memory as its gradient
+        # (tensorflow/tensorflow#72785). That is harmless only where no group has a value, since then there are no rows.
+        means = tf.sparse.segment_mean(rows, inverse, tf.gather(segments, places), num_segments=number)
+        return [
+            tf.reshape(mean, [-1, *group.shape[1:-1], rows.shape[-1]])
+            for mean, group in zip(tf.split(means, tf.stack(numbers), num=len(groups)), groups, strict=True)
+        ]
 
     def vectors(self, indices: tf.Tensor) -> tf.Tensor:
         """[rows] -> float32 [rows, dim]."""

@@ -20,6 +20,7 @@ ROWS = 449
 
 CASES = {
     "supervised": ("supervised", "pairwise", 1),
+    "advantage": ("advantage", "pairwise", 1),
     "stacked": ("stacked", "distillation", 1),
 }
 """Name -> mode of the gate, form of the loss, epochs."""

@@ -130,6 +130,30 @@ def test_the_gradient_holds_the_distinct_rows_of_the_batch_once_and_never_paddin
     assert rows == {7: [1.0, 1.0], 3: [11.0, 11.0]}
 
 
+def test_a_group_without_any_value_gives_zeros_and_no_gradient():
+    table = EmbeddingTable(1000, 4, 0.0, "t")
+    for _ in range(300):  # what TensorFlow leaves unwritten is zero as a rule
+        tf.fill([2, 4], 7e9)
+        with tf.GradientTape() as tape:
+            first, second, third = table([tf.constant([[0]]), tf.constant([[3, 5]]), tf.constant([[[0, 0]] * 3])])
+            loss = 5.0 * tf.reduce_sum(first) + tf.reduce_sum(second) + 7.0 * tf.reduce_sum(third)
+        gradient = tape.gradient(loss, table.table)
+
+        assert gradient.indices.numpy().tolist() == [3, 5]
+        assert gradient.values.numpy().tolist() == [[0.5] * 4] * 2
+        assert first.numpy().tolist() == [[0.0] * 4]
+        assert third.numpy().tolist() == [[[0.0] * 4] * 3]
+
+
+def test_a_batch_without_any_value_gives_zeros():
+    table = EmbeddingTable(10, 2, 0.5, "t")
+    first, second = table([tf.zeros([2, 1], tf.int32), tf.zeros([2, 3, 2], tf.int32)], training=True)
+
+    assert first.numpy().tolist() == [[0.0] * 2] * 2
+    assert second.numpy().tolist() == [[[0.0] * 2] * 3] * 2
+    assert float(tf.add_n(table.losses)) == 0.0
+
+
 def test_the_penalty_is_the_squared_norm_of_the_distinct_rows_per_example_and_only_in_training():
     table = EmbeddingTable(10, 2, 0.5, "t")
     randomize(table)
