@@ -213,7 +213,7 @@ def _text_hint(text: str) -> str:
     if re.fullmatch(r"\d{4}-\d{2}", text):
         return "a month is too coarse to order interactions; give full dates"
     if re.match(r"\d{1,2}/\d{1,2}/\d{2,4}", text):
-        return "which number is the month is not to be seen; write 2024-01-31"
+        return "the day and the month cannot be told apart; write 2024-01-31"
     for form in _FORMS:
         try:
             return f"write {datetime.datetime.strptime(text, form).isoformat(' ')}"

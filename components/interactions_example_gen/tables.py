@@ -427,7 +427,10 @@ def _number(value: Any, reason: str, what: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise RowError(reason, f"{what} must be a number, got {value!r}; correct the cell or map no column to it")
+        fix = "correct the cell or map no column to it"
+        if re.fullmatch(r"\s*[+-]?\d+,\d+\s*", str(value)):
+            fix = "write it with a decimal point and without separators of thousands"
+        raise RowError(reason, f"{what} must be a number, got {value!r}; {fix}")
     return number
 
 

@@ -106,7 +106,7 @@ def test_moments_within_a_millisecond_stay_apart(first, second):
         ("05 13, 2014", "write it as one of these"),
         ("2024-03-01 08:00:00 CET", "a named zone cannot be read; write the offset"),
         ("2024-03-01 08:00:00 Europe/Berlin", "a named zone cannot be read; write the offset"),
-        ("03/04/2024 08:00", "which number is the month is not to be seen"),
+        ("03/04/2024 08:00", "the day and the month cannot be told apart"),
         ("2024/03/01 08:00:00", "write 2024-03-01 08:00:00"),
         ("01.03.2024 08:00", "write 2024-03-01 08:00:00"),
         ("2024-03-01 08:00:00 PM", "write 2024-03-01 20:00:00"),

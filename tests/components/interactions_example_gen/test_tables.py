@@ -128,6 +128,13 @@ def test_labels_and_ratings_decide_the_kind(write):
     assert "rating must be a number, got ''" in str(bad_rating)
 
 
+def test_a_rating_with_a_decimal_comma_is_refused_by_that_name(write):
+    table = b'user_id,item_id,timestamp,rating\nu,a,1400000001,"4,5"\nu,b,1400000002,4.5\n'
+    bad, good = interactions_of(write(table, min_rating=4))
+    assert "got '4,5'; write it with a decimal point" in str(bad)
+    assert good.kind == POSITIVE
+
+
 @pytest.mark.parametrize(("column", "settings"), [("order", {}), ("seq_pos", {}), ("n", {"order": "n"})])
 def test_a_column_orders_equal_timestamps(write, column, settings):
     table = f"user_id,item_id,timestamp,{column}\nu,a,1400000001,2\nu,b,1400000001,1\n".encode()
