@@ -1,6 +1,7 @@
-"""The bundled model behind the local server: how fast it answers with and without prefix reuse, and what it knows.
+"""Models behind the local server: how fast they answer with and without prefix reuse, and what they know.
 
-    python -m benchmarks.local_server [--parts speed skill] [--users 150] [--contexts 20]
+    python -m benchmarks.local_server [--models smollm2-135m-instruct-q4_1] [--strategies title_likelihood yes_no]
+        [--parts speed skill] [--users 150] [--contexts 20] [--accept-license]
 
 Over MovieLens-100K as configs/quickstart.yaml splits it, train rows only. results/local_server.jsonl gets a line for
 each cell; cells that are there are skipped.
@@ -13,6 +14,8 @@ tokens that it read from its cache.
 skill: `--users` users with one train row each, and for each row the target item, an item drawn uniformly and one about
 as popular as the target item (the scorer's own draw of a negative), neither in that user's train rows. How
 often the target item scores higher than the other; a tie counts half. Half-widths are 1.96 standard errors.
+
+A base model follows no instructions, so measure it with --strategies title_likelihood.
 """
 
 import argparse
@@ -45,6 +48,7 @@ from sllmr.components.llm_scorer.contexts.transforms import ParsePositiveRows
 from sllmr.components.llm_scorer.endpoint.client import LlmClient
 from sllmr.components.llm_scorer.endpoint.local_model import fetch_local_model
 from sllmr.components.llm_scorer.endpoint.local_server import local_server
+from sllmr.components.llm_scorer.local_models import BUNDLED_MODEL, LOCAL_MODELS
 from sllmr.components.llm_scorer.messages import Answer, Candidate, Context, LlmRequest, Usage
 from sllmr.components.llm_scorer.sampling import seeded_fraction
 from sllmr.components.llm_scorer.strategies import create_strategy
@@ -57,6 +61,7 @@ FOLDER = pathlib.Path(__file__).parent
 CONFIG = FOLDER.parent / "configs" / "quickstart.yaml"
 RESULTS = FOLDER / "results" / "local_server.jsonl"
 SEED = 0
+STRATEGIES = (TITLE_LIKELIHOOD, YES_NO)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,7 @@ def read_train_split(work: pathlib.Path) -> TrainSplit:
         _ = prepared["catalog"] | beam.ParDo(WriteCatalog(str(work / "catalog")))
     catalog = read_catalog(str(work / "catalog"))
     by_user: dict[str, list[PositiveRow]] = {}
-    parse = ParsePositiveRows()
+    parse = ParsePositiveRows(config.llm)
     files = [str(file) for file in sorted(work.glob("train-*.tfrecord.gz"))]
     for encoded in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
         for row in parse.process(encoded):
@@ -223,40 +228,56 @@ def measure_skill(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=LOCAL_MODELS, default=(BUNDLED_MODEL,))
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
+    parser.add_argument("--accept-license", action="store_true", help="for a model that asks for it")
     parser.add_argument("--parts", nargs="+", choices=("speed", "skill"), default=("speed", "skill"))
     parser.add_argument("--users", type=int, default=150)
     parser.add_argument("--contexts", type=int, default=20)
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args()
     results = Results(arguments.results)
-    used = versions("xllamacpp")
     with tempfile.TemporaryDirectory(prefix="local-server-benchmark-") as directory:
         work = pathlib.Path(directory)
         split = read_train_split(work)
-        model = fetch_local_model(os.path.join(load_config(CONFIG).cache_dir, "models"))
-        for strategy in (TITLE_LIKELIHOOD, YES_NO):
-            config = LlmConfig(strategy=strategy, timeout_s=600).resolve()
-            settings = config.local_server
-            with local_server(
-                model,
-                threads=settings.threads,
-                slots=config.slots,
-                context=settings.context,
-                log_path=str(work / "server.log"),
-            ) as url:
-                prompt = create_strategy(config).prompt_version
-                common = {"strategy": strategy, "prompt": prompt, "history_items": config.history_items, **used}
-                for shared in (True, False) if "speed" in arguments.parts else ():
-                    cell = {"part": "speed", "shared_prefix": shared, "contexts": arguments.contexts, **common}
-                    if not results.holds(cell):
-                        speed = measure_speed(config, split, url, contexts=arguments.contexts, shared=shared)
-                        results.append(cell, {"threads": settings.threads, "slots": config.slots, **speed})
-                cell = {"part": "skill", "users": arguments.users, **common}
-                if "skill" in arguments.parts and not results.holds(cell):
-                    results.append(cell, measure_skill(split, arguments.users, _scores_by(config, split, url)))
+        for name in arguments.models:
+            for strategy in arguments.strategies:
+                config = LlmConfig(
+                    model=name, strategy=strategy, timeout_s=600, accept_license=arguments.accept_license
+                ).resolve()
+                measure_model(config, split, work, results, arguments)
         cell = {"part": "skill", "users": arguments.users, "strategy": "popularity"}
         if "skill" in arguments.parts and not results.holds(cell):
             results.append(cell, measure_skill(split, arguments.users, _train_counts(split)))
+
+
+def measure_model(
+    config: LlmConfig, split: TrainSplit, work: pathlib.Path, results: Results, arguments: argparse.Namespace
+) -> None:
+    """Appends the cells of one model and strategy that are not there."""
+    settings = config.local_server
+    with local_server(
+        fetch_local_model(os.path.join(load_config(CONFIG).cache_dir, "models"), config.model),
+        threads=settings.threads,
+        slots=config.slots,
+        context=settings.context,
+        log_path=str(work / "server.log"),
+    ) as url:
+        common = {
+            "model": config.model,
+            "strategy": config.strategy,
+            "prompt": create_strategy(config).prompt_version,
+            "history_items": config.history_items,
+            **versions("xllamacpp"),
+        }
+        for shared in (True, False) if "speed" in arguments.parts else ():
+            cell = {"part": "speed", "shared_prefix": shared, "contexts": arguments.contexts, **common}
+            if not results.holds(cell):
+                speed = measure_speed(config, split, url, contexts=arguments.contexts, shared=shared)
+                results.append(cell, {"threads": settings.threads, "slots": config.slots, **speed})
+        cell = {"part": "skill", "users": arguments.users, **common}
+        if "skill" in arguments.parts and not results.holds(cell):
+            results.append(cell, measure_skill(split, arguments.users, _scores_by(config, split, url)))
 
 
 def _scores_by(config: LlmConfig, split: TrainSplit, url: str) -> Callable[[list[Context]], list[list[float | None]]]:
