@@ -44,7 +44,7 @@ style: .venv/.complete
 	@.venv/bin/hadolint --ignore DL3008 deploy/Dockerfile
 
 types: .venv/.complete
-	@.venv/bin/mypy -p sllmr -m local_runner -m kubeflow_runner
+	@.venv/bin/mypy -p sllmr -p benchmarks -m local_runner -m kubeflow_runner
 	@.venv/bin/deptry . 2>&1 | tail -n 20
 
 lock: .venv/.complete ## renew uv.lock after a change of pyproject.toml

@@ -49,6 +49,8 @@ def measure(config_file: pathlib.Path, strategy: str, pairs: int, cache: pathlib
         }
         (work / "config.yaml").write_text(yaml.safe_dump(settings))
         book = scoring.score(work / "config.yaml", work / "scores", work / "score.log")
+    assert book.cost_usd is not None  # the settings name a price
+    assert book.estimated_cost_usd is not None
     billed, estimated = book.tokens.model_dump(), book.estimated_tokens.model_dump()
     return {
         "requests": book.requests.sent,

@@ -46,14 +46,14 @@ from benchmarks import training_market
 from benchmarks.measurement import Results, versions
 from benchmarks.training_market import Columns, Contexts, Market
 from sllmr.models import features, inputs
-from sllmr.models.config import GateConfig, LossConfig, ModelConfig, TrainConfig
+from sllmr.models.config import GateConfig, LossConfig, ModelConfig, SignalName, TrainConfig
 from sllmr.models.features import NOT_CALIBRATION, OTHER, PREFERRED
 from sllmr.models.ranking import scorer
 from sllmr.models.training.loop import predict
 from sllmr.models.training.recipe import train
 
 PLANTS = ("right_in_short_history_and_tail", "right_elsewhere", "useless", "right_everywhere")
-SIGNALS = ("short_history", "long_tail")
+SIGNALS: tuple[SignalName, ...] = ("short_history", "long_tail")
 ARMS: Mapping[str, tuple[GateConfig, LossConfig]] = {
     "none": (GateConfig(), LossConfig(llm_weight=0.0)),
     "paper": (GateConfig(mode="paper", signals=(*SIGNALS, "entropy")), LossConfig(llm_weight=0.1)),

@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         # A process for each backbone, so that memory is its own.
         own = [sys.executable, "-m", "benchmarks.serving", "--cell", json.dumps(missing)]
         done = subprocess.run(own, check=True, stdout=subprocess.PIPE, text=True)
-        for cell, line in zip(missing, done.stdout.splitlines(), strict=True):
-            results.append(cell, json.loads(line))
+        for cell, measured in zip(missing, done.stdout.splitlines(), strict=True):
+            results.append(cell, json.loads(measured))
 
 
 def measure(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -156,8 +156,10 @@ class Network:
         vectors = unit(np.random.default_rng(7).normal(size=(items + 2, _VECTOR_DIMENSIONS)).astype(np.float32))
         vectors[[0, -1]] = 0.0  # padding, and the unknown item
         self.model = RankingModel(
-            VocabularySizes(**{name: len(values) for name, values in self.vocabularies.items()}),
-            ModelConfig(backbone=backbone, item_vectors=True, text_match=True, **OF_MODEL["model"]),
+            VocabularySizes.model_validate({name: len(values) for name, values in self.vocabularies.items()}),
+            ModelConfig.model_validate(
+                {"backbone": backbone, "item_vectors": True, "text_match": True, **OF_MODEL["model"]}
+            ),
             GateConfig(),
             LossConfig(llm_weight=0),
             vectors,

@@ -227,7 +227,12 @@ def serve(folder: pathlib.Path, *, warm_up: bool) -> None:
     from tests.serving.server import ModelServer
 
     ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+
+    def wait_for_end() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
     with ModelServer("ranker", folder, warm_up=warm_up) as server:
         print(server.grpc_address, flush=True)
         while not ended.wait(_POLL_S):

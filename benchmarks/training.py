@@ -480,7 +480,7 @@ def plain_config(backbone: str) -> ModelConfig:
 
 def default_config(backbone: str) -> ModelConfig:
     """The project's defaults at the width of the comparison."""
-    return ModelConfig(backbone=backbone, embedding_dim=EMBEDDING_DIM, mlp=(200, 80))
+    return ModelConfig.model_validate({"backbone": backbone, "embedding_dim": EMBEDDING_DIM, "mlp": (200, 80)})
 
 
 def from_records(pattern: str) -> tf.data.Dataset:

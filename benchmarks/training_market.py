@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from sllmr.models import features
-from sllmr.models.declared_features import CATEGORICAL, INTERACTION, DeclaredFeature, DeclaredSize
+from sllmr.models.declared_features import DeclaredFeature, DeclaredSize
 from sllmr.models.features import OTHER, PREFERRED, Role
 from sllmr.models.tf_examples import to_example
 
@@ -170,7 +170,7 @@ def extra_fields(rows: int, fields: int, seed: int) -> Columns:
 
 
 def _extra_features(fields: int) -> list[DeclaredFeature]:
-    return [DeclaredFeature(name=f"field_{n}", table=INTERACTION, kind=CATEGORICAL) for n in range(fields)]
+    return [DeclaredFeature(name=f"field_{n}", table="interaction", kind="categorical") for n in range(fields)]
 
 
 def make_pairs(market: Market, pairs: int, seed: int) -> dict[str, tf.Tensor]:
