@@ -103,8 +103,8 @@ class EmbeddingTable(keras.layers.Layer):
             [start + tf.range(tf.size(group)) // group.shape[-1] for group, start in zip(groups, starts, strict=True)],
             axis=0,
         )
-        # One operation for all groups: where it reads no value, TensorFlow 2.21 returns unwritten memory as its gradient
-        # (tensorflow/tensorflow#72785). That is harmless only where no group has a value, since then there are no rows.
+        # One operation for all groups: the gradient of one that reads no value is memory that nobody has written
+        # (tensorflow/tensorflow#72785, in 2.21). If no group has a value, that is harmless, since there are no rows.
         means = tf.sparse.segment_mean(rows, inverse, tf.gather(segments, places), num_segments=number)
         return [
             tf.reshape(mean, [-1, *group.shape[1:-1], rows.shape[-1]])
