@@ -15,7 +15,7 @@ skill: `--users` users with one train row each, and for each row the target item
 as popular as the target item (the scorer's own draw of a negative), neither in that user's train rows. How
 often the target item scores higher than the other; a tie counts half. Half-widths are 1.96 standard errors.
 
-A base model follows no instructions, so measure it with --strategies title_likelihood.
+Gemma is not trained to follow instructions, so measure it with --strategies title_likelihood alone.
 """
 
 import argparse
