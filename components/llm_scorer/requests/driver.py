@@ -46,5 +46,5 @@ class Driver:
             return self._alive
 
     def close(self) -> None:
-        """Closes what is open to check."""
+        """Closes what the calling thread opened to hold, and what is open to check."""
         self._locks.close()

@@ -548,7 +548,7 @@ class RunLedger:
         self._database.transact(remove)
 
     def close(self) -> None:
-        """Closes the calling thread's connection."""
+        """Closes the calling thread's connection and locks, after `driven`."""
         self._driver.close()
         self._database.close()
 

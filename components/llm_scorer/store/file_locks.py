@@ -47,6 +47,9 @@ class FileLocks:
         return struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK
 
     def close(self) -> None:
+        file = self._local.__dict__.pop("file", None)
+        if file is not None:
+            file.close()
         with self._looking:
             if self._looks is not None:
                 self._looks.close()
@@ -55,7 +58,7 @@ class FileLocks:
     def _file(self) -> BinaryIO:
         """The calling thread's own, as locks belong to it."""
         if not hasattr(self._local, "file"):
-            self._local.file = open_lock(self._path)  # closed with the thread
+            self._local.file = open_lock(self._path)  # closed with the thread at the latest
         return self._local.file
 
 

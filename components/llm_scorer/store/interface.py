@@ -134,7 +134,7 @@ class Locks(Protocol):
         ...
 
     def close(self) -> None:
-        """Closes what `is_locked` opened; locks that are held stay."""
+        """Closes what belongs to the calling thread, which holds no lock any more, and what `is_locked` opened."""
         ...
 
 
