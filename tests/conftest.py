@@ -20,7 +20,7 @@ StandardOptions.DEFAULT_RUNNER = "FnApiRunner"
 
 
 TESTS = pathlib.Path(__file__).parent
-LONGEST = ("end_to_end", "packaging", "golden", "pipeline/ablation/test_matrix.py", "pipeline/test_runners.py")
+LONGEST = ("end_to_end", "packaging", "pipeline/ablation/test_matrix.py", "pipeline/test_runners.py")
 """Files and folders below TESTS whose tests of one file take a minute or more together."""
 
 

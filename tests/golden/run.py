@@ -1,5 +1,7 @@
 """The golden run: the pipeline on the tables of this folder, and its results as the committed files hold them.
 
+The tests make it from the wheel, see tests/packaging.
+
 `python -m tests.golden.run` runs it and writes these files anew; read what `git diff` says before you commit them.
 """
 
@@ -59,11 +61,14 @@ def patterns(result: str) -> list[re.Pattern[str]]:
     return [re.compile(pattern) for pattern in VOLATILE[result]]
 
 
-def run(directory: pathlib.Path, *, beam_args: Sequence[str] = ()) -> dict[str, Fields]:
+def run(
+    directory: pathlib.Path, *, python: str | pathlib.Path = sys.executable, beam_args: Sequence[str] = ()
+) -> dict[str, Fields]:
     """Runs the pipeline in an empty folder, where no download can succeed.
 
     Args:
         directory: gets the tables, and the results in `out`.
+        python: of the environment that holds the package.
         beam_args: of the configuration's `beam.args`, for a runner other than the default one.
 
     Returns:
@@ -78,7 +83,7 @@ def run(directory: pathlib.Path, *, beam_args: Sequence[str] = ()) -> dict[str, 
         with open(directory / "golden.yaml", "a", encoding="utf-8") as file:
             file.write(f"beam: {{args: {json.dumps(list(beam_args))}}}\n")
     done = subprocess.run(
-        [sys.executable, "-m", "sllmr.pipeline.cli", "run", "--config", "golden.yaml", "--output", "out"],
+        [str(python), "-m", "sllmr.pipeline.cli", "run", "--config", "golden.yaml", "--output", "out"],
         cwd=directory,
         env={**os.environ, **NO_NETWORK, "PYTHONWARNINGS": "default"},
         capture_output=True,
