@@ -1,6 +1,6 @@
-"""MovieLens-100K with age, gender, occupation and hour as declared features against without: AUC on the same test rows.
+"""AUC on MovieLens-100K with age, gender, occupation and hour as declared features, against the model without them.
 
-The same rows, initial seeds and settings for both; the one difference is which columns the model reads. No LLM.
+Both arms have the same rows, seeds and settings; they differ only in the columns that the model reads. No LLM.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def prepare(work: pathlib.Path) -> Config:
 
 
 def run_arm(domain: Domain, arm: str, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Trains one model; returns its logits of the test rows, and what the training took."""
+    """Trains one model; returns its logits on the test rows, and the figures of its training."""
     vocabulary = domain.vocabulary if arm == ARMS[0] else _without_declared(domain.vocabulary)
     config = TrainConfig(seed=seed)
     started = time.process_time()
@@ -128,7 +128,7 @@ def compared(domain: Domain, logits: Mapping[str, np.ndarray]) -> dict[str, Any]
 
 
 def summary(file: pathlib.Path) -> list[str]:
-    """Of each slice: both AUCs, their difference over the seeds with its 95% interval by user and seed, popularity."""
+    """A line per slice: both AUCs, popularity's, and their difference with its 95% interval by user and seed."""
     found = [json.loads(line) for line in file.read_text().splitlines()]
     runs = [line for line in found if "slices" in line]
     popularity = next(line["popularity"] for line in found if "popularity" in line)
@@ -146,7 +146,7 @@ def summary(file: pathlib.Path) -> list[str]:
 
 
 def main() -> None:
-    """Trains the seeds that are not there yet."""
+    """Trains the seeds that the results lack."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--work", type=pathlib.Path, default=WORK)

@@ -1,11 +1,11 @@
-"""ItemEmbedder with the bundled model: seconds of a catalog, and of the same one when its vectors are in the cache.
+"""How long ItemEmbedder takes for a catalog with the bundled model, and how long if the vectors are in the cache.
 
     python -m benchmarks.item_embedder [--items 12000] [--words 24]
 
-Titles are made up of common English words, about 35 tokens each with categories and brand, as in Amazon's Beauty. The
-first run reads every text, the second one none, the third one those that a catalog grown by a hundredth has in
-addition. Each is a process of its own: imports and the model's weights count. results/item_embedder.jsonl gets a line
-for each cell; cells that are there are skipped.
+Titles consist of common English words, about 35 tokens each with categories and brand, as in Amazon's Beauty. The
+first run embeds every text, the second none, the third only the texts that a catalog grown by a hundredth adds. Each
+run is a process of its own, so imports and loading the model's weights count. results/item_embedder.jsonl gets a line
+for each cell; cells that it already has are skipped.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _WORDS = (
 
 
 def write_items(directory: str, items: int, words: int) -> None:
-    """A catalog whose first items are the same whatever its size."""
+    """Writes a catalog; whatever its size, its first items are the same."""
     from sllmr.components.catalog import Item, write_catalog
 
     source = random.Random(SEED)

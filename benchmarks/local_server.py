@@ -4,16 +4,16 @@
         [--parts speed skill] [--users 150] [--contexts 20] [--accept-license]
 
 Over MovieLens-100K as configs/quickstart.yaml splits it, train rows only. results/local_server.jsonl gets a line for
-each cell; cells that are there are skipped.
+each cell; cells that it already has are skipped.
 
-speed: requests of `--contexts` contexts of ten candidates, each context in order in one thread, as the scorer sends
-them: once as they are, so that a context's requests share the prompt's beginning, and once with a number of its own
-before each prompt, so that none do. Pairs and calls a second, CPU seconds of the server for a call, fraction of prompt
-tokens that it read from its cache.
+speed: sends the requests of `--contexts` contexts of ten candidates, each context in order in one thread, as the scorer
+does: once unchanged, so that a context's requests share the beginning of the prompt, and once with a different number
+before each prompt, so that none do. The figures are pairs and requests per second, the server's CPU seconds per request
+and per pair, and the fraction of prompt tokens that it read from its cache.
 
-skill: `--users` users with one train row each, and for each row the target item, an item drawn uniformly and one about
-as popular as the target item (the scorer's own draw of a negative), neither in that user's train rows. How
-often the target item scores higher than the other; a tie counts half. Half-widths are 1.96 standard errors.
+skill: takes `--users` users with one train row each, and for each row the target item, an item drawn uniformly and one
+about as popular as the target item (the scorer's own draw of a negative), neither in that user's train rows. The figure
+is how often the target item scores higher than the other; a tie counts half. Half-widths are 1.96 standard errors.
 
 Gemma is not trained to follow instructions, so measure it with --strategies title_likelihood alone.
 """
@@ -101,7 +101,7 @@ def read_train_split(work: pathlib.Path) -> TrainSplit:
 
 
 def contexts_of(split: TrainSplit, count: int, config: CandidateConfig) -> list[tuple[PositiveRow, Context]]:
-    """The first `count` rows as calibration contexts."""
+    """The first `count` rows that have a history and a titled item, as calibration contexts."""
     pools = CandidatePools(split.catalog, config)
     able = (m for m in split.positives if m.history_item_ids and split.catalog[m.item_id].title)
     return [
@@ -121,7 +121,7 @@ def contexts_of(split: TrainSplit, count: int, config: CandidateConfig) -> list[
 
 
 class Asker:
-    """Sends a context's requests in order, contexts side by side; what was asked before is not asked again."""
+    """Sends a context's requests in order, and contexts in parallel; reuses the answers to repeated requests."""
 
     def __init__(self, config: LlmConfig, base_url: str):
         self._client = LlmClient(config, base_url)
@@ -154,7 +154,7 @@ class Asker:
 
 
 def without_shared_prefix(groups: list[tuple[LlmRequest, ...]]) -> list[tuple[LlmRequest, ...]]:
-    """The same requests, each prompt behind a number of its own."""
+    """The same requests, with a different number before each prompt."""
     number = itertools.count(100_000)
 
     def behind(request: LlmRequest) -> LlmRequest:
@@ -172,7 +172,7 @@ def without_shared_prefix(groups: list[tuple[LlmRequest, ...]]) -> list[tuple[Ll
 
 
 def measure_speed(config: LlmConfig, split: TrainSplit, url: str, *, contexts: int, shared: bool) -> dict[str, Any]:
-    """One strategy, with or without shared prefixes."""
+    """Measures the speed of one strategy, with or without shared prefixes."""
     strategy = create_strategy(config)
     asked = [context for _, context in contexts_of(split, contexts, CandidateConfig())]
     groups = [strategy.requests(context, split.catalog) for context in asked]
@@ -196,7 +196,7 @@ def measure_speed(config: LlmConfig, split: TrainSplit, url: str, *, contexts: i
 
 
 def with_uniform_negative(split: TrainSplit, row: PositiveRow, context: Context) -> Context:
-    """The target item and its negative, and an item drawn uniformly."""
+    """The context with three candidates: the target item, its negative, and an item drawn uniformly."""
     taken = {c.item_id for c in context.candidates} | split.items_of[row.user_id] | set(row.history_item_ids)
     titled = sorted(item.item_id for item in split.catalog.values() if item.title and item.item_id not in taken)
     uniform = random.Random(f"{SEED}/{context.context_id}").choice(titled)
@@ -254,7 +254,7 @@ def main() -> None:
 def measure_model(
     config: LlmConfig, split: TrainSplit, work: pathlib.Path, results: Results, arguments: argparse.Namespace
 ) -> None:
-    """Appends the cells of one model and strategy that are not there."""
+    """Measures and appends those cells of one model and strategy that the results lack."""
     settings = config.local_server
     with local_server(
         fetch_local_model(os.path.join(load_config(CONFIG).cache_dir, "models"), config.model),

@@ -1,11 +1,11 @@
-"""An endpoint that costs nothing and answers as fast as it says: for measuring clients.
+"""An endpoint that costs nothing and answers after a set latency, to measure clients with.
 
     python -m benchmarks.loopback_server [--latency-ms 200] [--concurrency 64] [--candidates 10]
 
 prints its base URL and answers every POST .../chat/completions with the same listwise scores after the latency; above
 `concurrency` requests in flight it answers 429 at once. So no client can get more than concurrency / latency answers a
-second: 320 with the defaults. POST /reset zeroes the counters, GET /stats tells them. Lives until SIGTERM or the end of
-its standard input.
+second: 320 with the defaults. POST /reset sets the counters to zero, GET /stats returns them. The server runs until
+SIGTERM or the end of its standard input.
 """
 
 import argparse
@@ -18,7 +18,7 @@ _REJECTION = {"error": {"message": "too many requests under way", "type": "rate_
 
 
 class Endpoint:
-    """What all connections share.
+    """The settings and counters that all connections share.
 
     Attributes:
         counters: answered and rejected requests, most requests in flight at once, Unix seconds of the first request's
@@ -94,7 +94,7 @@ class Connection(asyncio.Protocol):
             endpoint.reset()
             self._transport.write(_response(200, {}))
         elif b'"messages": []' in body or b'"messages":[]' in body:
-            # A client that asks for the account's limits first: this endpoint tells none.
+            # A client that first looks for the account's limits; this endpoint reports none.
             self._transport.write(_response(400, {"error": {"message": "messages must not be empty"}}))
         elif endpoint.in_flight >= endpoint.concurrency:
             endpoint.rejected += 1

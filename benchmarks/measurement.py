@@ -1,4 +1,4 @@
-"""What a process and all it starts take of the machine, and a file of results that a repeated run adds to."""
+"""What a process tree uses of the machine, and a file of results to which later runs add what is missing."""
 
 import dataclasses
 import importlib.metadata
@@ -45,7 +45,7 @@ class Measured:
 
     @property
     def output(self) -> str:
-        """All that it printed."""
+        """All that the command printed."""
         return "".join(line.text for line in self.lines)
 
     def cpu_between(self, start: float, end: float) -> float:
@@ -65,7 +65,7 @@ def measure(command: Sequence[str], *, environment: Mapping[str, str], log: path
     """Runs a command to its end; standard error goes to `log`.
 
     Raises:
-        RuntimeError: it failed; the message holds the end of the log.
+        RuntimeError: the command failed; the message holds the end of the log.
     """
     started = time.monotonic()
     samples: list[Sample] = []
@@ -101,7 +101,7 @@ def _watch(pid: int, samples: list[Sample], end: threading.Event) -> None:
 
 
 def tree_sample(root: int) -> Sample:
-    """The process and all its descendants, now."""
+    """Measures a process and all its descendants now."""
     parents: dict[int, int] = {}
     cpu_s: dict[int, float] = {}
     rss_mb: dict[int, float] = {}
@@ -145,7 +145,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 class Results:
-    """JSON lines, one a cell. A cell that is there already, by all that identifies it, is not measured again."""
+    """A file with one JSON line per cell. Callers skip the cells that it already holds."""
 
     def __init__(self, file: pathlib.Path):
         self._file = file

@@ -2,18 +2,18 @@
 
     python -m benchmarks.pilot_accuracy [--domains movielens] [--scorers vectors permuted] [--seeds 1 2 3 4 5]
 
-Every key that is not here has its default. Domains: MovieLens-100K as in the quickstart, and the Amazon domains of
-configs/amazon.yaml. LLM scorers:
+Every configuration key not set here has its default. Domains: MovieLens-100K as in the quickstart, and the Amazon
+domains of configs/amazon.yaml. LLM scorers:
 
     vectors      llm.strategy embedding: the best cosine of a candidate's text vector to those of the last items
     permuted     the same scores, permuted among all candidates, as a table of user_id, item_id, score
     bundled_llm  the bundled LLM, with as many pairs as two cores score in ten minutes
 
-`gain` is what the pilot found before distillation, and the commands' table predicts from it as the pilot of this code
-would, for the whole plan. `realized` is the difference on test rows between the model trained with pairs and the one
-without, paired and clustered by user. results/pilot_accuracy.jsonl gets a line for each; those that are there are
-skipped. `users_reached` is the fraction of the users that the plan scores; lines without it are of plans that score
-all. The commands of a domain and scorer share a folder over the seeds, so that data and scores are made once.
+results/pilot_accuracy.jsonl gets a line for each domain, scorer and seed; those that it already has are skipped. `gain`
+is what the pilot measured before distillation. From it, the printed table predicts the gain of the whole plan with the
+pilot's current code. `realized` is the difference on test rows between the model trained with pairs and the one
+without, paired and clustered by user. `users_reached` is the fraction of the users that the plan scores; a line without
+it has a plan that scores all. The seeds of a domain and scorer share a folder, so data and scores are made once.
 """
 
 import argparse
@@ -61,7 +61,7 @@ DOMAINS: dict[str, dict[str, Any]] = {
     },
 }
 PAIRS = {"movielens": 28_290, "beauty": 670_890, "toys": 582_360}
-"""Ten candidates at the last three moments of every user."""
+"""Ten candidates for each of the last three scoring contexts of every user."""
 
 
 def config(domain: str, scorer: str, seed: int, table: pathlib.Path) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def write_permuted(scores: pathlib.Path, table: pathlib.Path) -> None:
 
 
 def measured(configuration: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Runs the pilot and then the whole pipeline; what the one predicted and the other found."""
+    """Runs the pilot and then the whole pipeline; returns what the pilot predicted and what the run measured."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "shop.yaml"
     file.write_text(yaml.safe_dump(configuration))
@@ -117,7 +117,7 @@ def measured(configuration: dict[str, Any], folder: pathlib.Path) -> dict[str, A
 
 
 def summary(file: pathlib.Path) -> list[str]:
-    """A line for each cell; how often the realized gain is in the predicted interval, and not of the opposite sign."""
+    """A line per cell; last, how often the realized gain is in the predicted interval, and not of the opposite sign."""
     lines, inside, signs = [], 0, 0
     runs = [json.loads(line) for line in file.read_text().splitlines()]
     for run in runs:
@@ -140,7 +140,7 @@ def summary(file: pathlib.Path) -> list[str]:
 
 
 def main() -> None:
-    """Measures the cells that are not there yet."""
+    """Measures the cells that the results lack."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domains", nargs="+", default=["movielens"], choices=DOMAINS)
     parser.add_argument("--scorers", nargs="+", default=[VECTORS, PERMUTED], choices=[VECTORS, PERMUTED, BUNDLED_LLM])

@@ -1,24 +1,24 @@
-"""What each step of a run without an LLM costs: seconds, CPU seconds, and peak memory, over more interactions.
+"""What each step of a run without an LLM costs, by number of interactions: seconds, CPU seconds, and peak memory.
 
     python -m benchmarks.pipeline [--interactions 100000 1000000] [--items 10000] [--processes 1 2]
     python -m benchmarks.pipeline --checkout DIR --config FILE
 
-The second measures another commit: a clone with that commit checked out and set up by its own `make setup`. FILE is its
-configuration, as an older commit has other keys.
+The second command measures another commit: DIR is a clone with that commit checked out and set up by its own
+`make setup`, FILE its configuration, since an older commit has other keys.
 
-Tables are made up from a seed: items by popularity 1 / rank^0.8, users with 5 interactions and more by a Pareto
+Tables are made up from a seed: items with popularity 1 / rank^0.8, users with 5 or more interactions by a Pareto
 distribution, and one user with a tenth of all interactions, but at most 100,000. The run trains DCNv2 without item
-vectors for one epoch; every other key has its default. With more than one of --processes, Beam works in so many.
+vectors for one epoch; every other key has its default. If --processes is above 1, Beam runs that many workers.
 
 Memory and CPU are those of the process with all its workers, which the steps share: what one step imports or leaves
-behind counts in the next ones, and memory that several processes share counts in each. results/pipeline.jsonl gets a
-line for each number of interactions, configuration, and commit; those that are there are skipped. CPU seconds of one
-commit differ by processor and by what else runs, so compare lines of one machine that were measured in one session.
+behind counts in later steps, and memory that several processes share counts in each. results/pipeline.jsonl gets a
+line for each number of interactions, configuration, and commit; those that it already has are skipped. CPU seconds of
+one commit depend on the processor and on what else runs, so compare lines of one machine and one session.
 
-    cell.commit    of the measured code, with a + if it was changed; absent in lines from before there was this key
-    load           processes that ran or waited, mean over a minute, before and after: above the cores, others ran too
+    cell.commit    of the measured code, with a + if it was changed; absent in lines that are older than this key
+    load           the machine's load average over a minute, before and after; above the cores, other programs ran, too
     steps          by name: seconds, cpu_s, peak_rss_mb; `start` is from the command to the first step
-    seconds_per_million, by step, is in the last lines that the command prints: flat where a step is linear
+    seconds_per_million, by step, is in the last lines that the command prints: constant if a step is linear
 """
 
 import argparse
@@ -61,7 +61,7 @@ def user_sizes(interactions: int, rng: np.random.Generator) -> Iterator[int]:
 
 
 def write_tables(directory: pathlib.Path, interactions: int, items: int) -> None:
-    """interactions.parquet and items.parquet."""
+    """Writes interactions.parquet and items.parquet."""
     rng = np.random.default_rng(SEED)
     directory.mkdir(parents=True, exist_ok=True)
     leaves = rng.integers(_LEAVES, size=items)
@@ -136,7 +136,7 @@ def commit(checkout: pathlib.Path) -> str:
 
 
 def summary(file: pathlib.Path, items: int, measured: str) -> list[str]:
-    """Of each step, the seconds a million interactions, one number for each line of this commit with such a catalog."""
+    """For each step its seconds per million interactions, a number for each result of this commit and catalog size."""
     runs = [json.loads(line) for line in file.read_text().splitlines()]
     runs = [run for run in runs if run["cell"]["items"] == items and run["cell"].get("commit") == measured]
     runs.sort(key=lambda run: (run["cell"]["config"].get("beam") is not None, run["cell"]["interactions"]))
@@ -153,7 +153,7 @@ def _name(cell: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measures the cells that are not there yet."""
+    """Measures the cells that the results lack."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--interactions", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--items", type=int, default=10_000)
@@ -180,7 +180,7 @@ def main() -> None:
         directory = arguments.work.resolve() / f"pipeline-{interactions}-{arguments.items}"
         write_tables(directory, interactions, arguments.items)
         (directory / "shop.yaml").write_text(yaml.safe_dump(run_config))
-        # A folder of its own each time: what an earlier run left would be taken from TFX's cache.
+        # A new folder each time: otherwise TFX would take results of an earlier run from its cache.
         number = len(list(directory.glob("run-*[0-9]"))) + 1
         command = [str(arguments.checkout.resolve() / ".venv/bin/sllmr"), "run"]
         command += ["--config", str(directory / "shop.yaml"), "--output", str(directory / f"run-{number}")]

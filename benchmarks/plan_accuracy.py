@@ -3,8 +3,8 @@
     python -m benchmarks.plan_accuracy [--config FILE] [--pairs 120] [--strategies yes_no ...]
 
 For each strategy it scores with a fresh cache and compares the estimate made before the first call, which is what
-`sllmr plan` prints, with the tokens that the server then counted. Money is told at the prices of gpt-4o-mini, as the
-local model itself costs nothing. results/plan_accuracy.jsonl gets a line for each cell; cells that are there are
+`sllmr plan` prints, with the tokens that the server then counted. Costs are at the prices of gpt-4o-mini, since the
+local model itself costs nothing. results/plan_accuracy.jsonl gets a line for each cell; cells that it already has are
 skipped.
 """
 
@@ -26,7 +26,7 @@ PRICE = {"prompt": 0.15, "cached_prompt": 0.075, "completion": 0.60}
 
 
 def measure(config_file: pathlib.Path, strategy: str, pairs: int, cache: pathlib.Path) -> dict[str, Any]:
-    """One strategy from an empty cache of answers; weights and data are taken from `cache`."""
+    """Scores by one strategy from an empty cache of answers; only the model weights come from `cache`."""
     from sllmr.pipeline import scoring
 
     settings = yaml.safe_load(config_file.read_text())
@@ -42,9 +42,9 @@ def measure(config_file: pathlib.Path, strategy: str, pairs: int, cache: pathlib
             "strategy": strategy,
             "budget": {"pairs": pairs},
             "price_per_million_tokens": PRICE,
-            # The bundled model's lists are all cut: what counts here is what they cost.
+            # The bundled model's listwise answers are all cut off; only their cost matters here.
             "max_failure_rate": 1,
-            # On a busy machine too: a repeat would be billed twice.
+            # Long enough for a busy machine: a retry would be billed twice.
             "timeout_s": 3600,
         }
         (work / "config.yaml").write_text(yaml.safe_dump(settings))

@@ -2,9 +2,9 @@
 
     python -m benchmarks.planted_market [--seeds 1 2 3 ...] [--plants useless ...] [--train N] [--valid N] [--test N]
 
-The market is training_market.py's: users choose by taste and popularity. The LLM reads the history, and knows every
-item's place among tastes: for some items of some contexts its score is how near the item is to the history's, and
-for the others it is random from the same distribution:
+The market is training_market.py's: users choose by taste and popularity. The LLM reads the history, and knows the
+taste vector of every item. For some items of some contexts, its score is how near the item is to those of the history;
+for the others, the score is random with the same distribution:
 
     right_in_short_history_and_tail  knows it where the history is short or the item is a long-tail item
     right_elsewhere                  knows it where neither is so
@@ -12,18 +12,18 @@ for the others it is random from the same distribution:
     right_everywhere                 always
 
 One cell is one plant of one seed: market, users, initial weights and LLM are drawn anew. results/planted_market.jsonl
-gets a line for each, and cells that are there are skipped. Of each arm, on rows of other users:
+gets a line for each; cells that it already has are skipped. A line holds for each arm:
 
-    auc             area under the ROC curve
+    auc             area under the ROC curve, on test rows of other users
     alarm           models.reliability.collapse
     alpha           mean over the pairs of a region, and `planted` the fraction of items there that the LLM knows
     llm_right       fraction of the calibration pairs of the region where the LLM is right
-    order_matches   whether of any two regions whose planted fractions differ by more than half the one of the larger
-                    has the higher alpha; a pair of one long-tail item is in the long-tail region, so fractions may
-                    lie between
+    order_matches   whether, of any two regions whose planted fractions differ by more than .5, the one with the larger
+                    fraction has the higher alpha; a pair with one long-tail item is in the long-tail region, so a
+                    fraction may lie between 0 and 1
 
-The last lines printed are, of each plant, number of train users and arm, the paired difference in AUC from the arm none
-with its 95% interval over the seeds, and how many orders match and alarms rang.
+The last lines printed give, by plant, number of train users and arm, the paired difference in AUC from the arm none
+with its 95% interval over the seeds, and how often the order matched and the alarm rang.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def make_planted(plant: str, seed: int, size: Size) -> Planted:
 
 
 def _rows(market: Market, users: int, seed: int) -> Columns:
-    """Of each user the target item and one negative, as in a calibration pair, so that a pair's odds are a row's."""
+    """Rows of the target item and one negative per user: so positives have the same odds as in calibration pairs."""
     rows = training_market.make_rows(market, users * training_market.ROWS_A_CONTEXT, seed)
     kept = np.arange(len(rows[features.LABEL])) % training_market.ROWS_A_CONTEXT < 2
     return {name: values[kept] for name, values in rows.items()}
@@ -123,8 +123,8 @@ def _rows(market: Market, users: int, seed: int) -> Columns:
 def _make_pairs(
     market: Market, users: Contexts, plant: str, rng: np.random.Generator
 ) -> tuple[dict[str, tf.Tensor], Any]:
-    """Two pairs of each user: calibration pairs of the target item and two negatives, or pairs of any item with an item
-    like one of the history and with a popular one."""
+    """Two pairs of each user, each of a random item and another one: in calibration pairs the target item; otherwise an
+    item like the latest of the history in the first pair, and a popular item in the second."""
     number = len(users.length)
     has_target = rng.random(number) < CALIBRATION_FRACTION
     others = rng.integers(1, training_market.ITEMS + 1, size=(number, 2))
@@ -161,7 +161,7 @@ def _make_pairs(
 
 
 def _similar(market: Market, users: Contexts, rng: np.random.Generator) -> np.ndarray:
-    """Of each user an item of the category of the latest item of the history."""
+    """For each user, an item of the same leaf category as the latest item of the history."""
     leaf = market.item_columns[features.ITEM_CATEGORY_INDICES][:, 0]
     by_leaf = np.argsort(leaf[1:], kind="stable") + 1
     wanted = leaf[users.history[:, 0]]
@@ -170,7 +170,7 @@ def _similar(market: Market, users: Contexts, rng: np.random.Generator) -> np.nd
 
 
 def run_arm(planted: Planted, arm: str, seed: int) -> dict[str, Any]:
-    """Trains one of ARMS; its numbers as above."""
+    """Trains one of ARMS; returns the figures that the module's docstring lists."""
     gate_config, loss_config = ARMS[arm]
     train_config = TRAIN.model_copy(update={"seed": seed})
     started = time.monotonic()
@@ -230,7 +230,7 @@ def paired_difference(of: list[float], base: list[float]) -> tuple[float, float]
 
 
 def main() -> None:
-    """Measures the cells that are not there yet."""
+    """Measures the cells that the results lack."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--plants", nargs="+", choices=PLANTS, default=list(PLANTS))

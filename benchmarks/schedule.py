@@ -4,16 +4,17 @@
 
 A shop of teas and coffees is made up from a seed: users keep to two kinds each, about half of them buy something on a
 day, and every day brings a new item. Each day the same configuration runs in the same folder, on a window of 14 days
-with train.warm_start and llm.rescore; the LLM is a stub on this machine that scores by the kinds in the history, and
-counts. Beside it the same rows and pairs are trained from a cold start. results/schedule.jsonl gets a line a day.
+with train.warm_start and llm.rescore. The LLM is a stub on this machine that scores by the kinds in the history and
+counts requests. Each day a second model is trained on the same rows and pairs from a cold start.
+results/schedule.jsonl gets a line for each day.
 
-    requests, repeated    that reached the endpoint on that day, and how many of them it had seen before
-    cost_usd              of them, at the prices in the configuration
+    requests, repeated    requests that reached the endpoint on that day, and how many of them it had seen before
+    cost_usd              of these requests, at the prices in the configuration
     contexts              by what became of them: kept, scored again, new, gone
     auc, cold_auc         on the day's test rows: of the Trainer's model, and of the cold start
     epochs, cold_epochs   until the best one
     start                 how the training started
-    drift                 distances of the train rows from the last run's above their thresholds
+    drift                 distances from the last run's train rows that exceed their thresholds
 """
 
 import argparse
@@ -33,7 +34,7 @@ from benchmarks.measurement import Results, versions
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "schedule.jsonl"
 FIRST_DAY = datetime.date(2026, 3, 1)
-"""Of the schedule; the shop is HISTORY days older."""
+"""The first day of the schedule; the shop's interactions begin HISTORY days earlier."""
 
 HISTORY, USERS, ITEMS = 14, 150, 60
 KINDS = ("Black tea", "Green tea", "Herbal tea", "Espresso", "Filter coffee")
@@ -42,7 +43,7 @@ _CANDIDATE = re.compile(r"^(\d+)\. (.*)$", re.MULTILINE)
 
 
 def write_tables(directory: pathlib.Path, day: int) -> None:
-    """interactions.csv and items.csv as the shop exports them in the night before day number `day`, 0 the first."""
+    """Writes interactions.csv and items.csv as the shop exports them the night before day `day`, counted from 0."""
     draw = random.Random(5)
     rows = []
     for age in range(HISTORY + day):
@@ -72,7 +73,7 @@ def _write(file: pathlib.Path, header: tuple[str, ...], rows: list[tuple]) -> No
 
 
 def scores_of(prompt: str) -> list[dict[str, Any]]:
-    """The stub's answer to a listwise prompt: candidates of a kind that the history names are liked."""
+    """The stub's answer to a listwise prompt: a high score for candidates of a kind that the history names."""
     history, _, candidates = prompt.partition("Score each")
     liked = set(_KIND.findall(history))
     found = ((int(number), _KIND.search(text)) for number, text in _CANDIDATE.findall(candidates))
@@ -80,7 +81,7 @@ def scores_of(prompt: str) -> list[dict[str, Any]]:
 
 
 def configuration(base_url: str, day: int) -> dict[str, Any]:
-    """Of one day; only the end of the window changes, as `until: today` changes it."""
+    """The configuration of one day; only the end of the window changes, as with `until: today`."""
     return {
         "cache_dir": "cache",
         "data": {
@@ -105,7 +106,7 @@ def configuration(base_url: str, day: int) -> dict[str, Any]:
 
 
 def run_days(directory: pathlib.Path, days: int) -> Iterator[dict[str, Any]]:
-    """Runs the schedule in an empty folder; what each day measured."""
+    """Runs the schedule in an empty folder; yields the figures of each day."""
     from sllmr.pipeline.start import start
     from sllmr.pipeline.summary import read_steps
     from tests.components.llm_scorer.stub_server import StubHandler, chat_response, running_stub
@@ -146,7 +147,7 @@ def run_days(directory: pathlib.Path, days: int) -> Iterator[dict[str, Any]]:
 
 
 def _warm_and_cold(directory: pathlib.Path, day: int, steps: dict[str, Any]) -> tuple[dict[str, float], int]:
-    """Test AUC of the Trainer's model and of a cold start on the same rows and pairs, and the best epoch of that."""
+    """Test AUC of the Trainer's model and of a cold start on the same rows and pairs; the cold start's best epoch."""
     import tensorflow as tf
     from sklearn.metrics import roc_auc_score
     from tfx.components.trainer.fn_args_utils import FnArgs
@@ -192,7 +193,7 @@ def _warm_and_cold(directory: pathlib.Path, day: int, steps: dict[str, Any]) -> 
 
 
 def main() -> None:
-    """Measures the days that are not in the file yet; a new one needs all before it."""
+    """Measures the days that the results lack; if any is missing, all days run, since each needs those before it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--days", type=int, default=7)
     days = parser.parse_args().days

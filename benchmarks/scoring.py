@@ -1,15 +1,15 @@
-"""How near to an endpoint's limit the scorer comes, and what it takes: beside a plain client and a peer, in one run.
+"""How near the scorer comes to an endpoint's limit, and at what cost, beside a plain client and a peer in one run.
 
     python -m benchmarks.scoring [--requests 1000 10000 100000] [--clients sllmr sllmr_two_processes asyncio curator]
 
 The endpoint is loopback_server.py: 200 ms an answer, at most 64 requests in flight, so 320 answers a second at best.
-One cell is one client over so many listwise requests of ten candidates; results/scoring.jsonl gets a line for each, and
-cells that are there are skipped. The peer is installed into an environment of its own under the work folder.
+One cell is one client and one number of listwise requests of ten candidates. results/scoring.jsonl gets a line for
+each; cells that it already has are skipped. The peer is installed into an environment of its own under the work folder.
 
-What is measured of each cell:
+Figures of each cell:
 
-    requests_per_s      answers after the first request came, over the time until the last answer, at the server
-    fraction_of_limit      that, over the limit
+    requests_per_s      answers over the time from the first request's arrival to the last answer, at the server
+    fraction_of_limit   requests_per_s over the limit
     cores               CPU seconds of the client's process tree in that time, over that time
     cpu_s_per_1000      CPU seconds of that tree from start to end, planning and imports included
     peak_rss_mb         most resident memory of that tree
@@ -54,7 +54,7 @@ RESULTS = FOLDER / "results" / "scoring.jsonl"
 
 
 def write_input(directory: pathlib.Path, requests: int) -> None:
-    """Writes `requests` made-up train rows of as many users with their catalogue, and as many requests of that kind."""
+    """Writes a catalog, `requests` made-up train rows of as many users, and as many listwise requests."""
     if (directory / "size.json").exists():
         return
     shutil.rmtree(directory, ignore_errors=True)
@@ -94,7 +94,7 @@ def write_input(directory: pathlib.Path, requests: int) -> None:
 
 
 def _row(user: int, history: list[Item], chosen: Item, sizes: features.FeatureSizes) -> dict[str, Any]:
-    """A row as InteractionsExampleGen writes it; what the scorer does not read is empty."""
+    """A row as InteractionsExampleGen writes it; categories and brands, which the scorer does not read, are empty."""
     return {
         features.USER_ID: f"u{user}",
         features.HISTORY_ITEM_IDS: [item.item_id for item in history],
@@ -114,7 +114,7 @@ def _row(user: int, history: list[Item], chosen: Item, sizes: features.FeatureSi
 
 
 def peer_python(work: pathlib.Path) -> str:
-    """The interpreter of the peer's environment, made where it is missing."""
+    """The interpreter of the peer's environment; makes the environment if it is missing."""
     directory = work / PEER.replace("==", "-")
     python = directory / "bin" / "python"
     if not (directory / "complete").exists():
@@ -138,7 +138,7 @@ def loopback_server() -> Iterator[str]:
 
 
 def measure_cell(client: str, requests: int, work: pathlib.Path) -> dict[str, Any]:
-    """Runs one client over so many requests."""
+    """Runs one client over a number of requests; returns its figures."""
     source, output = work / f"input-{requests}", work / f"output-{client}-{requests}"
     write_input(source, requests)
     shutil.rmtree(output, ignore_errors=True)

@@ -2,8 +2,8 @@
 
     python benchmarks/scoring_clients.py CLIENT --url URL --input DIR --output DIR --concurrency N
 
-Each asks every request of the input once and writes every answer to a file. A script, and not a module of a package:
-the peer's environment holds nothing of this project.
+A client sends every request of the input once and writes every answer to a file. This is a script, not a module of a
+package, because the peer's environment holds nothing of this project.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import pathlib
 def run_sllmr(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int, processes: int = 1) -> None:
     """The scorer on Beam's local runner: chooses users and candidates from the rows, queries, writes the score table.
 
-    With more than one worker process each has its share of the calls that may be in flight.
+    Several worker processes divide the requests that may be in flight evenly among them.
     """
     import functools
 
@@ -63,14 +63,14 @@ def run_two_processes(url: str, source: pathlib.Path, output: pathlib.Path, conc
 
 
 def run_asyncio(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int) -> None:
-    """The plainest fast client: that many coroutines over one AsyncOpenAI; no cache, no accounts, no resume."""
+    """The plainest fast client: `concurrency` coroutines over one AsyncOpenAI; no cache, no ledger, no resume."""
     print(json.dumps({"answers": asyncio.run(_ask_all(url, source, output, concurrency))}))
 
 
 async def _ask_all(url: str, source: pathlib.Path, output: pathlib.Path, concurrency: int) -> int:
     import openai
 
-    # As many in flight as the semaphore of a usual script lets through; a task for each request would hold them all.
+    # As in a usual script, a semaphore limits the tasks; one task for each request would keep all requests in memory.
     in_flight = asyncio.Semaphore(concurrency)
     answers = 0
     with open(source / "requests.jsonl") as lines, open(output / "answers.jsonl", "w") as file:
@@ -121,7 +121,7 @@ def run_curator(url: str, source: pathlib.Path, output: pathlib.Path, concurrenc
             "base_url": url,
             "api_key": "none",
             "max_concurrent_requests": concurrency,
-            # No limit that would bind.
+            # Too high to limit anything.
             "max_requests_per_minute": 10**6,
             "max_tokens_per_minute": 10**12,
         },

@@ -1,4 +1,4 @@
-"""What a request costs: `rank` beside other ways to serve the same model, each backbone, on one core.
+"""What a request costs on one core, for each backbone: `rank` beside other ways to serve the same model.
 
     uv run --frozen --group bench python -m benchmarks.serving
 
@@ -35,7 +35,7 @@ CANDIDATES = (100, 1_000, 10_000)
 ARMS = ("rank", "raw", "keras", "dense", "onnx_dense")
 RESULTS = pathlib.Path(__file__).parent / "results" / "serving.jsonl"
 _VECTOR_DIMENSIONS = 384
-"""Of the bundled embedding model."""
+"""The width of the bundled embedding model's vectors."""
 _ROWS_IN_ALL, _FEWEST_REQUESTS = 400_000, 20
 
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What was measured of each cell; they differ in candidates and requests alone."""
+    """Measures cells that differ only in candidates and requests; returns the figures of each."""
     import numpy as np
     import tensorflow as tf
 
@@ -178,7 +178,7 @@ class Network:
         signatures.export(self.model, self.vocabularies, self.sizes, str(directory), use_user_id=False, catalog=catalog)
 
     def export_keras(self, directory: pathlib.Path) -> None:
-        """What Keras saves of the same network over strings."""
+        """Saves the same network behind StringLookup layers, by Keras."""
         import tensorflow as tf
         import tf_keras as keras
 
@@ -209,7 +209,7 @@ class Network:
             {name: values[:1] for name, values in _rows(*_request(_source(), self.items, 1)).items()}
         )
         number = embedded.candidate.shape[1]
-        # A tensor here; captured by the function below it would not be known while that is traced.
+        # Eagerly this tensor has a value. If the function below captured it, the value would be unknown in tracing.
         of_history = None if embedded.history_fields is None else int(embedded.history_fields)
         given = _fed(embedded)
         signature = [
@@ -242,7 +242,7 @@ class Network:
 
 
 def _fed(embedded: Any) -> dict[str, Any]:
-    """What the dense part is fed with: the tensors of an EmbeddedFeatures that no other one holds."""
+    """The inputs of the dense part: the tensors of an EmbeddedFeatures that are not part of another one."""
     not_fed = ("candidate", "history_fields")
     return {name: part for name, part in embedded._asdict().items() if part is not None and name not in not_fed}
 
@@ -301,7 +301,7 @@ def _rows(history: Sequence[Mapping[str, Any]], candidates: Sequence[Mapping[str
 def _arms(
     network: Network, run: Mapping[str, Callable[..., Any]], folder: pathlib.Path, source: Any, number: int
 ) -> list[tuple[str, Callable[[], Any]]]:
-    """The same user and candidates in every arm; encoding of the request is not part of it."""
+    """The arms as calls, with the same user and candidates in each; encoding the request is not part of a call."""
     import numpy as np
 
     history, candidates = _request(source, network.items, number)

@@ -4,9 +4,9 @@
 
 A stand-in for TF Serving (tests/serving/server.py) serves a folder of versions in a process of its own, and polls it as
 TF Serving does. Clients send `rank` over gRPC, each its next request when the last one is answered, while new versions
-appear. A cell is one soak, with and without the replay of warm-up requests; a line holds the requests, how many of them
-failed, and percentiles of their wall times: of all, and of those in flight from the start of a load to a second after
-its end.
+appear. A cell is one soak, with or without the replay of warm-up requests. A line holds the number of requests, how
+many of them failed, and percentiles of their wall times: of all requests, and of those in flight between the start of a
+load and a second after its end.
 """
 
 import argparse
@@ -205,9 +205,9 @@ class _Loads:
 
 @contextlib.contextmanager
 def _server(folder: pathlib.Path, *, warm_up: bool) -> Iterator[tuple[str, _Loads]]:
-    """The stand-in in a process of its own: its gRPC address, and its loads after the first."""
+    """Runs the stand-in in a process of its own; yields its gRPC address, and its loads after the first."""
     command = [sys.executable, "-m", "benchmarks.serving_soak", "--serve", str(folder)]
-    # It ends with its input, which the end of the block closes.
+    # The process ends with its standard input, which Popen closes at the end of the block.
     with subprocess.Popen(
         command if warm_up else [*command, "--no-warm-up"],
         stdin=subprocess.PIPE,

@@ -1,33 +1,35 @@
-"""How fast the ranking models train: beside plain Keras and two libraries, with and without pairs, over more rows.
+"""How fast the ranking models train: beside plain Keras and two libraries, with and without pairs, by number of rows.
 
     python -m benchmarks.training [--only speed fields input memory linear] [--backbones deepfm ...]
     python -m benchmarks.training --only linear --linear-rows 10000000
 
 Rows are made up from a seed (training_market.py). One cell is one part of one backbone; results/training.jsonl gets a
-line for each, and cells that are there are skipped. The libraries run in an environment of their own under the work
-folder, made by the script (training_peers.py).
+line for each, and cells that it already has are skipped. The libraries (training_peers.py) run in an environment of
+their own, which the script makes under the work folder. A pass is one epoch.
 
-speed, a backbone a cell. All arms are built, then each trains one pass in turn, A B C A B C: one pass to warm up, the
-others are measured. Same rows, features, widths, batch; no dropout, no penalty. Of each arm:
+speed, one cell for each backbone. All arms are built, then train pass by pass in turn, A B C A B C; the first pass
+warms up, the others are measured. Rows, features, widths and batch are the same; no dropout, no penalty. For each arm:
 
-    step_ms             median over the passes of a pass's time over its steps, the arm's own input pipeline included
+    step_ms             time of a pass over its steps, with the arm's own input pipeline, median over the passes
     rows_per_s          labeled rows over that time
-    relative_speed      median over the passes of sllmr's time over the arm's, both of the same round: above 1 is faster
+    relative_speed      sllmr's time over the arm's of the same round, median over the passes: the arm is faster above 1
     auc_by_pass         on the same held-out rows, after each pass
 
-    and gated_over_extra_rows, the time of a step of the arm gated over that of the arm none with as many more rows.
+    and gated_over_extra_rows, the time of a step with pairs over that of a step with as many more rows instead.
 
-fields, a backbone a cell: speed with EXTRA_FIELDS declared features of the interaction; sllmr and the libraries alone.
+fields, one cell for each backbone: as speed, with EXTRA_FIELDS declared features of the interaction; only sllmr and the
+libraries.
 
-input, a source of rows a cell: iterating the batches alone (`iterate_s`), training from them (`train_s`), and training
-as many steps on a few batches kept in memory (`train_kept_batches_s`); `waiting_fraction` is what of `train_s` the last
-does not need. `top_ops` are the longest by the profiler, in shares of all their time.
+input, one cell for each source of rows: iterating the batches alone (`iterate_s`), training from them (`train_s`), and
+training as many steps on a few batches kept in memory (`train_kept_batches_s`); `waiting_fraction` is the fraction of
+`train_s` that the last one saves. `top_ops` are the longest kinds of ops by the profiler, as fractions of the time of
+all ops.
 
-memory: resident memory after each pass, by models.training.recipe.train with pairs and validation. Each pass starts
-threads that read ahead, and glibc may give each an arena of its own to allocate from: what grows are these, up to eight
-a core. MALLOC_ARENA_MAX=1 in the environment keeps to one; it is part of the cell.
+memory: resident memory after each pass of models.training.recipe.train with pairs and validation. Each pass starts
+threads that read ahead, and glibc may give each an arena of its own to allocate from: these arenas, up to eight for
+each core, are what grows. MALLOC_ARENA_MAX=1 in the environment limits them to one; the setting is part of the cell.
 
-linear, a number of rows a cell: seconds of a pass over TFRecords, as the Trainer reads them, with pairs.
+linear, one cell for each number of rows: seconds of a pass over TFRecords, as the Trainer reads them, with pairs.
 """
 
 import argparse
@@ -75,7 +77,7 @@ EXTRA_ROWS = 2 * PAIRS_A_BATCH  # each pair is two forward rows
 EXTRA_FIELDS = 10
 EMBEDDING_DIM = 32
 PAIRS_IN_MEMORY = 20_000
-CHEAPEST = "dcn"  # the backbone whose input pipeline has the least time
+CHEAPEST = "dcn"  # the backbone whose steps leave the input pipeline the least time
 TOP_OPS = 12
 FOLDER = pathlib.Path(__file__).parent
 RESULTS = FOLDER / "results" / "training.jsonl"
@@ -96,7 +98,7 @@ class Contender(Protocol):
 
 
 class Sllmr:
-    """This project's model, optimiser and input pipeline, as models.training.recipe.train puts them together."""
+    """This project's model, optimizer and input pipeline, as models.training.recipe.train puts them together."""
 
     def __init__(
         self,
@@ -132,7 +134,7 @@ class Sllmr:
 
 
 class PlainKeras(keras.Model):
-    """The same backbone as one would write the rest without this project: Embedding layers, masked means."""
+    """The same backbone, with the rest in plain Keras: Embedding layers and masked means."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -261,7 +263,7 @@ def peer(
 
 
 def peers_python(work: pathlib.Path) -> str:
-    """The interpreter of the peers' environment, made where it is missing."""
+    """The interpreter of the peers' environment; makes the environment if it is missing."""
     directory = work / "training-peers"
     python = directory / "bin" / "python"
     if not (directory / "complete").exists():
@@ -273,7 +275,7 @@ def peers_python(work: pathlib.Path) -> str:
 
 
 def write_columns(directory: pathlib.Path, **splits: market.Columns) -> None:
-    """Writes rows for the peers, [rows] or [rows, values] by field: an .npz a split."""
+    """Writes rows for the peers, one .npz for each split, with [rows] or [rows, values] by field."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, rows in splits.items():
         count = len(rows[features.LABEL])
@@ -334,7 +336,7 @@ def measure_fields(backbone: str, rows: int, held_out: int, passes: int, work: p
 
 
 def in_turn(arms: Mapping[str, Contender], passes: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """One pass to warm up and then `passes`, an arm after another: seconds of those, AUCs after each, by arm."""
+    """One warm-up pass and `passes` measured ones, arms in turn; by arm, seconds of the measured, AUCs after each."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     aucs: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(1 + passes):
@@ -348,7 +350,7 @@ def in_turn(arms: Mapping[str, Contender], passes: int) -> tuple[dict[str, list[
 
 
 def compare(seconds: Mapping[str, list[float]], aucs: Mapping[str, list[float]], rows: int) -> dict[str, Any]:
-    """The figures of each arm, from the seconds of its measured passes over so many rows."""
+    """The figures of each arm, from the seconds of its measured passes over `rows` rows."""
     steps = {name: _steps(name, rows) for name in seconds}
     arms = {
         name: {
@@ -374,12 +376,12 @@ def _steps(arm: str, rows: int) -> int:
 
 
 def _median_ratio(numerators: list[float], denominators: list[float]) -> float:
-    """Of the pairs: what slows the machine for a round slows both."""
+    """The median of the ratios by round: whatever slows the machine in a round slows both."""
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 def measure_input(rows: int, passes: int, pattern: str | None) -> dict[str, Any]:
-    """What a pass waits for its rows, on the cheapest backbone."""
+    """How long a pass waits for its rows, with the backbone of the cheapest steps."""
     if pattern is None:
         arm = Sllmr(default_config(CHEAPEST), as_tensors(market.make_rows(market.make_market(), rows, _TRAIN)))
     else:
@@ -404,7 +406,7 @@ def measure_input(rows: int, passes: int, pattern: str | None) -> dict[str, Any]
 
 
 def top_ops(directory: pathlib.Path) -> dict[str, float]:
-    """The longest kinds of ops on the host, in shares of the time of all, from a profile."""
+    """The longest kinds of ops on the host, as fractions of the time of all, from a profile."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     (file,) = directory.rglob("*.xplane.pb")
@@ -422,7 +424,7 @@ def top_ops(directory: pathlib.Path) -> dict[str, float]:
 
 
 def measure_memory(backbone: str, rows: int, held_out: int, passes: int) -> dict[str, Any]:
-    """sllmr.models.training.recipe.train with pairs and a validation after each pass, where the memory is read."""
+    """Trains by models.training.recipe.train with pairs; reads the memory at the validation after each pass."""
     items = market.make_market()
 
     class Validation:
@@ -472,7 +474,7 @@ def measure_linear(backbone: str, rows: int, passes: int, pattern: str) -> dict[
 
 
 def plain_config(backbone: str) -> ModelConfig:
-    """What every library can do: no dropout, no penalty; attention as wide as an embedding, as DeepCTR has it."""
+    """What every library supports: no dropout or penalty; attention as wide as an embedding, as in DeepCTR."""
     return default_config(backbone).model_copy(
         update={"dropout": 0.0, "embedding_l2": 0.0, "attention_heads": 2, "attention_head_dim": EMBEDDING_DIM // 2}
     )
@@ -484,18 +486,18 @@ def default_config(backbone: str) -> ModelConfig:
 
 
 def from_records(pattern: str) -> tf.data.Dataset:
-    """As the Trainer reads them."""
+    """Batches of the rows in TFRecords, as the Trainer reads them."""
     columns = features.transformed_features(market.SIZES, use_user_id=False)
     return inputs.read_rows([pattern], columns, batch_size=BATCH, shuffle_buffer=TrainConfig().shuffle_buffer, seed=0)
 
 
 def as_tensors(columns: market.Columns) -> dict[str, tf.Tensor]:
-    """As load_rows gives them."""
+    """The rows as inputs.load_rows returns them."""
     return {name: tf.constant(values) for name, values in columns.items()}
 
 
 def in_own_process(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """So that no part finds the memory and the threads of another."""
+    """Measures in a process of its own, so that no part inherits the memory and threads of another."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
         return executor.submit(measure, *arguments).result()
@@ -550,14 +552,14 @@ def main() -> None:
         cell("memory", settings, measure_memory, "dcnv2", rows, held_out, arguments.memory_passes)
     if "linear" in arguments.only:
         for count in arguments.linear_rows:
-            # One pass over many rows has steps enough.
+            # Over many rows, one pass has enough steps.
             times = 3 if count <= 1_000_000 else 1
             settings = {"backbone": "dcnv2", "rows": count, "passes": times}
             cell("linear", settings, measure_linear, "dcnv2", count, times, records(count))
 
 
 def code_hash() -> str:
-    """12 hex digits that change with models/, whose speed this is."""
+    """12 hex digits that change with the files of models/, whose speed is measured."""
     digest = hashlib.sha256()
     for file in sorted((FOLDER.parent / "models").rglob("*.py")):
         digest.update(file.read_bytes())

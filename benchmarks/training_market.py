@@ -35,11 +35,11 @@ Columns = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Market:
-    """The items; item number n has index n, number 0 pads.
+    """The items of a market; item number n has index n, number 0 pads.
 
     Attributes:
         popularity: float64 [items + 1], the fraction of each item among the interactions; 0 for padding.
-        vectors: float32 [items + 1, tastes]; those of one category or brand are alike.
+        vectors: float32 [items + 1, tastes]; items of one category or brand have similar vectors.
         item_columns: [items + 1] + shape, the transformed features of the role ITEM by name.
     """
 
@@ -59,12 +59,12 @@ class Market:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contexts:
-    """Users before a choice, what they chose, and items they did not.
+    """Scoring contexts, with the target item and negatives of each.
 
     Attributes:
         history: int32 [contexts, L], latest first.
         length: int32 [contexts], not cut at L.
-        candidates: int32 [contexts, 1 + NEGATIVES], the chosen item first.
+        candidates: int32 [contexts, 1 + NEGATIVES], the target item first.
         affinity: float32 [contexts, 1 + NEGATIVES], how well each candidate fits the user's taste.
     """
 
@@ -110,7 +110,7 @@ def make_market(seed: int = 0) -> Market:
 
 
 def make_contexts(market: Market, contexts: int, seed: int) -> Contexts:
-    """Users, one context each: a taste, a history of choices by it, one more choice, and uniform negatives."""
+    """One context per user: a taste, a history and a target item chosen by that taste, and uniform negatives."""
     rng = np.random.default_rng([seed, 1])
     chunks = [
         _chunk(market, min(_CONTEXTS_AT_ONCE, contexts - start), rng) for start in range(0, contexts, _CONTEXTS_AT_ONCE)
@@ -152,7 +152,7 @@ def context_columns(market: Market, contexts: Contexts) -> Columns:
 
 
 def make_rows(market: Market, rows: int, seed: int) -> Columns:
-    """Transformed rows as models.inputs.load_rows gives them, [rows] + shape by name; those of a context in turn."""
+    """Transformed rows as inputs.load_rows returns them, [rows] + shape by name; a context's rows follow each other."""
     contexts = make_contexts(market, -(-rows // ROWS_A_CONTEXT), seed)
     items = contexts.candidates.reshape(-1)
     columns = {n: v.repeat(ROWS_A_CONTEXT, axis=0) for n, v in context_columns(market, contexts).items()}
@@ -174,7 +174,7 @@ def _extra_features(fields: int) -> list[DeclaredFeature]:
 
 
 def make_pairs(market: Market, pairs: int, seed: int) -> dict[str, tf.Tensor]:
-    """Pairs as models.inputs.load_pairs gives them, of a teacher who knows the tastes but for noise.
+    """Pairs as models.inputs.load_pairs returns them, from an LLM that knows the tastes up to noise.
 
     The first quarter pairs the target item with a negative, as calibration pairs; the others hold two negatives.
     """
@@ -193,16 +193,16 @@ def make_pairs(market: Market, pairs: int, seed: int) -> dict[str, tf.Tensor]:
     right = (order[:, 0] == 0).astype(np.int32)
     result[features.CALIBRATION_LABEL] = np.where(is_calibration, right, features.NOT_CALIBRATION).astype(np.int32)
     for f in features.pair_features(SIZES):
-        if not f.served and f.name not in result:  # what some gates look at, and the default one does not
+        if not f.served and f.name not in result:  # columns that some gates read, but not the default gate
             result[f.name] = np.zeros(pairs, np.float32 if f.dtype == "float32" else np.int32)
     return {name: tf.constant(values) for name, values in result.items()}
 
 
 def serialized_rows(market: Market, rows: int, seed: int) -> Iterator[bytes]:
-    """The rows of `make_rows` as tf.Examples.
+    """The rows of `make_rows` as serialized tf.Examples.
 
-    A message's encodings side by side encode the messages merged, so a row is its context, its item and its label,
-    each encoded once.
+    Concatenated encodings of messages encode the merged message. So a row is the encodings of its context, its item
+    and its label, each made only once.
     """
     columns = features.transformed_features(SIZES, use_user_id=False)
     of_context, of_item, of_row = (
@@ -228,7 +228,7 @@ def serialized_rows(market: Market, rows: int, seed: int) -> Iterator[bytes]:
 
 
 def write_rows(directory: pathlib.Path, rows: int, processes: int) -> str:
-    """Writes rows in gzipped TFRecords, a shard of ROWS_A_SHARD after another; returns their glob.
+    """Writes rows in gzipped TFRecords, in shards of ROWS_A_SHARD; returns their glob.
 
     Raises:
         ValueError: `rows` is not a whole number of shards.

@@ -2,11 +2,11 @@
 
     python benchmarks/training_peers.py LIBRARY BACKBONE --train FILE.npz --held-out FILE.npz --sizes JSON
 
-A line `epoch` on standard input trains one pass and answers its seconds; `auc` answers the AUC of the held-out rows.
-A script, and not a module of a package: the peers' environment holds nothing of this project.
+On a line `epoch` of standard input, the script trains one epoch and prints its seconds; on `auc`, it prints the AUC on
+the held-out rows. It is not a module of a package, because the peers' environment holds nothing of this project.
 
-Every model is the library's own, trained by the library's own loop over the library's own loader, without dropout,
-without penalties, embeddings started from N(0, 0.01), Adam at 0.001.
+Every model is the library's own, trained by the library's own loop over the library's own loader: no dropout, no
+penalties, embeddings drawn from a normal distribution of standard deviation 0.01, Adam at 0.001.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def deepctr(backbone: str, train: str, held_out: str, sizes: dict[str, Any]) -> 
 
     dim, mlp, lengths = sizes["embedding_dim"], tuple(sizes["mlp"]), sizes["lengths"]
     tables = TABLES | {name: name for name in sizes["extra_fields"]}
-    # DIN masks by a length and takes single values alone: item and brand are attended to, the categories averaged.
+    # DIN masks by a length and attends only to single values: so to item and brand; the categories are averaged.
     attended = ("item", "brand") if backbone == "din" else ()
 
     def column(name: str) -> Any:
@@ -62,7 +62,7 @@ def deepctr(backbone: str, train: str, held_out: str, sizes: dict[str, Any]) -> 
     elif backbone == "xdeepfm":
         cin = {"cin_layer_size": sizes["cin_widths"], "cin_split_half": False, "cin_activation": "linear"}
         model = models.xDeepFM(columns, columns, l2_reg_linear=0, **cin, **no_penalty)
-        # It counts the tables for the fields, which share them.
+        # The library counts tables instead of fields, but some fields share a table.
         from deepctr_torch.layers import CIN
 
         model.cin = CIN(len(tables), sizes["cin_widths"], "linear", False)
@@ -118,7 +118,7 @@ def fuxictr(backbone: str, train: str, held_out: str, sizes: dict[str, Any]) -> 
 
     class Model(BaseModel):
         def __init__(self) -> None:
-            # It would evaluate after so many steps; the benchmark does that, outside of what it times.
+            # Without eval_steps, `fit` would evaluate; the benchmark evaluates outside of the time that it measures.
             super().__init__(feature_map, verbose=0, model_root="", metrics=["AUC"], eval_steps=sys.maxsize)
             self.embed = layers.FeatureEmbeddingDict(feature_map, dim, embedding_initializer=initializer)
             self.build()
@@ -136,7 +136,7 @@ def fuxictr(backbone: str, train: str, held_out: str, sizes: dict[str, Any]) -> 
             return {"y_pred": self.output_activation(self.logit(columns, self.embed(columns)))}
 
         def load_weights(self, checkpoint: str) -> None:
-            """`fit` ends with it, to take the best checkpoint; here the weights stay."""
+            """Does nothing: `fit` calls it at its end to load the best checkpoint, but here the weights stay."""
 
     class DeepFM(Model):
         def build(self) -> None:
@@ -158,7 +158,7 @@ def fuxictr(backbone: str, train: str, held_out: str, sizes: dict[str, Any]) -> 
             return self.first_order(inputs) + self.cin(fields) + self.deep(fields.flatten(1))
 
     class SelfAttention(torch.nn.Module):
-        """The zoo's AutoInt keeps this layer beside its model; the wheel has the attention that it is made of."""
+        """AutoInt's layer, which is in the model zoo and not in the wheel, made of the wheel's attention."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -19,7 +19,7 @@ Path = str | os.PathLike[str]
 
 
 class FileState(NamedTuple):
-    """What changes when a file does.
+    """Modification time and size of a file, by which a change is noticed.
 
     Attributes:
         modified: Unix seconds.
@@ -55,7 +55,7 @@ def open(path: Path, mode: Literal["r", "w", "rb", "wb"] = "r") -> Any:
     """
     if not is_address(path):
         return builtins.open(path, mode, encoding=None if "b" in mode else "utf-8")
-    # Beam would unpack by the name's suffix.
+    # By default Beam unpacks and packs according to the suffix of the name.
     make = _beam().open if "r" in mode else _beam().create
     stream = make(os.fspath(path), compression_type=_uncompressed())
     return stream if "b" in mode else io.TextIOWrapper(stream, encoding="utf-8")
@@ -106,7 +106,8 @@ def matches(pattern: str) -> list[str]:
 
 
 def state(path: Path) -> FileState:
-    """
+    """Returns when a file was last modified, and its size.
+
     Raises:
         FileNotFoundError: there is no such file.
     """
@@ -121,7 +122,7 @@ def state(path: Path) -> FileState:
 
 @contextlib.contextmanager
 def local_folder(path: str) -> Iterator[str]:
-    """A folder for a program that writes local files alone: `path`, or a temporary one in the place of an address."""
+    """A folder for a program that writes only local files: `path`, or a temporary folder if `path` is an address."""
     if is_address(path):
         with tempfile.TemporaryDirectory() as directory:
             yield directory

@@ -1,8 +1,8 @@
 """The base model: trained without LLM pairs and without the held-out users.
 
 A model scores rows that it was trained on better, and with more certainty, than new rows. So the gates that compare
-the LLM with a model are fitted on the calibration pairs of users of whom the base model has seen no row: a later row of
-the same user has the target item in its history. The model that is served is trained on all rows.
+the LLM with a model are fitted on calibration pairs of held-out users: the base model sees none of their rows, since a
+later row of the same user has the target item in its history. The model that is served is trained on all rows.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _LEAST_HELD_OUT_USERS = 30
 
 
 def context_fractions(histories: np.ndarray) -> np.ndarray:
-    """One number in [0, 1) for each history, int [rows, L], that depends on its items: for fractions of contexts."""
+    """Hashes each history, int [rows, L], to a number in [0, 1), float64 [rows], to pick a fraction of contexts."""
     return _fractions(np.asarray(histories))
 
 
@@ -34,10 +34,10 @@ def _fractions(rows: np.ndarray, salt: bytes = b"") -> np.ndarray:
 
 
 def held_out(pairs: Columns, fraction: float) -> np.ndarray:
-    """bool [pairs]: the labeled pairs of a fraction of the users that have any, and of at least 30 of them.
+    """bool [pairs]: the labeled pairs of a fraction of the users who have any, but of at least 30 users if possible.
 
     Raises:
-        UserError: there is none.
+        UserError: no pair is labeled.
     """
     is_labeled = labeled(pairs)
     if not is_labeled.any():
@@ -48,13 +48,13 @@ def held_out(pairs: Columns, fraction: float) -> np.ndarray:
     hashes = np.asarray(pairs[features.USER_HASH])
     users = np.unique(hashes[is_labeled])
     by_user = _fractions(users[:, np.newaxis], salt=b"held out")
-    # A few users tell nothing, and their rows are few, too.
+    # Fewer users would show nothing, and holding out so few costs few train rows.
     least = np.sort(by_user)[:_LEAST_HELD_OUT_USERS][-1]
     return is_labeled & np.isin(hashes, users[(by_user < fraction) | (by_user <= least)])
 
 
 def without_users(rows: tf.data.Dataset, users: np.ndarray) -> tf.data.Dataset:
-    """The batches of `rows` without every row of these users, int [any]."""
+    """The batches of `rows` without the rows of these users, int [any]; drops batches that this leaves empty."""
     keys = tf.constant(np.unique(users).astype(np.int32))
 
     def drop(batch: Columns) -> dict[str, tf.Tensor]:
@@ -69,9 +69,9 @@ def without_users(rows: tf.data.Dataset, users: np.ndarray) -> tf.data.Dataset:
 def without_own_choice(pairs: Columns) -> dict[str, tf.Tensor]:
     """The pairs with the popularity of each calibration pair's target item as it would be without that interaction.
 
-    ITEM_TRAIN_COUNT of the train rows counts the calibration pair's own positive, and IS_TAIL follows from it: by these
-    an item that was chosen is less often rare than the next choice will be. IS_TAIL becomes 1 where the count without
-    the choice is below that of some long-tail item.
+    ITEM_TRAIN_COUNT counts the calibration pair's own positive, and IS_TAIL follows from the count. Uncorrected, these
+    target items look rare less often than the target items of later rows are. The function lowers their count by 1, and
+    sets their IS_TAIL to 1 if that count is below the count of some long-tail item.
     """
     counts = [np.asarray(pairs[prefix + features.ITEM_TRAIN_COUNT]) for prefix in (PREFERRED, OTHER)]
     tails = [np.asarray(pairs[prefix + features.IS_TAIL]) for prefix in (PREFERRED, OTHER)]
@@ -88,7 +88,7 @@ def without_own_choice(pairs: Columns) -> dict[str, tf.Tensor]:
 
 
 def with_base_model(pairs: Columns, model: RankingModel, *, dropout_samples: int | None) -> dict[str, tf.Tensor]:
-    """The pairs with the model's logit of each item and, with dropout_samples, the variance of its probability."""
+    """The pairs with the model's BASE_LOGIT per item and, with dropout_samples, DROPOUT_VARIANCE; float32 [pairs]."""
     score = scorer(model)
 
     def scores(side: Columns, training: bool) -> np.ndarray:
@@ -109,7 +109,7 @@ def with_base_model(pairs: Columns, model: RankingModel, *, dropout_samples: int
 
 
 def stacked(pairs: Columns, gate: StackedGate) -> dict[str, tf.Tensor]:
-    """The pairs in the order of the stacked target; SOFT_LABEL of each item is its probability."""
+    """The pairs in the order of the stacked target; adds its probability as SOFT_LABEL, float32 [pairs] per item."""
     soft = [tf.sigmoid(gate.stacked_logit(side)) for side in pair_input(pairs)]
     scored = {**pairs, PREFERRED + features.SOFT_LABEL: soft[0], OTHER + features.SOFT_LABEL: soft[1]}
     return turned_round(scored, soft[1] > soft[0])

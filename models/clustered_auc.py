@@ -1,7 +1,7 @@
 """Exact AUC of one or two scorers on the same rows, with standard errors and 95% intervals clustered by user.
 
-Rows of one user are not independent, so that a standard error over rows is wrong. Here the user is the unit that is
-sampled. The same function serves a model, its baseline, popularity, and one model against another.
+Rows of one user are not independent, so a standard error over rows is wrong. Here the sampling unit is the user. The
+same functions serve a model, its baseline, popularity, and the comparison of two models.
 """
 
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def estimate_auc(
     """The AUC of one scorer and its interval, symmetric on the logit scale, so that it stays in [0, 1].
 
     Scores that order every pair right (or every pair wrong) show no spread. The interval then reaches from 1 (or 0) to
-    the exact binomial bound for as many trials as there are users with the rarer label.
+    the exact binomial bound, where the number of trials is the number of users with the rarer label.
 
     Args:
         users: [rows], any hashable ids.
@@ -170,7 +170,7 @@ class UserParts(NamedTuple):
 
 
 def user_parts(users: npt.ArrayLike, labels: npt.ArrayLike, scores: npt.ArrayLike) -> UserParts:
-    """The parts of each user, of which variances of AUCs, of their differences and of weighted means are made.
+    """The parts of each user, from which to compute variances of AUCs, of their differences and of weighted means.
 
     Args:
         users: [rows], any hashable ids.
@@ -202,8 +202,8 @@ def user_parts(users: npt.ArrayLike, labels: npt.ArrayLike, scores: npt.ArrayLik
 def mean_parts(parts: Sequence[UserParts], weights: Sequence[float]) -> UserParts:
     """The parts of the weighted means of AUCs on several sets of rows, in which the same users may occur.
 
-    The user is the unit that is sampled: what it adds to each set adds up. AUCs of sets with users in common are not
-    independent, so their standard errors cannot be combined without this.
+    The sampling unit is the user, so a user's parts of all sets are summed. AUCs of sets with users in common are not
+    independent: their standard errors alone do not give that of the mean.
 
     Args:
         parts: of each set, of the same scorers.
@@ -230,7 +230,7 @@ def compare_parts(parts: UserParts, level: float = 0.95) -> Difference:
         return Difference(difference, None, None, None)
     covariance = _covariance(parts)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    error = float(np.sqrt(max(variance, 0.0)))  # rounding can leave -1e-18 of two equal scorers
+    error = float(np.sqrt(max(variance, 0.0)))  # rounding can give -1e-18 for two equal scorers
     half = float(stats.t.ppf((1 + level) / 2, parts.rarer - 1)) * error
     return Difference(difference, error, max(difference - half, -1.0), min(difference + half, 1.0))
 
@@ -281,7 +281,7 @@ def _deviations(components: np.ndarray, aucs: np.ndarray, user: np.ndarray, user
 
 
 def _components(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each positive the fraction of negatives below it, of each negative the fraction of positives above it."""
+    """For each positive the fraction of negatives below it, for each negative the fraction of positives above it."""
     positive, negative = scores[:, labels == 1], scores[:, labels == 0]
     positives, negatives = positive.shape[1], negative.shape[1]
     ranks = stats.rankdata(np.concatenate([positive, negative], axis=1), axis=1)
@@ -295,7 +295,7 @@ def _aucs(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def _positive(covariance: np.ndarray) -> np.ndarray:
-    """Raises negative variances to 0: the three terms have corrections of their own, so that a sum can fall below."""
+    """Raises negative variances to 0: each of the three terms has its own correction, so their sum can fall below."""
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     if values.min() >= 0:
         return covariance

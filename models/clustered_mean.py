@@ -28,7 +28,7 @@ class MeanEstimate(NamedTuple):
 def mean_by_user(
     sums: npt.NDArray[np.floating], weights: npt.NDArray[np.floating], level: float = 0.95
 ) -> MeanEstimate:
-    """The ratio sum(sums) / sum(weights), where the user is the unit that is sampled.
+    """The ratio sum(sums) / sum(weights), with the user as the sampling unit.
 
     With weights of 1 it is the mean over users; with each user's number of rows it is the mean over rows.
 

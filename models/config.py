@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from sllmr.models.strict_config import StrictConfig
 
 BackboneName = Literal["deepfm", "xdeepfm", "autoint", "dcn", "dcnv2", "din"]
-"""The keys of models.backbones.BACKBONES, which loads TensorFlow. A test holds that both name the same."""
+"""The keys of models.backbones.BACKBONES, repeated since that module loads TensorFlow. A test compares the two."""
 
 SignalName = Literal[
     "short_history",
@@ -21,7 +21,7 @@ SignalName = Literal[
     "llm_gap",
     "llm_consistency",
 ]
-"""The keys of models.signals.SIGNALS, as above."""
+"""The keys of models.signals.SIGNALS, repeated for the same reason."""
 
 
 MixedPrecision = Literal["bfloat16"]

@@ -18,17 +18,17 @@ USER, ITEM, INTERACTION = TABLES = "user", "item", "interaction"
 CATEGORICAL, NUMERIC, LIST = "categorical", "numeric", "list"
 
 UNKNOWN_AFTER, MISSING_AFTER = 1, 2
-"""Of n values, n + UNKNOWN_AFTER is the index of an unknown one and n + MISSING_AFTER that of a missing one."""
+"""A feature with n values has the index n + UNKNOWN_AFTER for an unknown value, n + MISSING_AFTER for a missing one."""
 
 Value = str | float | tuple[str, ...]
-"""Of a categorical, a numeric and a list feature, as read from a table; a missing one is None."""
+"""A value as read from a table: of a categorical, a numeric or a list feature. None stands for a missing value."""
 
 _KEYS = {
     CATEGORICAL: {"hashing_buckets", "values"},
     NUMERIC: {"scaling", "buckets", "min", "max"},
     LIST: {"hashing_buckets", "values", "max_values", "separator"},
 }
-"""Beside `kind`, `column` and `history`: the keys that a kind reads."""
+"""By kind: the keys that it reads beside `kind`, `column` and `history`."""
 
 
 class FeatureConfig(BaseModel):
@@ -88,12 +88,12 @@ class FeatureConfig(BaseModel):
 
     @property
     def has_vocabulary(self) -> bool:
-        """Whether the values of the train rows are listed."""
+        """Whether a vocabulary lists the values of the train rows."""
         return self.kind != NUMERIC and self.hashing_buckets is None
 
     @property
     def fixed_size(self) -> int | None:
-        """n, see above; None if it is the size of a vocabulary."""
+        """n of the table at the top of this module; None if n is the size of a vocabulary."""
         if self.kind == NUMERIC:
             return 1 if self.is_standardized else self.buckets
         return self.hashing_buckets
@@ -103,8 +103,8 @@ class DeclaredFeature(FeatureConfig):
     """A column of a table that the ranking model reads.
 
     Attributes:
-        name: of the column in rows and requests.
-        table: whose column it is. The value of an interaction is known at request time.
+        name: the feature's column in rows and requests.
+        table: the table that has the column. The value of an interaction must be known at request time.
     """
 
     name: str
@@ -112,28 +112,28 @@ class DeclaredFeature(FeatureConfig):
 
     @property
     def source(self) -> str:
-        """Its column in the table."""
+        """The feature's column in the table."""
         return self.column or self.name
 
     @property
     def dtype(self) -> str:
-        """Of raw values."""
+        """The dtype of raw values, `float32` or `string`."""
         return "float32" if self.kind == NUMERIC else "string"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the value of one row, user or item."""
+        """The shape of one raw value, without the batch: (max_values,) for a list, else ()."""
         return (self.max_values,) if self.kind == LIST else ()
 
     @property
     def missing(self) -> Any:
-        """The raw value of a row that has none, of the dtype and the shape."""
+        """The raw value that stands for a missing one, of the feature's dtype and shape."""
         if self.kind == NUMERIC:
             return float("nan")
         return [b""] * self.max_values if self.kind == LIST else b""
 
     def encoded(self, value: Value | None) -> Any:
-        """A value of a table as the raw value of a row, of the dtype and the shape; None is missing."""
+        """Converts a table's value to a row's raw value, of the feature's dtype and shape; None is missing."""
         if value is None:
             return self.missing
         if isinstance(value, str):
@@ -143,7 +143,7 @@ class DeclaredFeature(FeatureConfig):
         return value
 
     def is_missing(self, raw: Any) -> bool:
-        """Whether a raw value is that of a row that has none."""
+        """Whether a raw value stands for a missing one."""
         return raw != raw if self.kind == NUMERIC else raw == self.missing
 
     @property
@@ -158,7 +158,7 @@ class DeclaredFeature(FeatureConfig):
 
     @property
     def history_name(self) -> str:
-        """Name of the column of the history's items."""
+        """Name of the column that holds the values of the history's items."""
         return f"history_{self.name}"
 
     @property
@@ -168,12 +168,12 @@ class DeclaredFeature(FeatureConfig):
 
     @property
     def numbers(self) -> str:
-        """Name of the file in which Transform leaves what it found on a numeric feature."""
+        """Name of the file in which Transform keeps the statistics of a numeric feature, see TrainNumbers."""
         return f"{self.name}_numbers"
 
 
 class DeclaredSize(BaseModel):
-    """A declared feature and n, the number of its values, see above."""
+    """A declared feature and n, the number of its values, see the top of this module."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -182,12 +182,12 @@ class DeclaredSize(BaseModel):
 
 
 class TrainNumbers(NamedTuple):
-    """What the train rows say of one numeric feature.
+    """Statistics of one numeric feature over the train rows.
 
     Attributes:
-        boundaries: of the buckets, rising; a number belongs to the bucket of those that are not above it. Empty if
+        boundaries: of the buckets, rising; a number's bucket is how many boundaries are not above it. Empty if
             standardized.
-        mean, deviation: if standardized, else 0.
+        mean, deviation: of the numbers if standardized, else 0.
     """
 
     boundaries: tuple[float, ...] = ()

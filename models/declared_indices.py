@@ -22,17 +22,17 @@ def declared_indices(
     values: Mapping[str, tf.Tensor | int],
     standardize: Mapping[str, Standardize],
 ) -> dict[str, tf.Tensor]:
-    """The transformed features of those declared features whose raw columns are at hand.
+    """The transformed features of those declared features whose raw columns are given.
 
     Args:
-        raw: batched columns by name. Columns of the history need HISTORY_ITEM_IDS beside them.
+        raw: columns by name, [batch] + shape. Columns of the history need HISTORY_ITEM_IDS beside them.
         sizes: L, C and the declared features.
-        known_number: by name of the feature; not needed of standardized ones.
+        known_number: by name of the feature; not needed for standardized ones.
         values: n by name of the feature.
         standardize: by name, of the standardized features.
 
     Returns:
-        By name of the transformed feature, int64, and float32 of standardized values.
+        By name of the transformed feature, in the raw column's shape: int64 indices, and float32 standardized values.
     """
     result = {}
     for f in sizes.declared:
@@ -63,7 +63,7 @@ def _indices(
         indices = known_number[f.name](tf.where(missing, tf.zeros_like(raw), raw)) + 1
     if not f.shape:
         return tf.where(missing, n + MISSING_AFTER, indices)
-    # Of a list, what is missing pads, and a list of nothing else is missing.
+    # In a list, a missing value is padding. A list of missing values alone is itself missing.
     all_missing = tf.reduce_all(missing, axis=-1, keepdims=True)
     is_first = tf.equal(tf.range(f.max_values), 0)
     return tf.where(all_missing & is_first, n + MISSING_AFTER, tf.where(missing, tf.zeros_like(indices), indices))

@@ -18,8 +18,8 @@ from sllmr.models.text_match import TextMatch
 ITEM_VECTOR_ROW = "item_vector_row"
 HISTORY_VECTOR_ROWS = "history_vector_rows"
 _VECTOR_ROWS = {features.ITEM_INDEX: ITEM_VECTOR_ROW, features.HISTORY_ITEM_INDICES: HISTORY_VECTOR_ROWS}
-"""Further inputs of FeatureEmbedding in an exported model, whose catalog has vectors of items that the vocabulary
-lacks: rows of the table of item vectors, of the shape of the item indices. Without them an item's index is its row."""
+"""Extra inputs of FeatureEmbedding in an exported model, whose catalog may have vectors of items that the vocabulary
+lacks: rows of the table of item vectors, shaped like the item indices. Without them an item's index is its row."""
 
 
 class EmbeddedFeatures(NamedTuple):
@@ -27,15 +27,15 @@ class EmbeddedFeatures(NamedTuple):
 
     Attributes:
         fields: float32 [batch, fields, dim]: item, its categories, its brand, with item vectors its vector, the
-            declared features of items, first those of the history; the same of the history; with `use_user_id` the
-            user; the declared features of users and interactions; with `text_match` that. Several values are averaged,
-            none give zeros.
-        candidate: float32 [batch, candidate's fields, dim].
+            declared features of items, first those that the history has; the same of the history; with `use_user_id`
+            the user; the declared features of users and interactions; with `text_match` the text match. A field is the
+            mean of its values, zeros without any.
+        candidate: float32 [batch, candidate's fields, dim], the first of `fields`.
         history: float32 [batch, L, history's fields, dim]: the first fields of the candidate, at each position, latest
             first; None unless the backbone sets `uses_history`.
         history_mask: bool [batch, L]: True where the history holds an item; None as above.
-        first_order: float32 [batch]: sum over the fields of the mean of one weight for each value; None unless the
-            backbone sets `uses_first_order`.
+        first_order: float32 [batch]: each value has one weight; their mean in each field, summed over the fields. None
+            unless the backbone sets `uses_first_order`.
         history_fields: how many fields the history has; None: as many as the candidate.
     """
 
@@ -48,9 +48,9 @@ class EmbeddedFeatures(NamedTuple):
 
     @property
     def user(self) -> tf.Tensor:
-        """float32 [batch, any, dim]: the fields of neither the candidate nor the history."""
+        """float32 [batch, any, dim]: the fields that belong to neither the candidate nor the history."""
         of_candidate = self.candidate.shape[1]
-        # Keras hands a layer its numbers as tensors.
+        # Keras passes numbers to a layer as tensors.
         of_history = of_candidate if self.history_fields is None else int(tf.get_static_value(self.history_fields))
         return self.fields[:, of_candidate + of_history :]
 
@@ -58,12 +58,12 @@ class EmbeddedFeatures(NamedTuple):
 class EmbeddingTable(keras.layers.Layer):
     """One vector for each index; index 0 pads and has none.
 
-    A batch repeats its indices many times over (the categories of a history above all). So the table is read
-    once for each distinct index, and means are segment means over those few rows: the cost and the gradient,
-    an IndexedSlices of distinct rows, grow with the batch and never with the table.
+    A batch repeats its indices many times (above all the categories of a history). So the layer reads the table
+    once for each distinct index and takes segment means over those few rows: the cost and the gradient, an
+    IndexedSlices of distinct rows, grow with the batch and never with the table.
 
-    In training adds l2 / batch * sum of ||row||^2 over the distinct rows read. Dividing by the batch sets the
-    penalty against one example's part of the mean loss.
+    In training the layer adds l2 / batch * sum of ||row||^2 over the distinct rows read. Divided by the batch, the
+    penalty compares with one example's part of the mean loss.
 
     Args:
         rows: indices 0..rows - 1.
@@ -79,7 +79,7 @@ class EmbeddingTable(keras.layers.Layer):
         )
 
     def call(self, groups: list[tf.Tensor], training: bool = False) -> list[tf.Tensor]:
-        """Means over the last axis.
+        """The mean vector over the last axis of each group, without padding.
 
         Args:
             groups: integer tensors [batch, ..., values]; 0 pads.
@@ -103,7 +103,7 @@ class EmbeddingTable(keras.layers.Layer):
             [start + tf.range(tf.size(group)) // group.shape[-1] for group, start in zip(groups, starts, strict=True)],
             axis=0,
         )
-        # One operation for all groups: the gradient of one that reads no value is memory that nobody has written
+        # One operation for all groups: the gradient of a segment mean that reads no value is uninitialized memory
         # (tensorflow/tensorflow#72785, in 2.21). If no group has a value, that is harmless, since there are no rows.
         means = tf.sparse.segment_mean(rows, inverse, tf.gather(segments, places), num_segments=number)
         return [
@@ -112,15 +112,15 @@ class EmbeddingTable(keras.layers.Layer):
         ]
 
     def vectors(self, indices: tf.Tensor) -> tf.Tensor:
-        """[rows] -> float32 [rows, dim]."""
+        """Indices, int [rows] -> their vectors, float32 [rows, dim]."""
         return tf.gather(self.table, indices)
 
 
 class ProjectedVectors(EmbeddingTable):
-    """Given vectors in place of learnt ones, through a learnt projection: W v.
+    """Fixed vectors in place of learned ones, through a learned projection: W v.
 
     Args:
-        vectors: float32 [rows, any], fixed; a catalog of an exported model may add rows.
+        vectors: float32 [rows, any]; the catalog of an exported model may add rows.
         dim: width after the projection.
     """
 
@@ -135,7 +135,7 @@ class ProjectedVectors(EmbeddingTable):
 
 
 def declared_offsets(sizes: Sequence[int]) -> list[int]:
-    """What DeclaredTable adds to the indices of each feature with so many values; last, its rows beside padding."""
+    """What DeclaredTable adds to the indices of each feature, given each n; last, its number of rows less padding."""
     return [0, *itertools.accumulate(size + MISSING_AFTER for size in sizes)]
 
 
@@ -166,7 +166,7 @@ class DeclaredTable(keras.layers.Layer):
 
         Args:
             inputs: transformed features.
-            by_position: whether to give the history's position by position, too.
+            by_position: whether to return the history's vectors by position, too.
             training: see EmbeddingTable.
 
         Returns:
@@ -206,8 +206,8 @@ class FeatureEmbedding(keras.layers.Layer):
     Args:
         vocabulary: number of known values; each table has two rows more, for padding and for unknown values.
         config: widths and penalty.
-        uses_history: also give the history position by position.
-        uses_first_order: also give the first-order term.
+        uses_history: whether to return the history by position, too.
+        uses_first_order: whether to return the first-order term, too.
         item_vectors: float32 [items + 2, any] by item index; None unless config.item_vectors.
         item_dropout: fraction of item ids that training replaces by the unknown item.
         new_items: bool [items + 2] by item index: items without a train positive, whose ids are always replaced by the
@@ -264,7 +264,7 @@ class FeatureEmbedding(keras.layers.Layer):
             if uses_first_order
             else None
         )
-        # Those of the history first, so that the history's fields are the first ones of the candidate.
+        # Those that the history has come first, so that the history's fields match the candidate's first ones.
         of_items = sorted(
             (size.feature for size in vocabulary.declared if size.feature.table == ITEM), key=lambda f: not f.history
         )
@@ -278,7 +278,7 @@ class FeatureEmbedding(keras.layers.Layer):
                 self._declared_weights = DeclaredTable(declared, 1, l2, "declared_weight")
 
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> EmbeddedFeatures:
-        """Embeds the served features of models.features.transformed_features, batched, and maybe rows of vectors."""
+        """Embeds a batch of the served transformed features; reads the inputs of _VECTOR_ROWS if they are given."""
         ids = self._with_unknown_items(inputs, training)
         batch_groups = _groups(ids, self._use_user_id)
         history_ids = inputs[features.HISTORY_ITEM_INDICES]
@@ -351,7 +351,7 @@ class FeatureEmbedding(keras.layers.Layer):
 
     @property
     def item_vector_table(self) -> tf.Variable | None:
-        """float32 [any, any]: a vector for each item index, and for each row that a catalog adds; None without."""
+        """float32 [any, any]: a vector per item index, and per row that a catalog adds; None without item vectors."""
         return None if self._item_vectors is None else self._item_vectors.table
 
     def text_match(self, candidates: tf.Tensor, history: tf.Tensor) -> tf.Tensor:
@@ -359,7 +359,7 @@ class FeatureEmbedding(keras.layers.Layer):
 
         Args:
             candidates: int [users, candidates], rows of item_vector_table.
-            history: int [users, L], the same, newest first.
+            history: int [users, L], rows of item_vector_table, latest first.
 
         Returns:
             float32 [users, candidates, dim].
@@ -386,7 +386,7 @@ class FeatureEmbedding(keras.layers.Layer):
 
 
 def _groups(inputs: Mapping[str, tf.Tensor], use_user_id: bool) -> dict[str, tuple[tf.Tensor, ...]]:
-    """By table: the index tensors [batch, values] of the candidate and of the whole history."""
+    """By table: the index tensors [batch, values] of the candidate and of the whole history; of users only one."""
 
     def flat(name: str) -> tf.Tensor:
         ids = inputs[name]

@@ -36,7 +36,7 @@ _CURES = {
 
 
 def cure_of(error: OSError) -> str | None:
-    """What a user can do about an error of the operating system; None if it is not about a file or no cure is known."""
+    """What a user can do about an error of the operating system; None for a ConnectionError or if no cure is known."""
     return None if isinstance(error, ConnectionError) else _CURES.get(error.errno or 0)
 
 

@@ -31,7 +31,7 @@ IS_TAIL = "is_tail"
 LABEL = "label"
 EXAMPLE_WEIGHT = "example_weight"
 TIMESTAMP = "timestamp"
-"""Unix milliseconds; rows have it if features are declared, whose values hang on the time."""
+"""Unix milliseconds; rows have it only if features are declared, because their values depend on the time."""
 
 LLM_SCORE = "llm_score"
 LLM_DISAGREEMENT = "llm_disagreement"
@@ -43,20 +43,20 @@ DROPOUT_VARIANCE = "dropout_variance"
 SOFT_LABEL = "soft_label"
 LLM_GAP = "llm_gap"
 LOGIT = "logit"
-"""Of each item of a pair, in memory alone: what models/base_model.py adds; SOFT_LABEL, a probability that the user
-chooses the item, is also what plain distillation learns from."""
+"""Columns of each item of a pair, in memory alone: ranking.pair_input adds LLM_GAP and LOGIT, models/base_model.py the
+others. SOFT_LABEL, the probability that the item is the target item, is also set by training/calibration.py."""
 
 PREFERRED = "preferred_"
 OTHER = "other_"
 """Prefixes of the two items' features in a pair: the LLM puts `preferred_` above `other_`."""
 
 NOT_CALIBRATION = -1
-"""Value of CALIBRATION_LABEL where the user's own choice between the two items is not known."""
+"""Value of CALIBRATION_LABEL where the right order of the two items is not known."""
 
 USER_HASH = "user_hash"
 USER_HASHES = 2**31 - 1
-"""A number in [0, USER_HASHES) for each user, of transformed rows and pairs alike: training tells by it which of them
-belong to one user. It is never an input of a model."""
+"""A number in [0, USER_HASHES) for each user, in transformed rows and in pairs: training uses it to find the rows and
+pairs of one user. It is never an input of a model."""
 
 PADDING = 0
 USER_INDEX = "user_index"
@@ -78,7 +78,7 @@ INDEXED = {
     BRANDS: {ITEM_BRAND: ITEM_BRAND_INDEX, HISTORY_BRANDS: HISTORY_BRAND_INDICES},
     USERS: {USER_ID: USER_INDEX},
 }
-"""By vocabulary: raw feature -> its index as Transform writes it. One vocabulary serves all of its group.
+"""By vocabulary: raw feature -> the transformed feature that holds its index. A group shares one vocabulary.
 
 Index 0 pads (the empty string), 1..V are known values, V + 1 is any value that the train split does not hold.
 """
@@ -165,7 +165,7 @@ class FeatureSizes(RowLengths):
 
     @property
     def in_history(self) -> tuple[DeclaredFeature, ...]:
-        """Those that the items of the history carry."""
+        """The declared features that the items of the history carry."""
         return tuple(f for f in self.declared if f.table == ITEM and f.history)
 
 
@@ -177,10 +177,10 @@ class Feature(BaseModel):
         dtype: `string`, `int64` or `float32`.
         shape: without the batch dimension.
         role: see Role.
-        served: whether a serving request carries it. What is not served never enters the logit.
+        served: whether a serving request carries it. A feature that is not served never enters the logit.
         meaning: one line for documents and errors.
-        of_history: whether the first dimension is that of the items of the history.
-        declared: the declared feature whose raw values these are; None: a built-in one.
+        of_history: whether the first dimension runs over the items of the history.
+        declared: the declared feature that the column holds; None for a built-in feature.
     """
 
     model_config = ConfigDict(frozen=True)

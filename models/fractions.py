@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict
 
 Z_95 = 1.959963984540054
-"""Of the standard normal distribution 95% lie within so many standard deviations."""
+"""95% of a standard normal distribution lies within this many standard deviations of its mean."""
 
 
 class Fraction(BaseModel):
@@ -19,7 +19,7 @@ class Fraction(BaseModel):
 def wilson(successes: int, trials: int) -> Fraction:
     """A fraction with SciPy's Wilson score interval, without continuity correction; `trials` at least 1.
 
-    It takes trials as independent. Pairs of one context are not, so for them it is somewhat too narrow.
+    The interval assumes independent trials. Pairs of one context are not, so for them it is somewhat too narrow.
 
     Source: Wilson 1927, Journal of the American Statistical Association 22.
     """

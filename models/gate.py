@@ -7,7 +7,7 @@ The modes differ in which loss reaches w and b. In none of them does the gate tr
 z: the signals are detached. Source: S-LLMR, arXiv 2512.21526v1, the item gate and the pair gate.
 
 Two modes, advantage and stacked, are fitted before the ranking model is trained, on calibration pairs that a base model
-has not seen (models/base_model.py); then they are constants. docs/gate.md says why.
+has not seen (models/base_model.py). After that they are constant. docs/gate.md says why.
 """
 
 import itertools
@@ -38,7 +38,7 @@ class FrozenGate(keras.layers.Layer):
         return tf.fill(tf.shape(preferred[features.LOGIT]), self.config.frozen_alpha)
 
     def hinge_weight(self, alpha: tf.Tensor, preferred: PairSide, other: PairSide) -> tf.Tensor:
-        """What the hinge is multiplied by, float32 [pairs]."""
+        """The factor of the hinge, float32 [pairs] in [0, 1]."""
         return alpha
 
     def loss(self, alpha: tf.Tensor, calibration_label: tf.Tensor) -> tf.Tensor:
@@ -47,10 +47,10 @@ class FrozenGate(keras.layers.Layer):
 
 
 class PaperGate(FrozenGate):
-    """alpha learnt through the hinge, as the paper writes it.
+    """alpha learned through the hinge, as the paper writes it.
 
-    The hinge reaches w and b, and the ranking model. As dL / dalpha = lambda * hinge >= 0 and no other term
-    holds alpha, it only ever falls: kept for fidelity.
+    The hinge's gradient reaches w and b, and the ranking model. As dL / dalpha = lambda * hinge >= 0 and no other
+    term contains alpha, training only pushes alpha down. The mode is here for fidelity to the paper.
     """
 
     def __init__(self, config: GateConfig):
@@ -70,9 +70,9 @@ class PaperGate(FrozenGate):
 class SupervisedGate(PaperGate):
     """alpha = probability that the LLM's order is right, fitted on calibration pairs.
 
-    Own loss: mean over calibration pairs of -(y ln alpha + (1 - y) ln(1 - alpha)), y = 1 where the user chose the item
-    that the LLM prefers; a proper score, so its minimum is the measured reliability and not zero. It reaches
-    w and b alone. The hinge sees alpha detached: it reaches the ranking model alone.
+    The gate's own loss: mean over calibration pairs of -(y ln alpha + (1 - y) ln(1 - alpha)), y = 1 if the LLM prefers
+    the target item. This is a proper score, so at its minimum alpha is the measured reliability, not 0. Its gradient
+    reaches only w and b. The hinge sees alpha detached, so the hinge's gradient reaches only the ranking model.
     """
 
     def hinge_weight(self, alpha: tf.Tensor, preferred: PairSide, other: PairSide) -> tf.Tensor:
@@ -88,12 +88,12 @@ class SupervisedGate(PaperGate):
 
 
 class FittedGate(FrozenGate):
-    """A gate that is fitted once, before training, and then constant: no loss reaches it, and the hinge reaches the
-    ranking model alone.
+    """A gate that is fitted once, before training, and then constant: no loss trains it, and the hinge trains only the
+    ranking model.
 
     The signals see the base model's logits, never those of the model that is trained. z holds 1, each signal and
-    the product of any two: where the LLM is right if the history is short or the item rare, a sum of both would open
-    the gate twice as far where they meet, and a little where it is no use.
+    the product of any two. Without products, a gate for an LLM that is right if the history is short or the item is
+    rare would open twice as far where both hold, and a little where neither does.
     """
 
     def __init__(self, config: GateConfig):
@@ -107,12 +107,12 @@ class FittedGate(FrozenGate):
         )
 
     def fit(self, preferred: PairSide, other: PairSide, calibration_label: tf.Tensor, users: np.ndarray) -> None:
-        """Sets the weights.
+        """Fits and sets the weights.
 
         Args:
             preferred: of calibration pairs alone, with the logits of a model that was not trained on them.
             other: as `preferred`.
-            calibration_label: int [pairs], 1 where the user chose `preferred`, 0 where `other`.
+            calibration_label: int [pairs], 1 if the target item is `preferred`, 0 if it is `other`.
             users: int [pairs], equal for the pairs of one user.
         """
         raise NotImplementedError
@@ -124,7 +124,7 @@ class FittedGate(FrozenGate):
         return made
 
     def named_weights(self) -> dict[str, float]:
-        """All that was fitted: of each part of the formula `bias`, one for each signal and product."""
+        """All fitted numbers, as `part:name`: for most parts of the formula a bias and one per signal and product."""
         return {
             f"{part}:{name}": float(value)
             for part, (names, variable) in self._parts().items()
@@ -147,7 +147,7 @@ class FittedGate(FrozenGate):
             variable.assign([weights[f"{part}:{name}"] for name in names])
 
     def _parts(self) -> dict[str, tuple[tuple[str, ...], tf.Variable]]:
-        """By name: what its elements are called, and the variable."""
+        """By name of a part: the names of its elements, and the variable."""
         return {"model": (self._names, self.model_weights), "llm": (self._names, self.llm_weights)}
 
     def _signals(self, side: PairSide) -> tf.Tensor:
@@ -185,12 +185,12 @@ class StackedGate(FittedGate):
 
     f(u, i) = a(z) s(u, i) + b(z) y(u, i) + c(z), a, b and c linear in z, a and b at least 0,
 
-    s the base model's logit and y the LLM's score, each at mean 0 and spread 1 over the held-out calibration pairs, on
-    which f is fitted by maximum likelihood within these bounds, with a penalty of half the squared norm of the weights,
-    and recalibrated across users (models/stacking.py); it draws a useless b to 0. c(z) holds how often items of a kind
-    are target items; without it b would, as y is never negative. So the target items of calibration pairs must be drawn
-    as those of the rows are (llm.candidates.tail_target_fraction 0). Signals outside the range of the calibration pairs
-    could make a or b negative; they are 0 there.
+    s the base model's logit and y the LLM's score, each with mean 0 and standard deviation 1 over the held-out
+    calibration pairs. f is fitted on these pairs by maximum likelihood within the bounds, with a penalty of half the
+    squared norm of the weights, which draws a useless b to 0, and recalibrated across users (models/stacking.py).
+    c(z) holds how often items of a kind are target items; without c(z), b(z) would have to. So the target items of
+    calibration pairs must be drawn as those of the rows are (llm.candidates.tail_target_fraction 0). Signals outside
+    the range of the calibration pairs could make a or b negative; the gate then takes 0.
     The pairs then follow f instead of the LLM (models.base_model.stacked): distillation learns sigmoid(f) of each item,
     the hinge the order by f, weighted by its certainty 2 sigmoid(f_preferred - f_other) - 1.
 
@@ -211,8 +211,8 @@ class StackedGate(FittedGate):
             for name, start in (("centres", "zeros"), ("spreads", "ones"))
         )
         self.held_out_error: float | None = None
-        """Calibration error of the stacked target on users that took no part in its fit; None where it was not fitted
-        here."""
+        """Calibration error of the stacked target on users that took no part in its fit; None before a fit, for
+        a single user, and with weights taken from another gate."""
 
     def fit(self, preferred: PairSide, other: PairSide, calibration_label: tf.Tensor, users: np.ndarray) -> None:
         sides = (preferred, other)
@@ -277,7 +277,7 @@ def logit(probability: tf.Tensor) -> tf.Tensor:
 
 
 def _logistic(z: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Weights of P(right) = sigmoid(w . z), its first column 1; a constant where one class alone occurs."""
+    """w of P(right) = sigmoid(w . z), where the first column of z is 1; a constant if only one class occurs."""
     if right.min() == right.max():
         certain = 6.0  # sigmoid(6) = .998
         return np.array([certain if right[0] else -certain] + [0.0] * (z.shape[1] - 1))
@@ -286,7 +286,7 @@ def _logistic(z: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 FITTED_GATES = {"advantage": AdvantageGate, "stacked": StackedGate}
-"""By GateConfig.mode: those that are fitted beforehand."""
+"""By GateConfig.mode: the gates that are fitted before training."""
 
 GATES = {"frozen": FrozenGate, "paper": PaperGate, "supervised": SupervisedGate, **FITTED_GATES}
 """By GateConfig.mode."""

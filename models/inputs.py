@@ -16,14 +16,14 @@ _PARALLEL = 4
 _AHEAD = 2
 _HASHES = 2**62
 
-# tf.data's tuner thread is sometimes not woken at the end of a pass (TensorFlow 2.21), and the next one waits for it,
-# for seconds. So parallelism is fixed, at every source of what is read more than once.
+# At the end of an epoch, tf.data's tuner thread sometimes does not wake up (TensorFlow 2.21), and the next epoch waits
+# for it, for seconds. So parallelism is fixed, at every source that is read more than once.
 _UNTUNED = tf.data.Options()
 _UNTUNED.autotune.enabled = False
 
 Features = Mapping[str, tf.Tensor]
 Transform = Callable[[Features], Features]
-"""Raw columns -> indices; what it cannot compute from the columns at hand it leaves out."""
+"""Raw columns -> transformed columns; leaves out those whose raw columns are not given."""
 
 
 def read_rows(
@@ -40,7 +40,7 @@ def read_rows(
         patterns: globs of gzipped TFRecords.
         columns: models.features.transformed_features.
         batch_size: rows a batch; the last one may be smaller.
-        shuffle_buffer: rows to shuffle from, differently in each pass; None keeps the order of the files.
+        shuffle_buffer: rows to shuffle from, anew in each epoch; None keeps the order of the files.
         seed: of the shuffling.
 
     Raises:
@@ -60,7 +60,7 @@ def read_rows(
 def load_pairs(patterns: Sequence[str], sizes: FeatureSizes, transform: Transform) -> dict[str, tf.Tensor]:
     """All preference pairs, transformed once and kept in memory: about 0.6 kB a pair at L = 20, C = 4.
 
-    Their order depends on the pairs alone, as training does on it: Beam writes them in the order in which answers came.
+    Beam writes pairs as answers come in. Training depends on the order of pairs, so a hash of each pair sorts them.
 
     Args:
         patterns: globs of gzipped TFRecords of models.features.pair_features, raw strings.
@@ -68,15 +68,15 @@ def load_pairs(patterns: Sequence[str], sizes: FeatureSizes, transform: Transfor
         transform: the transform graph.
 
     Returns:
-        [pairs] + shape each: the context's transformed features by name with USER_HASH, each item's with PREFERRED
-        or OTHER before its name, what pair_features adds to it, and CALIBRATION_LABEL.
+        By name, [pairs] + shape, int64 as int32: the context's transformed features with USER_HASH; each item's with
+        PREFERRED or OTHER before the name, along with what pair_features adds to an item; CALIBRATION_LABEL.
 
     Raises:
         UserError: no file matches, or there is no pair in them.
     """
     spec = parsing_spec(features.pair_features(sizes))
 
-    # Plain Python throughout; AutoGraph would warn that it cannot convert what makes the table of features.
+    # Plain Python throughout; AutoGraph would warn that it cannot convert the code of the table of features.
     @tf.autograph.experimental.do_not_convert
     def load(serialized: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         pairs = narrow(transform_pairs(tf.io.parse_example(serialized, spec), sizes, transform))
@@ -143,12 +143,12 @@ def load_rows(
 def row_batches(
     rows: Features, *, batch_size: int, seed: int | None = None, shuffle_buffer: int | None = None
 ) -> tf.data.Dataset:
-    """Batches of rows in memory, in the order in which read_rows gives the rows of the files that they come from.
+    """Batches of rows in memory, in the order in which read_rows would read them from their files.
 
     Args:
         rows: of load_rows.
         batch_size: rows a batch; the last one may be smaller.
-        seed: of the shuffling, which differs in each pass; None keeps the order of the rows.
+        seed: of the shuffling, which differs in each epoch; None keeps the order of the rows.
         shuffle_buffer: as of read_rows; None shuffles from all rows.
     """
     number = len(rows[features.LABEL])
@@ -170,15 +170,15 @@ def _gather(columns: Features) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
 
 
 def training_batches(rows: tf.data.Dataset, pairs: tf.data.Dataset | None) -> tf.data.Dataset:
-    """What RankingModel trains on; a pass is over once the rows are."""
+    """The batches that RankingModel trains on, ROWS with PAIRS; an epoch ends with the rows."""
     batches = {ROWS: rows} if pairs is None else {ROWS: rows, PAIRS: pairs}
     return tf.data.Dataset.zip(batches).prefetch(_AHEAD)
 
 
 def replica_slices(batches: tf.data.Dataset, replicas: int) -> tf.data.Dataset:
-    """Each of training_batches as `replicas` elements, one after the other: even slices of its rows and of its pairs.
+    """Splits each of training_batches into `replicas` elements in a row: even slices of its rows and of its pairs.
 
-    The slices of a small batch may be empty. `tf.distribute` would split the pairs where it splits the rows.
+    The slices of a small batch may be empty. `tf.distribute` would cut the pairs at the same numbers as the rows.
     """
 
     def part(values: tf.Tensor, replica: tf.Tensor) -> tf.Tensor:
@@ -202,7 +202,7 @@ def records(patterns: Sequence[str], what: str) -> tf.data.Dataset:
     files = sorted(file for pattern in patterns for file in tf.io.gfile.glob(pattern))
     if not files:
         raise UserError(f"training needs files of {what}, got none that match {list(patterns)}")
-    # In blocks: handing over records one by one costs the parallel interleave more than reading them.
+    # In blocks: passing records on one by one costs the parallel interleave more time than reading them.
     blocks = tf.data.Dataset.from_tensor_slices(files).interleave(
         lambda file: tf.data.TFRecordDataset(file, compression_type="GZIP", buffer_size=1 << 20).batch(_BLOCK),
         cycle_length=min(_PARALLEL, len(files)),
@@ -213,5 +213,5 @@ def records(patterns: Sequence[str], what: str) -> tf.data.Dataset:
 
 
 def narrow(batch: Features) -> dict[str, tf.Tensor]:
-    """int64 as int32, for rows and pairs alike: indices and counts fit, and the pairs in memory halve."""
+    """int64 as int32, for rows and pairs alike: indices and counts fit, and the pairs take half the memory."""
     return {n: tf.cast(v, tf.int32) if v.dtype == tf.int64 else v for n, v in batch.items()}

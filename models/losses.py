@@ -1,6 +1,6 @@
 """The losses: rows against labels, pairs against the LLM's order.
 
-Under a distribution strategy each is the replica's part of the loss of the whole batch, see models/replicas.py.
+Under a distribution strategy each function returns the replica's part of the whole batch's loss, see replicas.py.
 """
 
 from typing import Any
@@ -92,7 +92,7 @@ class GatedPairwiseLoss(keras.layers.Layer):
         self.margin = margin
 
     def call(self, preferred_logits: tf.Tensor, other_logits: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
-        """Returns a scalar."""
+        """Returns the loss, a float32 scalar."""
         return gated_pairwise_hinge(preferred_logits, other_logits, alpha, self.margin)
 
     def get_config(self) -> dict:

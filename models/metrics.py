@@ -44,8 +44,8 @@ class Rows:
         users: [rows], any sortable ids.
         labels: [rows], 0 or 1.
         scores: by scorer, [rows] each, finite; logits for log_loss and calibration_error.
-        positive_rate: what log_loss and calibration_error weight the rows to, in (0, 1); None takes the rows as they
-            are.
+        positive_rate: the rate of positives, in (0, 1), to which log_loss and calibration_error weight the rows; None
+            leaves the rows unweighted.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Rows:
 
     def _terms(self, metric: MetricName, scorer: str) -> tuple[npt.NDArray, npt.NDArray]:
         """Sum and weight of each user that the metric is measured on."""
-        if not self._both:  # whatever a scorer gives to rows of one label says nothing
+        if not self._both:  # scores of rows of one label alone show nothing
             return np.zeros(0), np.zeros(0)
         if metric in _USER_MEASURES:
             values = getattr(self._rankings[scorer], _USER_MEASURES[metric])

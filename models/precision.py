@@ -10,7 +10,7 @@ from sllmr.models.config import MixedPrecision
 
 @contextmanager
 def layers_in(precision: MixedPrecision | None) -> Iterator[None]:
-    """Layers that are made inside compute in `precision`, with float32 variables; None: in float32."""
+    """Layers created inside this block compute in `precision`, with float32 variables; None: in float32."""
     before = keras.mixed_precision.global_policy()
     keras.mixed_precision.set_global_policy("float32" if precision is None else f"mixed_{precision}")
     try:

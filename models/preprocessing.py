@@ -19,11 +19,11 @@ SIZES = "sizes"
 
 
 def preprocessing_fn(inputs: Mapping[str, tf.Tensor], custom_config: Mapping[str, Any]) -> dict[str, tf.Tensor]:
-    """Writes models.features.transformed_features.
+    """Computes models.features.transformed_features.
 
-    Each vocabulary is the set of values of its group of features in the analysed splits, which must be the
+    Each vocabulary is the set of values of its group of features in the analyzed splits, which must be the
     train split alone (Transform's splits_config). Index 0 is the empty string, 1..V the known values by
-    falling frequency, V + 1 every other value. Of declared features see models.declared_features.
+    falling frequency, V + 1 every other value. For declared features see models.declared_features.
 
     Args:
         inputs: the features of models.features.row_features, dense, [batch] + shape.
@@ -39,7 +39,7 @@ def preprocessing_fn(inputs: Mapping[str, tf.Tensor], custom_config: Mapping[str
             outputs[index] = _index(inputs[name], file_name)
     if SIZES in custom_config:
         outputs |= _declared(inputs, FeatureSizes.model_validate_json(custom_config[SIZES]))
-    # By a hash and not by a vocabulary, which would put the users' ids into the exported model.
+    # A hash, since a vocabulary would put the users' ids into the exported model.
     outputs[features.USER_HASH] = tf.strings.to_hash_bucket_fast(inputs[features.USER_ID], features.USER_HASHES)
     for name in (
         features.HISTORY_LENGTH,
@@ -55,13 +55,13 @@ def preprocessing_fn(inputs: Mapping[str, tf.Tensor], custom_config: Mapping[str
 
 
 def _vocabulary(values: tf.Tensor, name: str) -> tf.Tensor:
-    # TensorFlow Transform counts the values of a batch in TensorFlow only if they have weights; without, each value of
-    # each row passes through Beam. Integers, so that the sums are the exact frequencies.
+    # TensorFlow Transform counts the values of a batch in TensorFlow only if they have weights; without weights, every
+    # value of every row goes through Beam. The weights are integers, so that the sums are the exact frequencies.
     return tft.vocabulary(values, weights=tf.ones_like(values, dtype=tf.int64), vocab_filename=name)
 
 
 def _index(values: tf.Tensor, vocabulary_file: tf.Tensor) -> tf.Tensor:
-    # One out-of-vocabulary bucket is V: unlike a default value it does not need V while the graph is built.
+    # The one out-of-vocabulary bucket is V. A default value of V would need V while the graph is built.
     known = tft.apply_vocabulary(values, vocabulary_file, num_oov_buckets=1)
     return tf.where(tf.equal(values, ""), tf.zeros_like(known), known + 1)
 
@@ -69,7 +69,7 @@ def _index(values: tf.Tensor, vocabulary_file: tf.Tensor) -> tf.Tensor:
 def transformed_columns(
     transform_output: tft.TFTransformOutput, sizes: features.FeatureSizes, *, use_user_id: bool
 ) -> tuple[features.Feature, ...]:
-    """What the rows of a transform graph hold: models.features.transformed_features."""
+    """The columns of the rows that a transform graph writes, see models.features.transformed_features."""
     has_weights = features.EXAMPLE_WEIGHT in transform_output.transformed_feature_spec()
     return features.transformed_features(sizes, use_user_id=use_user_id, has_weights=has_weights)
 
@@ -102,7 +102,7 @@ def _declared(inputs: Mapping[str, tf.Tensor], sizes: FeatureSizes) -> dict[str,
 
 _QUANTILE_ERROR = 0.001
 _IN_NO_VOCABULARY = "\n"
-"""A line of a vocabulary holds no line break."""
+"""In no vocabulary, since a line of its file holds no line break: its number is the size of the vocabulary."""
 
 
 def _number_in(vocabulary_file: tf.Tensor) -> Any:
@@ -110,15 +110,15 @@ def _number_in(vocabulary_file: tf.Tensor) -> Any:
 
 
 def _keep_numbers(f: DeclaredFeature, numbers: tf.Tensor) -> None:
-    """Writes numbers that analyzers found beside the vocabularies, as lines of `position number`: a transform graph
-    keeps no others that can be read."""
+    """Writes numbers that analyzers found as lines of `position number` in a file beside the vocabularies, since no
+    other numbers can be read from a transform graph."""
     positions = tf.strings.as_string(tf.range(tf.size(numbers)))
     texts = tf.strings.as_string(numbers, precision=9, scientific=True)
     tft.vocabulary(tf.strings.join([positions, texts], separator=" "), vocab_filename=f.numbers)
 
 
 def train_numbers(transform_output: tft.TFTransformOutput, sizes: FeatureSizes) -> dict[str, TrainNumbers]:
-    """By name of each numeric declared feature, what a transform graph holds."""
+    """By name of each numeric declared feature: its statistics in a transform graph."""
     found = {}
     for f in sizes.declared:
         if f.kind == NUMERIC:

@@ -1,4 +1,4 @@
-"""How far logits are from the labels as probabilities, and the shift between two rates of positives."""
+"""How far the probabilities of logits are from the labels, and the logit shift between two rates of positives."""
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,7 @@ def calibration_gaps(labels: npt.NDArray, logits: npt.NDArray, weights: npt.NDAr
 def weights_for(labels: npt.NDArray, positive_rate: float | None) -> npt.NDArray[np.float64]:
     """Weights, float64 [rows], with which the rows have this rate of positives; 1 each for None.
 
-    Sampled negatives make the rate of positives in the rows a choice; the real one is evaluation.positive_rate.
+    With sampled negatives, the rate of positives in the rows is a choice; the real one is evaluation.positive_rate.
     """
     if positive_rate is None:
         return np.ones(len(labels))
@@ -51,7 +51,7 @@ def weights_for(labels: npt.NDArray, positive_rate: float | None) -> npt.NDArray
 
 
 def logit_shift(rate_in_rows: float, positive_rate: float) -> float:
-    """What turns logits that were trained at one rate of positives into those of another: a constant to be added.
+    """The constant to add to logits trained at one rate of positives, so that they hold at another.
 
     A model that gives P(y | x) at the rate r gives it at the rate p after adding log(p / (1 - p)) - log(r / (1 - r)):
     the odds of the classes change by that factor, and nothing else does. The order of logits stays.

@@ -19,25 +19,25 @@ from sllmr.models.signals import PairSide
 
 ROWS = "rows"
 PAIRS = "pairs"
-"""Keys of a training batch. PAIRS is absent where the LLM has no part."""
+"""Keys of a training batch. PAIRS is absent if training uses no LLM."""
 
 
 class RankingModel(tfrs.Model):
     """Scores (user, candidate) rows; trained by L_rec + lambda * L_LLM + the gate's loss + embedding L2.
 
-    The gate and the pairwise loss exist only with `loss.llm_weight` above 0 and `loss.form` pairwise, and never in
-    `call`: what is served is `embedding` and `backbone`.
+    The gate and the pairwise loss exist only with `loss.llm_weight` above 0 and `loss.form` pairwise. `call` never uses
+    them: the served model consists of `embedding` and `backbone`.
 
     Args:
         vocabulary: sizes of the embedding tables.
         model: backbone and widths.
         gate: mode and signals.
         loss: form, lambda and margin.
-        item_vectors: float32 [items + 2, any] by item index, exactly with model.item_vectors.
-        fitted_gate: of the modes that are fitted beforehand; None makes one from `gate`.
+        item_vectors: float32 [items + 2, any] by item index; given if and only if model.item_vectors is set.
+        fitted_gate: a gate that was fitted before training; None makes one from `gate`.
         item_dropout, new_items: see FeatureEmbedding.
         precision: in which the hidden layers of the backbone compute; variables, embeddings, logits, gate, and losses
-            are float32. None: everything is.
+            are float32. None: the hidden layers, too, compute in float32.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class RankingModel(tfrs.Model):
     def compile(
         self, optimizer: keras.optimizers.Optimizer, gate_optimizer: keras.optimizers.Optimizer | None = None
     ) -> None:
-        """Sets the optimizer of everything, or of everything but the gate when that has its own."""
+        """Sets the optimizer of all variables, or of all but the gate's if `gate_optimizer` is given."""
         super().compile(optimizer=optimizer)
         self._gate_optimizer = gate_optimizer
 
     def make_optimizer_variables(self) -> None:
-        """For a compiled model whose own variables exist. Otherwise the first step makes them, and TensorFlow traces a
-        step that makes variables twice."""
+        """Makes the optimizers' variables; the model must be compiled and have its own. Otherwise the first step makes
+        them, and TensorFlow traces such a step twice."""
         ranking, gate = self._by_optimizer()
         self.optimizer.build(ranking)
         if self._gate_optimizer is not None:
@@ -103,11 +103,11 @@ class RankingModel(tfrs.Model):
         return tf.cast(self.backbone(self.embedding(served, training=training), training=training), tf.float32)
 
     def compute_loss(self, inputs: Mapping[str, Mapping[str, tf.Tensor]], training: bool = False) -> tf.Tensor:
-        """The loss without embedding L2, which is in `losses`; one forward pass for rows and pairs.
+        """The loss, a float32 scalar, without embedding L2, which is in `losses`; one forward pass for rows and pairs.
 
         Args:
-            inputs: ROWS, transformed rows with their label; PAIRS, some of inputs.load_pairs, or absent.
-            training: whether to drop units.
+            inputs: ROWS, transformed rows with their label; PAIRS, a batch of inputs.load_pairs, or absent.
+            training: whether dropout is on.
         """
         rows = inputs[ROWS]
         pairs = inputs.get(PAIRS) if self.llm_weight > 0 else None
@@ -137,10 +137,10 @@ class RankingModel(tfrs.Model):
 
     @tf.autograph.experimental.do_not_convert  # No tensor decides what Python does here, so it would only cost time.
     def train_step(self, inputs: Mapping[str, Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
-        """tfrs.Model's step, with the gate's variables going to the gate's optimizer.
+        """The training step of tfrs.Model, in which the gate's optimizer, if any, updates the gate's variables.
 
-        Under a distribution strategy `inputs` are a slice of the batch. The gradients, which the optimizers sum over
-        the replicas, are those of the whole batch's loss.
+        Under a distribution strategy `inputs` is a slice of the batch. The optimizers sum the gradients over the
+        replicas; these sums are the gradients of the whole batch's loss.
         """
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
@@ -156,12 +156,12 @@ class RankingModel(tfrs.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
     def _by_optimizer(self) -> tuple[list[tf.Variable], list[tf.Variable]]:
-        """The trainable variables of the optimizer, and those of the gate's own."""
+        """The trainable variables of the main optimizer, and those of the gate's own optimizer."""
         own = self.gate.trainable_variables if self.gate and self._gate_optimizer is not None else []
         return [v for v in self.trainable_variables if not any(v is o for o in own)], list(own)
 
     def _note(self, part: str, value: tf.Tensor) -> None:
-        """Of a replica's part of the batch's loss, what the whole batch has."""
+        """Records the metric `part` of the whole batch, from this replica's `value` of it, a float32 scalar."""
         self._parts[part].update_state(replica_sum(value))
 
     def _rec_loss(self, rows: Mapping[str, tf.Tensor], logits: tf.Tensor) -> tf.Tensor:
@@ -172,11 +172,11 @@ class RankingModel(tfrs.Model):
 
 
 Scorer = Callable[..., tf.Tensor]
-"""A batch of transformed rows, and `training=True` to drop units -> logits, float32 [batch]."""
+"""A batch of transformed rows -> logits, float32 [batch]; `training=True` turns dropout on."""
 
 
 def scorer(model: RankingModel) -> Scorer:
-    """The model's `call` as a graph: traced once for all that is scored with it."""
+    """The model's `call` as a graph, traced once for all batches."""
     return tf.function(model.call, reduce_retracing=True, autograph=False)
 
 
@@ -198,11 +198,11 @@ def pair_side(pairs: Mapping[str, tf.Tensor], prefix: str) -> dict[str, tf.Tenso
 
 
 def pair_input(pairs: Mapping[str, tf.Tensor], logits: Sequence[tf.Tensor] | None = None) -> tuple[PairSide, PairSide]:
-    """What the gate may see of the preferred and of the other item.
+    """The gate's view of the preferred and of the other item, see signals.PairSide.
 
     Args:
-        pairs: some of inputs.load_pairs, or of base_model.with_base_model.
-        logits: of the two sides by the model in training; not looked at where the pairs hold the base model's.
+        pairs: a batch of inputs.load_pairs, or of base_model.with_base_model.
+        logits: float32 [pairs] by the model in training, of either side; unused if the pairs hold the base model's.
     """
     sides = [pair_side(pairs, prefix) for prefix in (features.PREFERRED, features.OTHER)]
     gap = tf.abs(sides[0][features.LLM_SCORE] - sides[1][features.LLM_SCORE])

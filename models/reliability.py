@@ -1,4 +1,4 @@
-"""Where LLM and model are right, measured on calibration pairs, beside how far the gate opens; and the alarm."""
+"""Where the LLM and the model are right on calibration pairs, how far the gate opens there, and the alarm."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from sllmr.models.fractions import Z_95, Fraction, wilson
 
 HISTORY_FROM = (0, 4, 10)
 POPULARITY_FROM = (0, 5, 20)
-"""Lower ends of the cells: earlier positives of the user, train positives of the rarer item of the pair."""
+"""Lower ends of the cells, inclusive: earlier positives of the user, and train positives of the pair's rarer item."""
 
 CLOSED, OPEN = 0.05, 0.95
 _LEAST_CALIBRATION_PAIRS = 30
@@ -30,13 +30,13 @@ class ReliabilityCell(BaseModel):
     """The pairs of one cell of history length x popularity.
 
     Attributes:
-        history_from: least number of the user's earlier positives; the next cell's is one above the most.
+        history_from: least number of the user's earlier positives; the most is one below the next cell's least.
         popularity_from: least number of train positives of the pair's rarer item.
         pairs: number of pairs.
-        mean_alpha: over them; None where there are none.
-        calibration_pairs: labeled pairs that the numbers below are of; with a base model only those held out of it.
-        llm_right: fraction of them in which the LLM prefers the target item; None without calibration pairs.
-        model_right: fraction of them in which the base model scores the target item higher; None without calibration
+        mean_alpha: over these pairs; None if there are none.
+        calibration_pairs: number of labeled pairs behind the numbers below; with a base model only held-out pairs.
+        llm_right: their fraction in which the LLM prefers the target item; None without calibration pairs.
+        model_right: their fraction in which the base model scores the target item higher; None without calibration
             pairs, or without a base model.
     """
 
@@ -98,7 +98,7 @@ def model_is_right(pairs: Mapping[str, npt.ArrayLike]) -> np.ndarray | None:
 
 
 def calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error: mean over bins of equal width of |mean probability - fraction right|, by their size.
+    """Expected calibration error: |mean probability - fraction right| of bins of equal width, averaged by their size.
 
     Args:
         probability: float [calibration pairs] in [0, 1].
@@ -113,23 +113,23 @@ def calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 10
 
 
 def labeled(pairs: Mapping[str, npt.ArrayLike]) -> np.ndarray:
-    """bool [pairs]: those whose right order is known."""
+    """bool [pairs]: whether the right order of a pair is known."""
     return np.asarray(pairs[features.CALIBRATION_LABEL]) != NOT_CALIBRATION
 
 
 def collapse(alpha: np.ndarray, cells: list[ReliabilityCell]) -> str | None:
-    """What is wrong with the gate, in one word; None where it is sound.
+    """What is wrong with the gate, in one word; None if it is sound.
 
     `closed`: alpha is below .05 on 95% of the pairs, although the LLM's advantage is significantly above 0, or there
     are too few calibration pairs to tell.
     `open`: alpha is above .95 on 95% of the pairs, although the LLM is wrong on significantly more than 5% of the
     calibration pairs, or there are too few calibration pairs to tell.
-    `inverted`: of the cells with at least 30 calibration pairs, the one with the highest alpha is the one where the
-    LLM's advantage is significantly smaller than in the one with the lowest alpha; the two alphas differ by .05,
-    or by half where the LLM's advantage is significantly above 0 in the latter.
+    `inverted`: among cells with at least 30 calibration pairs, the LLM's advantage is significantly smaller in the cell
+    of the highest alpha than in the cell of the lowest, and the two alphas differ by at least .05; if the advantage in
+    the cell of the lowest is significantly above 0, it is enough that the highest is at least 1.5 times the lowest.
 
-    The advantage is P(LLM right) - P(model right), without a base model P(LLM right) - 1/2: an LLM that knows nothing
-    beyond the model, as what is popular, may be shut out.
+    The advantage is P(LLM right) - P(model right), or P(LLM right) - 1/2 without a base model. So a gate may shut out
+    an LLM that knows nothing beyond the model, for example only what is popular.
     """
     is_enough = sum(cell.calibration_pairs for cell in cells) >= _LEAST_CALIBRATION_PAIRS
     if np.quantile(alpha, 0.95) < CLOSED:
@@ -147,7 +147,7 @@ def collapse(alpha: np.ndarray, cells: list[ReliabilityCell]) -> str | None:
     if len(known) >= 2:
         (least, lowest), (most, highest) = (pick(known, key=lambda pair: pair[0]) for pick in (min, max))
         low, high = _advantage([lowest]), _advantage([highest])
-        # Of a gate that is as good as closed the difference is small, but may still be in the wrong direction.
+        # If a gate is almost closed, its alphas differ little, but may still differ in the wrong direction.
         is_wide = most - least >= _LEAST_ALPHA_GAP or (most >= _LEAST_ALPHA_RATIO * least and _is_above(0.0, low))
         if is_wide and _is_above(high[0], (low[0], low[1] + high[1])):
             return "inverted"
@@ -155,7 +155,7 @@ def collapse(alpha: np.ndarray, cells: list[ReliabilityCell]) -> str | None:
 
 
 def _advantage(cells: Sequence[ReliabilityCell]) -> tuple[float, float]:
-    """Of the LLM in cells with calibration pairs, and its variance; the fractions count as independent."""
+    """The LLM's advantage in cells with calibration pairs, and its variance as if the fractions were independent."""
     llm, variance = _pooled([(cell.calibration_pairs, cell.llm_right) for cell in cells])
     if not any(cell.model_right for cell in cells):
         return llm - 0.5, variance
@@ -164,7 +164,7 @@ def _advantage(cells: Sequence[ReliabilityCell]) -> tuple[float, float]:
 
 
 def _pooled(measured: Sequence[tuple[int, Fraction | None]]) -> tuple[float, float]:
-    """Fraction of the calibration pairs of several cells, and its variance."""
+    """The fraction over the calibration pairs of several cells together, and its variance."""
     known = [(calibration_pairs, found.fraction) for calibration_pairs, found in measured if found is not None]
     total = sum(calibration_pairs for calibration_pairs, _ in known)
     pooled = sum(calibration_pairs * fraction for calibration_pairs, fraction in known) / total
@@ -172,6 +172,6 @@ def _pooled(measured: Sequence[tuple[int, Fraction | None]]) -> tuple[float, flo
 
 
 def _is_above(level: float, estimate: tuple[float, float]) -> bool:
-    """Whether a value, of this estimate and variance, is significantly above a level."""
+    """Whether an estimate, a value with its variance, is significantly above a level."""
     value, variance = estimate
     return value - level > Z_95 * math.sqrt(variance)

@@ -1,7 +1,7 @@
 """The distribution strategy, and sums over its replicas, so that a loss is that of the whole batch and not of a slice.
 
-Without a strategy there is one replica, and each sum is what it is given. Under a strategy the sums are taken in a
-replica's step, in the same order by every replica.
+Without a strategy there is one replica, and each sum returns its argument. Under a strategy, every replica must call
+the sums within its step, in the same order.
 """
 
 import tensorflow as tf
@@ -11,11 +11,11 @@ from sllmr.models.errors import UserError
 
 
 def distribution(config: TrainConfig) -> tf.distribute.Strategy:
-    """The strategy of `train.strategy`: TensorFlow's default one, or a replica on each GPU, without any on each CPU
-    device.
+    """The strategy of `train.strategy`: TensorFlow's default, or for mirrored a replica on each GPU, on a machine
+    without a GPU on each CPU device.
 
     Raises:
-        UserError: mirrored, and there is one device.
+        UserError: the strategy is mirrored, and there is only one device.
     """
     if config.strategy is None:
         return tf.distribute.get_strategy()
@@ -26,8 +26,8 @@ def distribution(config: TrainConfig) -> tf.distribute.Strategy:
             f"train.strategy mirrored needs at least two devices of a kind on this machine, got {', '.join(devices)}; "
             "remove train.strategy, or run on a machine with several GPUs"
         )
-    # MirroredStrategy's own choice, CollectiveAllReduce, mixes up its operations where gradients of embedding tables of
-    # different lengths are among them (TensorFlow 2.21: "Shape mismatch in the collective instance").
+    # MirroredStrategy's default, CollectiveAllReduce, mixes up its operations if embedding tables of different lengths
+    # have gradients (TensorFlow 2.21: "Shape mismatch in the collective instance").
     reduction = tf.distribute.NcclAllReduce() if gpus else tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=reduction)
 
@@ -44,7 +44,7 @@ def batch_mean(values: tf.Tensor) -> tf.Tensor:
     """sum of this replica's values / number of all replicas' values: over the replicas these add up to the mean.
 
     Args:
-        values: float32 [any]; none on some replica, at least one on another.
+        values: float32 [any]; may be empty on a replica, but not on all.
     """
     return tf.reduce_sum(values) / replica_sum(tf.cast(tf.size(values), values.dtype))
 
@@ -53,7 +53,7 @@ def replicas_with(distinct: tf.Tensor) -> tf.Tensor:
     """How many replicas hold each of these values, float32 [values].
 
     Args:
-        distinct: int32 or int64 [values], each once.
+        distinct: int32 or int64 [values], without duplicates.
     """
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:

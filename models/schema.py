@@ -30,7 +30,7 @@ def schema(features: Iterable[Feature]) -> schema_pb2.Schema:
 
 
 def _set_domain(column: schema_pb2.Feature, declared: DeclaredFeature) -> None:
-    """What the values of a declared feature may be, apart from missing ones."""
+    """Limits a column to the values that a declared feature allows; missing values stay allowed."""
     if declared.kind == NUMERIC:
         column.float_domain.disallow_inf = True
         if declared.min is not None:

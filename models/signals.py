@@ -1,4 +1,4 @@
-"""What the gate looks at: each signal is one function from a side of a pair to [0, 1]."""
+"""The signals that the gate reads: each is a function from one side of a pair to [0, 1]."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ def short_history(side: PairSide, config: GateConfig) -> tf.Tensor:
 
 
 def long_tail(side: PairSide, config: GateConfig) -> tf.Tensor:
-    """Tail(i) as the data's own rule says; float32 [pairs]."""
+    """Tail(i) = 1 for a long-tail item as data.tail defines it, else 0; float32 [pairs]."""
     return tf.cast(side[features.IS_TAIL], tf.float32)
 
 
@@ -46,18 +46,18 @@ def rarity(side: PairSide, config: GateConfig) -> tf.Tensor:
 
 
 def text_richness(side: PairSide, config: GateConfig) -> tf.Tensor:
-    """1 - exp(-words / 16): near 0 where a prompt can tell next to nothing of the item; float32 [pairs]."""
+    """1 - exp(-words / 16): near 0 if a prompt has almost no words to describe the item; float32 [pairs]."""
     return 1.0 - tf.exp(-tf.cast(side[features.TEXT_WORDS], tf.float32) / 16.0)
 
 
 def llm_gap(side: PairSide, config: GateConfig) -> tf.Tensor:
-    """|y_i - y_j|: how decided the LLM is; float32 [pairs]."""
+    """|y_i - y_j|: how clearly the LLM prefers one item; float32 [pairs]."""
     return tf.clip_by_value(side[features.LLM_GAP], 0.0, 1.0)
 
 
 def llm_consistency(side: PairSide, config: GateConfig) -> tf.Tensor:
-    """1 - |y - y'| for the LLM's two scores of an item, with the candidates in either order (llm.audit); 1 with one
-    score; float32 [pairs].
+    """1 - |y - y'| for the LLM's two scores of an item, one for each order of the candidates (llm.audit); 1 if the LLM
+    scored the item only once; float32 [pairs].
     """
     return 1.0 - tf.clip_by_value(side[features.LLM_DISAGREEMENT], 0.0, 1.0)
 
@@ -81,14 +81,14 @@ def dropout_variance(side: PairSide, config: GateConfig) -> tf.Tensor:
 def confidence(side: PairSide, config: GateConfig) -> tf.Tensor:
     """q = 2 (1 - max(p, 1 - p)): 1 at p = 1/2, 0 where the model is certain; float32 [pairs].
 
-    No gradient passes: through q the gate would train the ranking model towards overconfidence.
+    Stops the gradient: through q the gate would train the ranking model towards overconfidence.
     """
     p = tf.sigmoid(tf.stop_gradient(side[features.LOGIT]))
     return 2.0 * tf.minimum(p, 1.0 - p)
 
 
 def entropy(side: PairSide, config: GateConfig) -> tf.Tensor:
-    """q = -(p ln p + (1 - p) ln(1 - p)) / ln 2; float32 [pairs]. No gradient passes, as in `confidence`."""
+    """q = -(p ln p + (1 - p) ln(1 - p)) / ln 2; float32 [pairs]. Stops the gradient, as `confidence` does."""
     logit = tf.stop_gradient(side[features.LOGIT])
     p = tf.sigmoid(logit)
     nats = tf.nn.sigmoid_cross_entropy_with_logits(labels=p, logits=logit)

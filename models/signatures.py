@@ -23,12 +23,12 @@ from sllmr.models.tf_examples import to_example
 
 SCORES = "scores"
 LOGITS = "logits"
-"""Outputs of SERVING_DEFAULT and RAW, float32 [batch] each: the probability that the user chooses the candidate, and
-its logit, both at the rate of positives that `logit_shift` of `export` says. TFMA reads an output of the name `scores`
+"""Outputs of SERVING_DEFAULT and RAW, float32 [batch] each: the probability that the user interacts with the candidate,
+and its logit, both at the rate of positives to which export's `logit_shift` leads. TFMA reads an output named `scores`
 without further configuration."""
 
 ORDER = "order"
-"""Output of RANK beside SCORES, int32 [users, N]: the candidates' positions in the request, best first."""
+"""Output of RANK, int32 [users, N]: the candidates' positions in the request, best first. SCORES is [users, N], too."""
 
 CANDIDATE_ITEM_IDS = "candidate_item_ids"
 """Input of RANK, string [users, N]."""
@@ -36,8 +36,8 @@ CANDIDATE_ITEM_IDS = "candidate_item_ids"
 SERVING_DEFAULT = "serving_default"
 RAW = "raw"
 RANK = "rank"
-"""Names of the signatures: serialized tf.Examples under `examples`; one tensor for each served column; a user's history
-and candidates as item ids."""
+"""Names of the signatures. Their inputs: serialized tf.Examples as `examples`; one tensor for each served column; a
+user's history and candidates as item ids."""
 
 _EXAMPLES = "examples"
 
@@ -54,10 +54,10 @@ def export(
     logit_shift: float = 0.0,
     numbers: Mapping[str, TrainNumbers] | None = None,
 ) -> None:
-    """Saves embedding and backbone behind the lookup of indices, with a request of each signature for the warm-up.
+    """Saves the lookup of indices, embedding and backbone, and one warm-up request for each signature.
 
     SERVING_DEFAULT and RAW take raw values of the served features of models.features.row_features, the user id only
-    with `use_user_id`. A tf.Example may hold further features; they are not read.
+    with `use_user_id`. The model ignores other features of a tf.Example.
 
     SERVING_DEFAULT: `examples`, string [batch]; shorter lists need no padding, see serving.examples.parse_requests.
     RAW: by feature name, [batch] + shape; the client pads shorter histories and category lists with "".
@@ -73,11 +73,11 @@ def export(
         directory: of the SavedModel.
         use_user_id: as in ModelConfig.
         catalog: the items that RANK knows.
-        catalog_vectors: of a model with item vectors, by id of an item of the catalog, float32 [dimensions] of length
-            1; read for items outside the vocabulary, whose id is unknown and whose text is not.
+        catalog_vectors: for a model with item vectors: by item id of the catalog, float32 [dimensions] of length 1.
+            Read only for items outside the vocabulary: the model does not know their id, but their vector.
         logit_shift: added to every logit, so that the scores are probabilities at another rate of positives than that
             of the train rows; see models.probability_error.logit_shift. No order changes.
-        numbers: of the numeric declared features, by name.
+        numbers: statistics of the numeric declared features, by name.
 
     Raises:
         UserError: see serving.item_lookup.check_item_ids.
@@ -96,10 +96,10 @@ def export(
         variables = (*model.embedding.variables, *model.backbone.variables)
         module.scoring_variables = [variable for variable in variables if variable is not table]
         if table is not None:
-            module.item_vectors = table  # under a name, for another catalog's
+            module.item_vectors = table  # the name by which catalog_swap replaces it
         module.index_lookup = indices
         module.item_lookup, module.item_halves = ranker.lookup, ranker.halves
-        module.item_half = ranker.item_half  # what another catalog is put in with
+        module.item_half = ranker.item_half  # catalog_swap calls it for another catalog
         signatures = {
             **_row_signatures(model, indices, ranker.lookup, served, logit_shift),
             RANK: _rank_signature(ranker, indices, [f for f in served if _is_of_the_user(f)], logit_shift),
@@ -184,9 +184,9 @@ def _rank_signature(ranker: Ranker, indices: IndexLookup, of_the_user: Sequence[
 
 
 def _checked(columns: Mapping[str, tf.Tensor], spec: Mapping[str, tf.TensorSpec]) -> dict[str, tf.Tensor]:
-    """The columns, where each has the shape of its spec and all have as many rows.
+    """The columns, after a check that each has the shape of its spec and that all have the same number of rows.
 
-    TF Serving does not compare a request with the signature, so the graph does, by names.
+    TF Serving does not compare a request with the signature, so the graph does, and names the column that differs.
     """
     checked = {name: tf.ensure_shape(columns[name], spec[name].shape) for name in spec}
     first = next(iter(checked))

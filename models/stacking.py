@@ -1,13 +1,13 @@
-"""Feature-weighted linear stacking of two scorers whose weights are nowhere negative. NumPy and SciPy alone.
+"""Feature-weighted linear stacking of two scorers with weights of at least 0 everywhere. NumPy and SciPy alone.
 
 f = a(z) s + b(z) y + c(z), P(positive) = sigmoid(f), a and b at least 0.
 
-An unconstrained fit whose negative weights are set to 0 afterwards is no fit: a and c stay those that went with the
-negative b, and the probabilities are overconfident. So the bounds are part of the fit: a and b are sums of functions of
-two signals that are products of 1 - t and t, t a signal scaled to [0, 1] over the rows of the fit, with coefficients of
-at least 0. With one or two signals these are all such functions that are nowhere negative on the range of the signals.
-The likelihood is concave in the coefficients and the bounds are a box, so there is one optimum and L-BFGS-B finds it;
-weights that are clipped inside the likelihood would have neither property.
+It does not work to fit without bounds and set negative weights to 0 afterwards: a and c stay as fitted beside the
+negative b, and the probabilities are overconfident. So the bounds are part of the fit. Let t be a signal scaled to
+[0, 1] over the rows of the fit. a and b are sums, with coefficients of at least 0, of products of one factor, t or
+1 - t, from each of two signals. With one or two signals, these sums are all functions linear in z that are at least 0
+on the range of the signals. The likelihood is concave in the coefficients and the bounds are a box, so there is one
+optimum and L-BFGS-B finds it. With weights clipped inside the likelihood, neither would hold.
 
 Sources: Sill et al., "Feature-Weighted Linear Stacking", arXiv 0911.0460; Breiman, "Stacked Regressions", 1996, for
 the weights of at least 0; Platt, "Probabilistic Outputs for Support Vector Machines", 1999, for the calibration.
@@ -33,7 +33,7 @@ class Blend(NamedTuple):
         model: float [columns], a(z) = model . z.
         llm: float [columns], b(z) = llm . z.
         base: float [columns], c(z) = base . z.
-        calibration_error: of the probabilities of rows whose users took part neither in the fit nor in its calibration;
+        calibration_error: of probabilities for rows whose users took part neither in the fit nor in its recalibration;
             None with a single user.
     """
 
@@ -43,12 +43,12 @@ class Blend(NamedTuple):
     calibration_error: float | None
 
     def logit(self, z: np.ndarray, s: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """f, float [rows]."""
+        """f, float64 [rows], from z [rows, columns], s [rows] and y [rows]."""
         return (z @ self.model) * s + (z @ self.llm) * y + z @ self.base
 
 
 def interactions(signals: np.ndarray) -> np.ndarray:
-    """z, float [rows, columns]: 1, each signal of [rows, signals], and the product of any two."""
+    """z, float [rows, columns], from signals, float [rows, signals]: 1, each signal, and the product of any two."""
     products = [signals[:, i] * signals[:, j] for i, j in itertools.combinations(range(signals.shape[1]), 2)]
     return np.stack([np.ones(len(signals)), *signals.T, *products], axis=1)
 
@@ -56,17 +56,17 @@ def interactions(signals: np.ndarray) -> np.ndarray:
 def fit_calibrated_blend(
     signals: np.ndarray, s: np.ndarray, y: np.ndarray, positive: np.ndarray, users: np.ndarray
 ) -> Blend:
-    """The blend of the largest likelihood less half the squared norm of its weights, recalibrated.
+    """Fits the blend by maximum likelihood, less half the squared norm of its weights, and recalibrates it.
 
-    A blend's logits on its own rows are a little too large. So each fifth of the users is scored by a blend of the
-    others, and A f + B, A at least 0, is fitted to these logits; A and B are then part of the weights.
+    A blend's logits on its own rows are a little too large. So a blend of the other users scores each fifth of the
+    users, and A f + B, A at least 0, is fitted on these logits f; A and B then become part of the weights.
 
     Args:
         signals: float [rows, signals].
         s: float [rows], of the base model.
         y: float [rows], of the LLM.
         positive: int [rows], 1 for a positive.
-        users: int [rows]; the rows of one user are never on both sides.
+        users: int [rows]; a fold has all rows of a user or none.
     """
     blend = _fit(signals, s, y, positive)
     _, user = np.unique(users, return_inverse=True)
@@ -95,7 +95,7 @@ def _fit(signals: np.ndarray, s: np.ndarray, y: np.ndarray, positive: np.ndarray
     to_weights = _never_negative(signals.min(axis=0), signals.max(axis=0))
     parts = to_weights.shape[1]
     columns = np.concatenate([(z @ to_weights) * s[:, np.newaxis], (z @ to_weights) * y[:, np.newaxis], z], axis=1)
-    # What is penalized are the weights of z, not the coefficients that they are made of; the constant of c is free.
+    # The penalty applies to the weights of z, not to the coefficients that form them; the constant of c has none.
     penalized = scipy.linalg.block_diag(to_weights, to_weights, np.diag([0.0] + [1.0] * (z.shape[1] - 1)))
     rows = len(s)
 
@@ -133,7 +133,7 @@ def _never_negative(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     parts = []
     for n, (i, j) in enumerate(pairs):
         for first, second in itertools.product(ends(i), ends(j)):
-            weights = first[0] * second + second[0] * first  # less the constants' product, which is in both
+            weights = first[0] * second + second[0] * first  # holds the product of the constants twice
             weights[0] -= first[0] * second[0]
             product = np.zeros(len(pairs))
             product[n] = first[1 + i] * second[1 + j]

@@ -1,4 +1,4 @@
-"""Refusal of configuration keys and values under their old names."""
+"""A base class of configuration sections, which refuses keys and values under their old names."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

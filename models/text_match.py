@@ -1,4 +1,4 @@
-"""How well a candidate's text matches the texts of a history: an input of the ranking model, made inside it."""
+"""How well a candidate's text matches the texts of a history: an input that the ranking model computes itself."""
 
 import tensorflow as tf
 import tf_keras as keras

@@ -1,7 +1,7 @@
 """How well scores order the rows of each single user: AUC, NDCG and hit rate on the sampled candidates.
 
-The rows of a user are its candidates: the positives and the negatives that were sampled for it. Ties are broken at
-random in expectation, so that a constant score gets what chance gets.
+The rows of a user are its candidates: the positives and the negatives that were sampled for it. A tie counts as the
+expectation over its random orders, so a constant score gets what chance gets.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class UserRanking(NamedTuple):
 
 
 def rank_by_user(users: npt.ArrayLike, labels: npt.ArrayLike, scores: npt.ArrayLike) -> UserRanking:
-    """Measures each user's order.
+    """Measures how well the scores order the rows of each user.
 
     Args:
         users: [rows], any sortable ids.

@@ -26,12 +26,12 @@ _ITEM_VECTORS = "item_vectors/.ATTRIBUTES/VARIABLE_VALUE"
 """Names in the checkpoint that signatures.export writes."""
 
 _MIN_EQUAL_VECTORS = 0.5
-"""Of the items that both models know, this fraction must have the same item vectors: else another model embedded the
-texts, and the projection of the vectors means nothing."""
+"""Of the items that both models know, at least this fraction must have the same item vectors. Otherwise another model
+embedded the texts, and the learned projection of the vectors is meaningless."""
 
 
 class EarlierModel(NamedTuple):
-    """What a warm start reads of an exported model.
+    """The parts of an exported model that a warm start reads.
 
     Attributes:
         directory: of the SavedModel.
@@ -76,7 +76,7 @@ def start_from(
     """Sets the weights of `model`, all of whose variables exist, to those of `earlier`.
 
     Raises:
-        Mismatch: features, weights, or item vectors are of another kind; `model` is as it was.
+        Mismatch: features, weights, or item vectors are of another kind; `model` is unchanged.
     """
     table = model.embedding.item_vector_table
     variables = [v for v in (*model.embedding.variables, *model.backbone.variables) if v is not table]
@@ -137,7 +137,7 @@ def _check(
 
 
 def _has_shape_of(variable: tf.Variable, weights: np.ndarray, by_row: set) -> bool:
-    """Variables of `by_row` have as many rows as their vocabulary has values, and may have others than before."""
+    """Whether the weights fit. Variables of `by_row` have a row per value, so their number of rows may change."""
     shape = tuple(variable.shape)
     return shape[1:] == weights.shape[1:] if variable.ref() in by_row else shape == weights.shape
 
@@ -154,7 +154,7 @@ def _matches(now: Sequence[bytes], then: Sequence[bytes]) -> tuple[np.ndarray, n
 def _declared_matches(
     vocabularies: Vocabularies, declared: Sequence[DeclaredFeature], earlier: EarlierModel
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same of the table of declared features: values, then the unknown and the missing one of each feature."""
+    """`_matches` for the table of declared features: of each feature the values, the unknown and the missing one."""
     sizes = [f.fixed_size or len(vocabularies[f.name]) for f in declared]
     earlier_sizes = [f.fixed_size or len(earlier.vocabularies[f.name]) for f in declared]
     to: list[np.ndarray] = []

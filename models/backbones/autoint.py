@@ -39,8 +39,8 @@ class InteractingLayer(keras.layers.Layer):
 
     def call(self, e: tf.Tensor, training: bool = False) -> tf.Tensor:
         _, fields, width = e.shape
-        # One product for all four projections, then heads in front: the attention of few fields is many tiny matrices,
-        # which matmul takes fastest as they lie.
+        # One matmul computes all four projections. Then the heads move to the front: attention over few fields is a
+        # batch of many tiny matrices, which matmul multiplies fastest in this layout.
         projected = tf.matmul(tf.reshape(e, [-1, width]), tf.concat(self._kernels, axis=1))
         projected = tf.reshape(projected, [-1, fields, 4, self._heads, self._head_dim])
         query, key, value, residual = tf.unstack(tf.transpose(projected, [2, 0, 3, 1, 4]))
@@ -53,7 +53,7 @@ class InteractingLayer(keras.layers.Layer):
 class AutoInt(Backbone):
     """Fields through interacting layers; logit = w . (fields side by side) + b.
 
-    This is AutoInt itself: no MLP, which the paper calls AutoInt+.
+    This is plain AutoInt. With an MLP beside it, the paper calls it AutoInt+.
 
     Source: Song et al., "AutoInt", arXiv 1810.11921, eq. 5 to 9.
     """

@@ -1,4 +1,4 @@
-"""What every backbone is."""
+"""The base class of the backbones, and the layers that they share."""
 
 from collections.abc import Callable, Sequence
 
@@ -27,10 +27,10 @@ class Backbone(keras.layers.Layer):
         raise NotImplementedError
 
     def item_half(self, item: EmbeddedFeatures) -> tuple[tf.Tensor, ...]:
-        """What `rank` reads of candidates, whoever the user is.
+        """The intermediate values that depend on the candidates alone; `rank` takes them as `items`.
 
         Args:
-            item: candidates embedded without a user.
+            item: candidates embedded without a user, [items, ...].
 
         Returns:
             float32 [items, any] each.
@@ -39,12 +39,12 @@ class Backbone(keras.layers.Layer):
         return (fields,) if item.first_order is None else (fields, item.first_order[:, tf.newaxis])
 
     def rank(self, items: Sequence[tf.Tensor], user: EmbeddedFeatures, match: tf.Tensor | None = None) -> tf.Tensor:
-        """The logits of `call` for candidates of users; what hangs on the user alone is computed once a user.
+        """The logits of `call` for N candidates of each user; a subclass may compute a user's part only once.
 
         Args:
-            items: float32 [users, N, any] each, of `item_half`.
-            user: users embedded with a candidate that pads.
-            match: float32 [users, N, dim], the last field of the rows if that depends on both; it replaces `user`'s.
+            items: float32 [users, N, any] each, the parts that `item_half` returns.
+            user: users embedded with padding in place of the candidate, [users, ...].
+            match: float32 [users, N, dim], the text match, which replaces the last field of `user`; None without one.
 
         Returns:
             float32 [users, N].
@@ -77,18 +77,18 @@ def _joined(items: Sequence[tf.Tensor], user: EmbeddedFeatures, match: tf.Tensor
 
 
 def of_the_user(user: EmbeddedFeatures, *, has_match: bool) -> tf.Tensor:
-    """The fields that do not hang on the candidate, side by side, float32 [users, any]."""
+    """The fields that do not depend on the candidate, side by side, float32 [users, any]."""
     fields = user.fields[:, user.candidate.shape[1] :]
     return side_by_side(fields[:, :-1] if has_match else fields)
 
 
 def mlp_of_halves(layers: keras.Sequential, item: tf.Tensor, user: tf.Tensor, match: tf.Tensor | None) -> tf.Tensor:
-    """The MLP over [item's fields, user's fields, match], whose first layer is linear in each.
+    """The MLP over [item's fields, user's fields, match]; its first layer is the sum of one product for each.
 
     Args:
-        layers: of `mlp`.
-        item: float32 [users, N, width of the first layer], of `first_layer_of_items`.
-        user: float32 [users, any], of `of_the_user`.
+        layers: as `mlp` returns them.
+        item: float32 [users, N, width of the first layer], from `first_layer_of_items`.
+        user: float32 [users, any], from `of_the_user`.
         match: see Backbone.rank.
 
     Returns:
@@ -112,7 +112,7 @@ def first_layer_of_items(layers: keras.Sequential, item: EmbeddedFeatures) -> tf
 
 
 def mlp(config: ModelConfig, activation: Callable[[], keras.layers.Layer] = keras.layers.ReLU) -> keras.Sequential:
-    """The hidden layers: for each width Dense, activation, Dropout."""
+    """The hidden layers, [batch, any] -> [batch, last width]: for each width Dense, activation, Dropout."""
     layers: list[keras.layers.Layer] = []
     for width in config.mlp:
         layers += [keras.layers.Dense(width), activation(), keras.layers.Dropout(config.dropout)]
@@ -120,7 +120,7 @@ def mlp(config: ModelConfig, activation: Callable[[], keras.layers.Layer] = kera
 
 
 def logit_layer() -> keras.layers.Layer:
-    """The last layer, one number: in float32 whatever the precision of the others, as the losses are."""
+    """The last layer, [batch, any] -> float32 [batch, 1]; float32 whatever the precision of the other layers."""
     return keras.layers.Dense(1, dtype="float32")
 
 

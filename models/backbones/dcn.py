@@ -30,7 +30,7 @@ class DCN(Backbone):
 
     x_0 = the fields side by side, crossed by VectorCross; logit = w . [x_cross, mlp(x_0)] + b.
 
-    Without the paper's batch normalization of the deep part.
+    The paper also applies batch normalization in the deep part; this class does not.
 
     Source: Wang et al., "Deep & Cross Network for Ad Click Predictions", arXiv 1708.05123, eq. 3 to 5.
     """

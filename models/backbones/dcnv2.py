@@ -12,7 +12,7 @@ from sllmr.models.embeddings import EmbeddedFeatures
 
 
 class MatrixCross(Cross):
-    """TFRS's Cross, whose matrix computes in the precision of the layer and not in that of its variables."""
+    """TFRS's Cross, but its matrix product runs in the layer's compute precision, not in its variables' precision."""
 
     _dense: keras.layers.Layer
 
@@ -29,9 +29,9 @@ class DCNv2(DCN):
     x_0 = the fields side by side; x_{l+1} = x_0 * (W_l x_l + b_l) + x_l; logit = w . [x_cross, mlp(x_0)] + b.
 
     For `rank`, x_0 = [c, u], the candidate's and the user's fields. W_1 x_0 is linear in both. So is the last layer as
-    the logit reads it: w . (x_0 * (W x + b) + x) = x . (W^T (w * x_0) + w) + (w * x_0) . b. The products with c are
-    halves of the item, those with u of the user, and a row is multiplied with the matrices of the layers in between
-    alone. A text match, which hangs on both, is a third part of x_0.
+    the logit reads it: w . (x_0 * (W x + b) + x) = x . (W^T (w * x_0) + w) + (w * x_0) . b. `item_half` holds the
+    products with c, and `rank` computes those with u once for each user. Only the layers in between multiply their
+    matrices with every row. A text match, which depends on both, is a third part of x_0.
 
     Source: Wang et al., "DCN V2", arXiv 2008.13535, eq. 1 and figure 1b.
     """

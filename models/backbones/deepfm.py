@@ -32,7 +32,7 @@ class DeepFM(Backbone):
 def second_order(fields: tf.Tensor) -> tf.Tensor:
     """sum over i < j of <v_i, v_j> = (|sum_i v_i|^2 - sum_i |v_i|^2) / 2; [batch, fields, dim] -> [batch].
 
-    Linear in the fields, where TFRS's DotInteraction would lay out each pair's product to be summed.
+    The cost is linear in the number of fields. TFRS's DotInteraction would store the product of each pair of fields.
 
     Source: Rendle, "Factorization Machines", ICDM 2010, lemma 3.1.
     """

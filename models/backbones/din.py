@@ -11,8 +11,8 @@ from sllmr.models.embeddings import EmbeddedFeatures
 class ActivationUnit(keras.layers.Layer):
     """a(e_j, v) = PReLU network of [e_j, e_j * v, v], the weight of history position j for the candidate v.
 
-    The paper's "out product" is taken element by element, as in the authors' code; the difference e_j - v,
-    which that code adds, is a linear map of e_j and v and so is already within reach of the first layer.
+    The paper's "out product" is the product element by element, as in the authors' code. That code also feeds
+    the difference e_j - v, but the first layer sees e_j and v and can form their difference itself.
 
     Args:
         widths: of the hidden layers.
@@ -22,7 +22,7 @@ class ActivationUnit(keras.layers.Layer):
 
     def __init__(self, widths: tuple[int, ...]):
         super().__init__(name="activation_unit")
-        # The first layer in two parts, so that v is multiplied once a row and not once a position.
+        # The first layer in two parts: so v is multiplied once per row, not once per position.
         self._from_position = keras.layers.Dense(widths[0])
         self._from_candidate = keras.layers.Dense(widths[0], use_bias=False)
         layers: list[keras.layers.Layer] = [keras.layers.PReLU(shared_axes=[1])]
@@ -31,7 +31,7 @@ class ActivationUnit(keras.layers.Layer):
         self._rest = keras.Sequential([*layers, keras.layers.Dense(1)])
 
     def call(self, positions: tf.Tensor, candidate: tf.Tensor) -> tf.Tensor:
-        """[batch, L, width], [batch, width] -> [batch, L]."""
+        """Positions [batch, L, width], candidate [batch, width] -> weights [batch, L]."""
         candidate = candidate[:, tf.newaxis]
         joined = tf.concat([positions, positions * candidate], axis=-1)
         hidden = self._from_position(joined) + self._from_candidate(candidate)
@@ -41,12 +41,12 @@ class ActivationUnit(keras.layers.Layer):
 class DIN(Backbone):
     """Deep interest network.
 
-    With v = [item, categories, brand] of the candidate, and what else the history has, and e_j the same of history
-    position j, interest = sum over j of a(e_j, v) e_j, not normalized by a softmax, to keep the strength of the
-    interest; logit = w . mlp([candidate, interest, user if any]) + b. The means of the history are not read.
+    v holds those fields of the candidate that the history has, too (item, categories, brand, ...), and e_j the same
+    fields of history position j. interest = sum over j of a(e_j, v) e_j, without a softmax, to keep the strength of
+    the interest. logit = w . mlp([candidate, interest, user if any]) + b. The means of the history are not read.
 
-    Activations are PReLU, the paper's plain DIN. Its Dice standardizes by the batch, and here a batch is rows
-    and preference pairs together: a row's logit must not hang on the pairs beside it.
+    Activations are PReLU, as in the paper's plain DIN. The paper's Dice standardizes over the batch, but a batch here
+    holds rows and preference pairs: a row's logit must not depend on the pairs beside it.
 
     Source: Zhou et al., "Deep Interest Network", arXiv 1706.06978, eq. 3 and figure 2.
     """

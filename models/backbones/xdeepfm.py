@@ -9,14 +9,14 @@ from sllmr.models.embeddings import EmbeddedFeatures
 
 
 class CompressedInteractionNetwork(keras.layers.Layer):
-    """Interactions of degree 2, 3, ... of whole vectors, with identity for activation and without split-half.
+    """Interactions of degree 2, 3, ... of whole vectors, with the identity as activation and without split-half.
 
     X^k_h = sum over i, j of W^k_{hij} (X^{k-1}_i * X^0_j); p^k_h = the sum of X^k_h over its elements.
 
-    Computed from the other end: X^k is linear in the products of k + 1 fields, and a sum over the elements of such a
-    product is a dot product of two shorter ones. So p^k = (dot products) . mix, where mix is W^1 to W^k multiplied
-    with each other, in which no row takes part. For few fields that is the same function by far fewer
-    multiplications; their number grows with fields ** (layers + 1).
+    The code computes p^k without X^k: X^k is linear in the products of k + 1 fields, and the sum over the elements of
+    such a product is a dot product of two shorter products. So p^k = (dot products) . mix, where mix is the product of
+    W^1 to W^k and does not depend on the rows. With few fields this takes far fewer multiplications; their number
+    grows with fields ** (layers + 1).
 
     Args:
         widths: number of vectors h in each layer k.

@@ -1,4 +1,4 @@
-"""Another catalog in a served model, without training."""
+"""Puts another catalog into a served model, without training."""
 
 import os
 import shutil
@@ -31,16 +31,16 @@ _VARIABLES = os.path.join("variables", "variables")
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _INDICES, _HALVES, _VECTORS = "item_lookup/_indices/", "item_halves/", "item_vectors"
 _LEAST_COSINE = 0.5
-"""Vectors of a text by two models of one width are close to orthogonal; those by one model before and after an edit of
-the text are not."""
+"""Two embedding models of one width give a text nearly orthogonal vectors. One model gives similar vectors to
+a text before and after an edit."""
 
 
 class Swapped(NamedTuple):
-    """What became of a catalog.
+    """Counts of the new catalog's items.
 
     Attributes:
         unseen: items that the training did not see.
-        with_vector: of these.
+        with_vector: those of the unseen items that have a vector.
     """
 
     unseen: int
@@ -51,7 +51,7 @@ def served_sizes(directory: str) -> FeatureSizes:
     """L, C and the declared features of a SavedModel that models.signatures.export wrote.
 
     Raises:
-        UserError: it is none.
+        UserError: the folder holds no such SavedModel.
     """
     try:
         inputs = _read(directory).meta_graphs[0].signature_def["raw"].inputs
@@ -73,7 +73,7 @@ def has_item_vectors(directory: str) -> bool:
     """Whether a SavedModel reads vectors of items.
 
     Raises:
-        UserError: it does, and an earlier version of this program wrote it, whose table cannot grow.
+        UserError: it does, but an earlier version of this program wrote it, with a table that cannot grow.
     """
     if _VECTORS + _VALUE in tf.train.load_checkpoint(os.path.join(directory, _VARIABLES)).get_variable_to_shape_map():
         return True
@@ -92,15 +92,15 @@ def swap_catalog(
 ) -> Swapped:
     """Copies a SavedModel with other items; the weights stay.
 
-    An item that the training did not see is ranked as unknown, by its categories, its brand and its vector. An item of
-    the training keeps the vector that it was trained with.
+    The model ranks an item that the training did not see as an unknown item, by its categories, brand, declared
+    features and vector. An item that the training saw keeps the vector that it was trained with.
 
     Args:
         source: a SavedModel that models.signatures.export wrote.
         target: the folder to write; it must not exist.
         catalog: the items, with categories of the model's C and its declared features of items.
-        vectors: of a model with item vectors: float32 [dimensions] of length 1 by id, of items that the training did
-            not see, and of some that it did, by which they are recognized as the training's.
+        vectors: for a model with item vectors: float32 [dimensions] of length 1 by id, of items that the training did
+            not see, and of some that it saw, which show whether the vectors come from the training's embedding model.
 
     Raises:
         UserError: see item_lookup.check_item_ids and has_item_vectors; or the vectors are of another model.
@@ -151,7 +151,7 @@ def _check_vectors(vectors: Mapping[bytes, np.ndarray], trained: np.ndarray, voc
 
 
 def _halves(directory: str, number_of_rows: int) -> dict[str, np.ndarray]:
-    """By key in the checkpoint: the precomputed values of all rows, by the model's own function."""
+    """By key in the checkpoint: the precomputed values of all rows, from the model's own function `item_half`."""
     loaded = tf.saved_model.load(directory)
     if not len(loaded.item_halves):
         return {}

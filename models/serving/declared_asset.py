@@ -1,4 +1,4 @@
-"""What a served model says of its declared features: a file among its assets, read when another catalog is put in."""
+"""The declared features of a served model, in a file among its assets; read to put another catalog into the model."""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ FILE_NAME = "declared_features.json"
 
 
 class DeclaredAsset(BaseModel):
-    """The declared features of a served model, and of each numeric one what its buckets or its scale are."""
+    """The declared features of a served model, and the buckets or the scale of each numeric one, by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,7 +29,7 @@ def write_declared(directory: str, declared: tuple[DeclaredFeature, ...], number
 
 
 def read_declared(model: str) -> DeclaredAsset:
-    """Reads it from the folder of a SavedModel; a model without declared features has no such file."""
+    """Reads the file from the folder of a SavedModel; a model without declared features has none."""
     path = os.path.join(model, "assets", FILE_NAME)
     if not artifact_files.exists(path):
         return DeclaredAsset()

@@ -12,10 +12,10 @@ from sllmr.models.parsing import parsing_spec
 def parse_requests(examples: tf.Tensor, served: Sequence[Feature]) -> dict[str, tf.Tensor]:
     """Parses serialized tf.Examples whose lists may be shorter than the feature's shape.
 
-    A scalar must be there, unless it is a declared feature. A list of the candidate, user or request holds at most as
-    many values as its shape; a list of the history holds as many values for each item as its shape says, for any number
-    of items, of which the first L are read. A list that is missing is empty. What is missing is padded with "", or with
-    NaN if it is a number.
+    A scalar is required, unless it is a declared feature. A list of the candidate, user or request holds at most as
+    many values as its shape. A list of the history holds, for any number of items, as many values for each item as its
+    shape says; the model reads the first L items. A missing list counts as empty. Missing texts are padded with "",
+    missing numbers with NaN.
 
     Args:
         examples: string [batch].
@@ -25,7 +25,7 @@ def parse_requests(examples: tf.Tensor, served: Sequence[Feature]) -> dict[str, 
         By name, [batch] + shape.
 
     Raises:
-        InvalidArgumentError: of TensorFlow, when it runs; it names the column, the rule and the number of values.
+        InvalidArgumentError: by TensorFlow when the graph runs; names the column, the rule and the number of values.
     """
     lists = [f for f in served if f.shape]
     spec = parsing_spec(f for f in served if not f.shape)

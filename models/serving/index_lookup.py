@@ -17,14 +17,14 @@ Vocabularies = Mapping[str, Sequence[bytes]]
 class IndexLookup(tf.Module):
     """Computes the indices that models.preprocessing computes, from one table for each vocabulary.
 
-    Transform's own graph holds the folder in which it was made, in the names of its tables, and each vocabulary once
-    for each feature that reads it.
+    Transform's own graph is not served: its tables' names contain the folder in which it was made, and it holds a
+    vocabulary once for each feature that reads it.
 
     Args:
         vocabularies: those of the features that the model reads.
         directory: where the vocabularies are written; it must exist until the model is saved.
         sizes: with the declared features.
-        numbers: of the numeric ones, by name.
+        numbers: statistics of the numeric declared features, by name.
     """
 
     def __init__(
@@ -44,8 +44,8 @@ class IndexLookup(tf.Module):
         }
 
     def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Strings of any shape by raw feature -> int64 of that shape by transformed feature; other features are left
-        out."""
+        """Raw features of any shape -> transformed features of the same shape: int64 indices, and float32 standardized
+        numbers. Leaves out those whose raw feature is not given."""
         built_in = {
             index: tf.where(tf.equal(raw[name], ""), tf.constant(0, tf.int64), table.lookup(raw[name]) + 1)
             for vocabulary, table in self._tables.items()

@@ -48,8 +48,8 @@ def check_item_ids(item_ids: Sequence[bytes]) -> None:
 class ItemLookup(tf.Module):
     """Looks up an item's indices by its id.
 
-    The indices are computed once for each item, at export, and are constants of the model. The empty string gives
-    padding. An id that is not in the catalog gives the unknown item without categories and brand.
+    Export computes the indices once for each item; they are constants of the model. The empty string gives padding. An
+    id that is not in the catalog gives the unknown item without categories and brand.
 
     Args:
         columns: see ItemColumns.
@@ -59,7 +59,7 @@ class ItemLookup(tf.Module):
         new_vector_rows: see index_values.
 
     Attributes:
-        number_of_rows: the items of the catalog, padding and the unknown item.
+        number_of_rows: number of items in the catalog + 2, for padding and the unknown item.
     """
 
     padding = 0
@@ -79,7 +79,7 @@ class ItemLookup(tf.Module):
         self.number_of_rows = _FIRST_ITEM + len(ids)
         self._table = catalog_table(ids, directory)
         self._indices = {
-            # Of any number of rows, so that another catalog fits the same graph.
+            # The shape allows any number of rows, so that another catalog fits the same graph.
             name: tf.Variable(values, trainable=False, name=name, shape=[None, *values.shape[1:]])
             for name, values in index_values(columns, sizes, indices, new_vector_rows).items()
         }
@@ -90,16 +90,16 @@ class ItemLookup(tf.Module):
         return tf.where(tf.equal(item_ids, ""), tf.constant(self.padding, tf.int64), known)
 
     def gather(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
-        """By name, the candidate's transformed features, and ITEM_VECTOR_ROW of a model with item vectors: int32, and
-        float32 of standardized numbers, `rows`' shape + the feature's."""
+        """By name, the candidate's transformed features, and ITEM_VECTOR_ROW if the model has item vectors: int32, or
+        float32 for standardized numbers, in the shape of `rows` + that of the feature."""
         return {name: tf.gather(values, rows) for name, values in self._indices.items()}
 
     def vector_rows(self, item_ids: tf.Tensor, item_indices: tf.Tensor) -> tf.Tensor:
-        """Rows of the table of item vectors: the item's index, or that of the catalog for an id outside the vocabulary.
+        """Rows of the table of item vectors: the item's index, or the catalog's row for an id outside the vocabulary.
 
         Args:
             item_ids: string of any shape.
-            item_indices: of them, int64.
+            item_indices: the indices of these items, int64 of the same shape.
         """
         of_catalog = tf.cast(tf.gather(self._indices[ITEM_VECTOR_ROW], self.rows(item_ids)), item_indices.dtype)
         unknown = tf.cast(self._indices[features.ITEM_INDEX][_UNKNOWN], item_indices.dtype)
@@ -107,7 +107,7 @@ class ItemLookup(tf.Module):
 
 
 def catalog_table(item_ids: Sequence[bytes], directory: str) -> tf.lookup.StaticHashTable:
-    """Item id -> its row, less that of the first item; see line_table."""
+    """Item id -> its row minus the row of the first item; see line_table."""
     return line_table(item_ids, directory, CATALOG_ITEM_IDS, default_value=_UNKNOWN - _FIRST_ITEM)
 
 
@@ -138,8 +138,8 @@ def index_values(
         columns: see ItemColumns.
         sizes: C and the declared features.
         indices: see IndexLookup.
-        new_vector_rows: see with_new_vectors; with them, maybe none, the result also has ITEM_VECTOR_ROW, where every
-            other item has its index. None for a model without item vectors.
+        new_vector_rows: see with_new_vectors. If given, even if empty, the result also has ITEM_VECTOR_ROW, in which
+            every other item has its index. None for a model without item vectors.
     """
     no_item: dict[str, Sequence] = {
         **{of_candidate: [b""] * _FIRST_ITEM for of_candidate, _ in features.OF_ITEMS.values()},
@@ -152,7 +152,7 @@ def index_values(
         batches.append(indices({name: tf.constant(columns[name][start : start + _ITEMS_AT_ONCE]) for name in no_item}))
     values = {n: tf.concat([batch[n] for batch in batches], axis=0).numpy() for n in batches[0]}
     values = {n: column if column.dtype == np.float32 else column.astype(np.int32) for n, column in values.items()}
-    for f in sizes.of_tables(ITEM):  # padding is no item whose value is missing
+    for f in sizes.of_tables(ITEM):  # padding is not an item with a missing value
         values[f.index][ItemLookup.padding] = features.PADDING
     if new_vector_rows is not None:
         rows = values[features.ITEM_INDEX].copy()

@@ -10,16 +10,16 @@ from sllmr.models import artifact_files
 
 
 def line_table(lines: Sequence[bytes], directory: str, name: str, *, default_value: int) -> tf.lookup.StaticHashTable:
-    """A table from the line to its number, int64, which is saved with the model as the asset `name`.
+    """A table from a line to its number, int64 from 0, which is saved with the model as the asset `name`.
 
-    The name of the resource depends on `name` and the lines, and not on the directory: TensorFlow shares tables of one
-    name within a process, and by default the path is their name.
+    The name of the resource depends on `name` and the lines, not on the directory: TensorFlow shares tables of the same
+    name within a process, and by default that name is the path.
 
     Args:
         lines: distinct, without line breaks.
         directory: where the file is written; it must exist until the model is saved.
         name: of the file.
-        default_value: of every other string.
+        default_value: the number for every other string.
     """
     path = os.path.join(directory, name)
     with open(path, "wb") as file:

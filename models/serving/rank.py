@@ -1,4 +1,4 @@
-"""Candidates of users -> logits, from item ids alone."""
+"""Scores the candidates of users, from item ids alone."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,13 +18,13 @@ _ROWS_AT_ONCE = 4096
 class Ranker:
     """Ranks by a trained model and the catalog inside it.
 
-    What the backbone computes of an item alone (Backbone.item_half) is computed at export for the whole catalog, unless
-    it takes more than MOST_PRECOMPUTED_BYTES; then each request computes it for its candidates.
+    Export computes what depends on an item alone (Backbone.item_half) for the whole catalog. If the result takes more
+    than MOST_PRECOMPUTED_BYTES, each request computes it for its candidates instead.
 
     Attributes:
         lookup: as given.
         item_half: rows of the lookup, int64 [items] -> Backbone.item_half of them.
-        halves: one variable [rows of the lookup, any] for each part of Backbone.item_half; empty as above.
+        halves: one variable, float32 [rows of the lookup, any], for each part of Backbone.item_half; none if too large.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class Ranker:
         Args:
             history_item_ids: string [users, any], latest first; "" pads.
             candidate_item_ids: string [users, N]; "" pads.
-            user: transformed features of the users and of their requests, [users] + shape: USER_INDEX exactly with
-                `use_user_id`, and those declared of users and interactions.
+            user: transformed features of the users and of their requests, [users] + shape: USER_INDEX if and only if
+                `use_user_id` is set, and the declared features of users and interactions.
 
         Returns:
             float32 [users, N].
@@ -77,7 +77,7 @@ class Ranker:
         return tf.where(rows == self.lookup.padding, float("-inf"), logits)
 
     def _items(self, rows: tf.Tensor) -> Sequence[tf.Tensor]:
-        """Backbone.item_half of candidates, [users, N, any] each."""
+        """Backbone.item_half of candidates, float32 [users, N, any] each."""
         if self.halves:
             return [tf.gather(half, rows) for half in self.halves]
         users, number = tf.unstack(tf.shape(rows))
@@ -85,7 +85,7 @@ class Ranker:
         return [tf.reshape(part, [users, number, part.shape[1]]) for part in parts]
 
     def _item_half(self, rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Of candidates, embedded with a user who pads and whose history is one position that pads."""
+        """Backbone.item_half of candidates, embedded with padding as the user and as a history of one position."""
         no_history = self.lookup.gather(tf.fill([tf.size(rows), 1], tf.constant(self.lookup.padding, tf.int64)))
         no_user = {features.USER_INDEX: tf.zeros_like(rows)} if self._use_user_id else {}
         for f in self._sizes.of_tables(USER, INTERACTION):
@@ -98,16 +98,16 @@ class Ranker:
         )
 
     def _histories(self, history_item_ids: tf.Tensor) -> dict[str, tf.Tensor]:
-        """What the lookup gives for each position of the histories, cut and padded to [users, L]."""
+        """The lookup's features for each position of the histories, cut and padded to [users, L]."""
         rows, length = self.lookup.rows(history_item_ids), self._sizes.history
-        # What pads goes last, so that a history which is padded in front loses nothing at the cut.
+        # Padding goes last, so that a history with padding in front loses no item at the cut.
         latest = tf.argsort(tf.cast(rows == self.lookup.padding, tf.int32), axis=1, stable=True)[:, :length]
         rows = tf.gather(rows, latest, batch_dims=1)
         rows = tf.pad(rows, [[0, 0], [0, length - tf.shape(rows)[1]]], constant_values=self.lookup.padding)
         return self.lookup.gather(tf.ensure_shape(rows, [None, length]))
 
     def _embedded_users(self, history: Mapping[str, tf.Tensor], user: Mapping[str, tf.Tensor]) -> EmbeddedFeatures:
-        """Each user, embedded with a candidate that pads, whose fields are zeros."""
+        """The users, embedded with padding as the candidate, whose fields are then zeros."""
         users = tf.shape(history[features.ITEM_INDEX])[:1]
         no_candidate = self.lookup.gather(tf.fill(users, tf.constant(self.lookup.padding, tf.int64)))
         return self._model.embedding(self._indices(no_candidate, history, user))
@@ -115,8 +115,8 @@ class Ranker:
     def _indices(
         self, candidate: Mapping[str, tf.Tensor], history: Mapping[str, tf.Tensor], user: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
-        """The transformed features of rows, from those of their candidates, of each position of their histories, and of
-        their users."""
+        """The transformed features of rows, put together from those of their candidates, of each position of their
+        histories, and of their users."""
         result = {**candidate, **user}
         for table in features.OF_ITEMS:
             of_candidate, of_history = features.INDEXED[table].values()

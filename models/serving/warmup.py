@@ -14,7 +14,7 @@ from sllmr.models.features import FeatureSizes
 from sllmr.models.serving.item_lookup import ItemColumns
 
 WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
-"""Where TF Serving looks for them, below the SavedModel."""
+"""Where TF Serving looks for the requests, below the SavedModel."""
 
 _CANDIDATES = 100
 
@@ -24,7 +24,7 @@ def write_warmup(directory: str, requests: Sequence[tuple[str, Mapping[str, Any]
 
     Args:
         directory: of the SavedModel.
-        requests: the signature's name and its inputs as arrays of bytes or floats by name, in the order of the replay.
+        requests: in the order of the replay, a signature's name and its inputs by name, arrays of bytes or floats.
     """
     path = os.path.join(directory, WARMUP_FILE)
     artifact_files.make_folder(os.path.dirname(path))
@@ -43,10 +43,10 @@ def write_warmup(directory: str, requests: Sequence[tuple[str, Mapping[str, Any]
 
 
 def rows_and_candidates(catalog: ItemColumns, sizes: FeatureSizes) -> tuple[dict[str, Any], list[bytes], list[bytes]]:
-    """A user whose history is the first items of the catalog.
+    """A made-up request: a user whose history is the first items of the catalog.
 
     Returns:
-        The row of the first item as values of the served features by name; the history's ids; the ids of candidates.
+        The row of the first item, as values by served feature; the ids of the history; the ids of the candidates.
     """
     row: dict[str, Any] = {features.USER_ID: b""}
     for table, (of_candidate, of_history) in features.OF_ITEMS.items():

@@ -13,9 +13,9 @@ from sllmr.models.reliability import labeled
 
 
 def with_soft_labels(pairs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """The pairs with SOFT_LABEL, the probability sigmoid(a y + b) that the user chooses the item with LLM score y.
+    """The pairs with SOFT_LABEL, float32 [pairs] per item: the probability sigmoid(a y + b), y the item's LLM score.
 
-    a and b are fitted by maximum likelihood on the calibration pairs, one chosen and one other item a pair.
+    a and b are fitted by maximum likelihood on the calibration pairs: the target item is 1, the other item 0.
 
     Raises:
         UserError: no pair is a calibration pair.

@@ -1,4 +1,4 @@
-"""What the report says of the gate, measured over the pairs after training."""
+"""The report's figures on the gate, measured over the pairs after training."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -25,7 +25,15 @@ def gate_report(
     calibration_pairs: np.ndarray,
     item_ids: Sequence[str],
 ) -> dict[str, Any]:
-    """What TrainingReport says of the gate: `pairs` in the LLM's order, `calibration_pairs` those to measure on."""
+    """TrainingReport's fields on the gate.
+
+    Args:
+        model: trained.
+        gate: the gate that the model was trained with.
+        pairs: in the LLM's order.
+        calibration_pairs: bool [pairs], the labeled pairs to measure on.
+        item_ids: see contested_pairs; if empty, the report has no contested pairs.
+    """
     alpha, margin = pair_alpha(judge(model, gate), pairs)
     cells = reliability_cells(alpha, pairs, calibration_pairs)
     weights: dict[str, float] = {}
@@ -49,7 +57,7 @@ def gate_report(
 def contested_pairs(
     alpha: np.ndarray, margin: np.ndarray, pairs: Mapping[str, tf.Tensor], item_ids: Sequence[str]
 ) -> list[ContestedPair]:
-    """The pairs of the largest alpha * max(0, -margin), one a context, largest first.
+    """The pairs of the largest alpha * max(0, -margin), at most one per history, largest first.
 
     Args:
         alpha: float32 [pairs].
@@ -59,7 +67,7 @@ def contested_pairs(
     """
 
     def names(indices: Iterable[int]) -> list[str]:
-        # The last index is every item that the train split does not hold.
+        # The last index stands for every item that the train split does not hold.
         return [item_ids[index - 1] for index in indices if 0 < index <= len(item_ids)]
 
     effect = alpha * np.maximum(0.0, -margin)
@@ -99,7 +107,7 @@ def _calibration_error(
 
 
 def alpha_quantiles(alpha: np.ndarray) -> dict[str, float]:
-    """Quantiles of alpha, by fraction; empty without pairs."""
+    """Quantiles of alpha, float32 [pairs], by fraction; empty without pairs."""
     return {f"{fraction:g}": float(np.quantile(alpha, fraction)) for fraction in _QUANTILES} if len(alpha) else {}
 
 
@@ -133,9 +141,9 @@ Judge = Callable[[Mapping[str, tf.Tensor]], tuple[tf.Tensor, tf.Tensor]]
 
 
 def judge(model: RankingModel, gate: FrozenGate) -> Judge:
-    """The gate without dropout, as a graph: traced once for all pairs that it is called with.
+    """The gate without dropout, as a graph that is traced once for all batches.
 
-    The logits are the base model's where the pairs hold them, else the model's.
+    The logits are the base model's if the pairs hold them, else the model's.
     """
 
     @tf.function(reduce_retracing=True, autograph=False)

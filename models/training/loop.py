@@ -57,11 +57,11 @@ def fit(
 
     Args:
         model: made, with its variables, in the scope of the distribution strategy that trains it.
-        batches: of the whole batch, see models.inputs.training_batches.
-        monitor: sees each epoch.
+        batches: whole batches, not slices of them, see models.inputs.training_batches.
+        monitor: records each epoch.
         config: of the optimizer and of stopping.
-        steps: batches of an epoch, with several replicas; Keras counts for one alone.
-        gate_learning_rate: of a gate that has an optimizer of its own.
+        steps: batches of an epoch; needed with several replicas, since Keras counts them only for one.
+        gate_learning_rate: of the gate's own optimizer; None if it has none.
         log_dir: for TensorBoard; None writes nothing.
     """
     strategy = model.distribute_strategy
@@ -70,7 +70,7 @@ def fit(
         model.compile(LazyAdam(config.learning_rate), gate_optimizer=own)
         model.make_optimizer_variables()
     if strategy.num_replicas_in_sync > 1:
-        iter(batches)  # On one device Keras discards an iterator, too: so both train in the same order.
+        iter(batches)  # On one device Keras makes an iterator, too, and discards it. So both train in the same order.
         slices = replica_slices(batches.repeat(), strategy.num_replicas_in_sync)
         batches = strategy.distribute_datasets_from_function(lambda _: slices)
     stopping = keras.callbacks.EarlyStopping(
@@ -91,7 +91,11 @@ def fit(
 
 
 def predict(score: Scorer, rows: tf.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and logits of all rows, float32 [rows] each."""
+    """Labels, int [rows], and logits, float32 [rows], of all rows.
+
+    Raises:
+        UserError: there is no row.
+    """
     labels, logits = [], []
     for batch in rows:
         labels.append(batch[features.LABEL].numpy())
@@ -102,12 +106,12 @@ def predict(score: Scorer, rows: tf.data.Dataset) -> tuple[np.ndarray, np.ndarra
 
 
 class Monitor(keras.callbacks.Callback):
-    """Validation AUC into `logs`, for EarlyStopping and TensorBoard; times and logs each epoch.
+    """Puts the validation AUC into `logs`, for EarlyStopping and TensorBoard; times and logs each epoch.
 
     Args:
         valid: batches of validation rows.
-        stage: begins the line that is logged.
-        gate_pairs: whose alpha, of the first few thousand, is noted after each epoch; None notes none.
+        stage: begins the logged line.
+        gate_pairs: pairs; the quantiles of alpha over the first few thousand are kept after each epoch. None: no alpha.
     """
 
     def __init__(self, valid: tf.data.Dataset, stage: str = "", gate_pairs: Mapping[str, tf.Tensor] | None = None):

@@ -1,4 +1,4 @@
-"""The training recipe: base model, targets, fit with pairs, fit without pairs, choose."""
+"""The training recipe: train a base model, form the targets, train with pairs and without, take the better model."""
 
 import dataclasses
 import logging
@@ -59,12 +59,12 @@ class Setup:
         initialize: Initialize | None = None,
         log_dir: str | None = None,
     ) -> Fit:
-        """Trains a new model by `train.strategy` in `train.mixed_precision`; the model of the Fit knows of neither."""
+        """Trains a new model with `train.strategy` and `train.mixed_precision`; the Fit's model has neither."""
         keras.utils.set_random_seed(self.train.seed)
         with self.strategy.scope():
             model = self._untrained_model(loss, targets, self.train.mixed_precision)
-            # Makes all variables. Those that a replica makes have other initial values, and a step that makes variables
-            # is traced twice.
+            # Makes all variables here: a replica would give them other initial values, and TensorFlow would trace
+            # twice a step that makes variables.
             model(next(iter(self.valid)))
         if initialize is not None:
             initialize(model)
@@ -110,8 +110,8 @@ class Setup:
 
 
 MOST_VISITS = 5.0
-"""How often an epoch may see each pair before its loss counts less. On Amazon the pairs of a tenth of the contexts are
-seen four times an epoch, those of all contexts every second epoch."""
+"""How often an epoch may see each pair before the pairs' loss counts less. On Amazon, an epoch sees a pair four times
+if a tenth of the contexts have pairs; if all have, every second epoch sees it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,12 +167,12 @@ def train(
         item_ids: of the vocabulary, number n for index n + 1, for the report; if empty the report names no pairs.
         gate_weights: TrainingReport.gate_weights of another training; modes advantage and stacked take them instead of
             fitting their own.
-        initialize: of the model with pairs and of that without: a warm start. To be compared by choose_better, both
-            need weights without an LLM's. The base model of a gate never has one, since the earlier model has seen the
-            held-out users. None: the usual initial weights.
+        initialize: sets the initial weights of the models with and without pairs, for a warm start. choose_better
+            compares them fairly only if these weights owe nothing to an LLM. The base model of a gate never gets a warm
+            start, since the earlier model has seen the held-out users. None: the usual initial weights.
         log_dir: for TensorBoard; None writes nothing.
-        choose_better: whether a gate that is fitted beforehand also trains the model without pairs and returns the
-            better one; the pipeline trains and compares that model as a step of its own instead.
+        choose_better: whether, with a gate that is fitted beforehand, to train also the model without pairs and return
+            the better one. The pipeline trains and compares that model in a step of its own instead.
 
     Raises:
         ValueError: pairs are given while llm_weight is 0, or are missing while it is above 0.
@@ -279,21 +279,21 @@ def stacked_targets(
 
 
 def with_weight_for(loss: LossConfig, pairs: Columns, rows: int, train: TrainConfig) -> LossConfig:
-    """The loss with lambda lowered where pairs are few: lambda min(1, MOST_VISITS / v), v the visits of a pair in an
-    epoch. A few pairs at full weight would be learned by heart, at the cost of the rows.
+    """The loss with lambda lowered if pairs are few: lambda min(1, MOST_VISITS / v), where an epoch sees each pair v
+    times. The model would memorize a few pairs at full weight, at the cost of the rows.
 
     Args:
-        loss: of a gate that is fitted beforehand.
+        loss: the loss of a training with a gate that is fitted beforehand.
         pairs: all of them.
-        rows: that an epoch reads.
-        train: how many of both go into a step.
+        rows: number of rows in an epoch.
+        train: says how many rows and pairs go into a step.
     """
     visits = rows / train.batch_size * train.pairs_per_batch / len(pairs[features.CALIBRATION_LABEL])
     return loss.model_copy(update={"llm_weight": loss.llm_weight * min(1.0, MOST_VISITS / visits)})
 
 
 def llm_targets(setup: Setup, pairs: Columns) -> Targets:
-    """The LLM's order and scores as they are; for distillation the scores as calibrated probabilities."""
+    """Targets that follow the LLM's order and scores; distillation gets the scores as calibrated probabilities."""
     learned = with_soft_labels(pairs) if setup.loss.form == "distillation" else pairs
     return Targets(pairs=learned, llm_pairs=pairs, calibration=labeled(pairs), gate=None)
 

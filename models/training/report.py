@@ -1,4 +1,4 @@
-"""What training reports, as training.json."""
+"""The report of a training, stored as training.json."""
 
 from typing import Literal
 
@@ -8,11 +8,11 @@ from sllmr.models.reliability import ReliabilityCell
 
 
 class Epoch(BaseModel):
-    """What one epoch of training gave.
+    """Figures of one epoch of training.
 
     Attributes:
         valid_auc: on all validation rows.
-        losses: means or last values of the training step's parts, by name.
+        losses: by name, the mean over the epoch's steps of each part of the loss, and of alpha.
         seconds: of training alone, without validation.
         rows_per_second: train rows over `seconds`.
     """
@@ -32,8 +32,8 @@ class GateCell(BaseModel):
         short_history: whether the history is at most gate.short_history_max long; None in the cell of all pairs.
         tail: whether either item is a long-tail item; None in the cell of all pairs.
         pairs: number of pairs.
-        mean_alpha: over them; None where there are none.
-        calibration_pairs: pairs with a known choice of the user.
+        mean_alpha: over these pairs; None if there are none.
+        calibration_pairs: number of pairs whose right order is known.
         llm_accuracy: fraction of the calibration pairs where the LLM prefers the target item; None without such pairs.
     """
 
@@ -52,12 +52,12 @@ class ContestedPair(BaseModel):
 
     Attributes:
         history_item_ids: latest first.
-        preferred_item_id: by the LLM.
-        other_item_id: by the LLM the lesser one, and by the model the better one.
+        preferred_item_id: the item that the LLM scores higher.
+        other_item_id: the item that the LLM scores lower and the model scores higher.
         model_margin: logit of the preferred item minus that of the other, below 0; of the base model if there is one.
         alpha: of the pair.
-        calibration_label: 1 where the user chose the preferred item, 0 where the other one, NOT_CALIBRATION where
-            neither.
+        calibration_label: 1 if the preferred item is the target item, 0 if the other item is, NOT_CALIBRATION if the
+            right order is not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,8 +76,8 @@ class WarmStart(BaseModel):
     Attributes:
         model: folder of the earlier model; None for a cold start.
         cold_because: why no earlier model was taken, as a clause; None for a warm start.
-        copied: by vocabulary, values whose vector was taken from the earlier model.
-        new: by vocabulary, values that the earlier model did not know.
+        copied: by vocabulary, number of values whose vector was taken from the earlier model.
+        new: by vocabulary, number of values that the earlier model did not know.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,7 +88,7 @@ class WarmStart(BaseModel):
     new: dict[str, int] = {}
 
     def sentence(self) -> str:
-        """For the terminal."""
+        """One line for the terminal."""
         if self.cold_because is not None:
             return f"cold start: {self.cold_because}"
         parts = [f"{n} of {n + self.new[name]} {name}" for name, n in self.copied.items()]
@@ -96,16 +96,16 @@ class WarmStart(BaseModel):
 
 
 class TrainingReport(BaseModel):
-    """What training did, as `training.json`.
+    """What a training did; the content of `training.json`.
 
     Attributes:
         schema_version: of this layout.
         warm_start: what the weights started from; None without train.warm_start.
         epochs: in order.
-        best_epoch: 1-based; its weights are the model's, unless that without pairs is taken.
+        best_epoch: 1-based; the model has its weights, unless the model without pairs is taken.
         best_valid_auc: of the model.
-        train_rows: rows of one pass.
-        llm_weight: lambda of the training; below loss.llm_weight where there are few pairs, see
+        train_rows: rows of one epoch.
+        llm_weight: lambda of the training; below loss.llm_weight if there are few pairs, see
             models.training.recipe.with_weight_for. None in reports of earlier versions.
         seconds: of everything.
         gate: all pairs, then the four cells; empty without pairs.
@@ -118,12 +118,12 @@ class TrainingReport(BaseModel):
         calibration_error: of the gate as a probability: of alpha that the LLM is right (modes paper and supervised), of
             the stacked probability of the item, on users that took no part in its fit (mode stacked); None for the
             other modes, whose alpha is not a probability.
-        contested_pairs: those of the largest alpha times -model_margin, where the gate turns the model round most;
+        contested_pairs: pairs with the largest alpha times -model_margin, on which the gate opposes the model most;
             empty without a gate or without item ids.
         base_model: epochs of the model that the gate was fitted on; empty without one.
         base_model_valid_auc: of its best epoch.
-        valid_auc_without_pairs: of the same training without pairs, which goes with a gate that is fitted beforehand,
-            and whose model is taken where its AUC is at least as high; None without such a gate.
+        valid_auc_without_pairs: of the same training without pairs, which a gate that is fitted beforehand takes in
+            addition; its model is taken if its AUC is at least as high. None without such a training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
