@@ -1,7 +1,7 @@
 """The pipeline as Kubeflow Pipelines v2 and Vertex AI know it: `python kubeflow_runner.py` writes pipeline.json.
 
-`tfx pipeline create --engine=vertex --pipeline_path=kubeflow_runner.py` compiles it too. The environment names what has
-no default: SLLMR_IMAGE, SLLMR_ROOT and SLLMR_PIPELINE_ROOT; see docs/runners.md.
+`tfx pipeline create --engine=vertex --pipeline_path=kubeflow_runner.py` compiles it too. The environment must set
+SLLMR_IMAGE, SLLMR_ROOT and SLLMR_PIPELINE_ROOT, which have no default; see docs/runners.md.
 """
 
 import os

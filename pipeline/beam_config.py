@@ -1,4 +1,4 @@
-"""How Beam runs the data-parallel steps, and checks of that before the first of them."""
+"""How Beam runs the data-parallel steps, and checks before the first step that it can."""
 
 import os
 import shutil
@@ -16,15 +16,15 @@ PLUGIN = "sllmr.components"
 """What every Beam worker imports before it unpickles anything."""
 
 INTERACTIONS_FOR_PROCESSES = 300_000
-"""From so many on, a run in worker processes takes less time than one in a single process, see docs/runners.md."""
+"""From this many on, a run in worker processes takes less time than one in a single process; see docs/runners.md."""
 
 _LOCAL = ("fnapirunner", "directrunner", "bundlebaseddirectrunner", "switchingdirectrunner")
 """Runners whose workers run in this environment."""
 
 _NO_PACKAGE = "--sdk_container_image=none"
-"""Else TFX packs its own sources in every step, for workers that lack them, and leaves them in the temporary folder.
+"""Without it TFX packs its sources in every step, for workers that lack them, and leaves them in the temporary folder.
 
-TFX leaves it where an option says what workers run in; local workers, which are in no container, do not read this one.
+TFX packs nothing if an option says what workers run in. Local workers run in no container and do not read this option.
 """
 
 _TIMEOUT_S = 5
@@ -99,7 +99,7 @@ class BeamConfig(BaseModel):
         return _options(self.args).get("direct_running_mode") == "multi_processing"
 
     def advice(self, interactions: int, cores: int) -> str | None:
-        """How the next run on a table of so many interactions takes less time; None if this is not the way."""
+        """Advice to use worker processes, if a run on a table of this size takes less time in them; None otherwise."""
         if self.args != BeamConfig().args or interactions < INTERACTIONS_FOR_PROCESSES or cores < 2:
             return None
         return (
@@ -151,7 +151,7 @@ def _options(args: Sequence[str]) -> Mapping[str, str]:
 
 
 def _runner(options: Mapping[str, str]) -> str:
-    """Beam takes a runner by its name, in any case, or with its package before it."""
+    """The runner's name in lower case; Beam accepts any case, and a package before the name."""
     return options.get("runner", "").rpartition(".")[2].lower()
 
 

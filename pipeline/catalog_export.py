@@ -1,4 +1,4 @@
-"""A pushed model with another catalog, as its next version."""
+"""Writes a pushed model with another catalog as its next version."""
 
 import functools
 import pathlib
@@ -28,7 +28,7 @@ from sllmr.pipeline.page import environment
 from sllmr.pipeline.served_versions import model_card, new_version
 
 _ITEMS_OF_THE_TRAINING = 32
-"""Whose vectors are compared with those of the model."""
+"""Number of trained items whose vectors are compared with those that the model holds."""
 
 
 class CatalogExport(NamedTuple):
@@ -50,7 +50,7 @@ class CatalogExport(NamedTuple):
 def export_with_catalog(config: Config, catalog: str, model: pathlib.Path) -> CatalogExport:
     """Writes the newest version of a served model with other items, as a version of its own.
 
-    Items that the training did not see get vectors by ItemEmbedder if the model reads vectors: texts that the cache
+    If the model reads vectors, ItemEmbedder makes those of items that the training did not see; texts that the cache
     knows are not embedded again.
 
     Args:
@@ -72,7 +72,7 @@ def export_with_catalog(config: Config, catalog: str, model: pathlib.Path) -> Ca
         swapped = swap_catalog(str(newest), str(hidden), columns, vectors)
         version = hidden.with_name(hidden.name.removeprefix("."))
         made = CatalogExport(version, len(items), swapped, embedding)
-        # Before the version itself: a version without its card would say nothing of where it comes from.
+        # Written before the version appears: without its card, nothing would say where a version comes from.
         model_card(version).write_text(_card(made, newest, catalog), encoding="utf-8")
     return made
 
@@ -121,7 +121,7 @@ def _items(catalog: str, config: DataConfig) -> list[Item]:
 def _embed(
     items: Sequence[Item], known: frozenset[bytes], config: Config
 ) -> tuple[dict[bytes, np.ndarray], EmbeddingReport | None]:
-    """Vectors by id of new items and of some of the training; what a model cannot read has none."""
+    """Vectors by id, of the new items and of some that the training saw; items that cannot be embedded are absent."""
     source = config.item_vectors
     with_text = [item for item in items if source.file is not None or item_text(item)]
     new = [item for item in with_text if item.item_id.encode() not in known]

@@ -219,7 +219,7 @@ def _path(text: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _quiet_console() -> Iterator["Console"]:
-    """The terminal, while what libraries write to file descriptor 2 is dropped."""
+    """Yields a console; until the context ends, what libraries write to file descriptor 2 is dropped."""
     from rich.console import Console
 
     from sllmr.pipeline.start import diverted_stderr

@@ -1,4 +1,4 @@
-"""Fingerprints of the code that a step runs: TFX's cache does not see what stands behind dotted paths."""
+"""Fingerprints of the code that a step runs, because TFX's cache does not see the code behind a dotted path."""
 
 import ast
 import functools
@@ -17,10 +17,10 @@ PACKAGES: Mapping[str, pathlib.Path] = {
 
 
 def code_version(*modules: str, packages: Mapping[str, pathlib.Path] = PACKAGES) -> str:
-    """16 hex digits over what these modules do and everything of PACKAGES that they import.
+    """16 hex digits over the code of these modules and of everything in `packages` that they import.
 
-    Python is compared as a syntax tree without docstrings, so that comments and layout change nothing. Of other files,
-    those count that lie beside an imported module, as prompts do. A string that names a module counts as its import.
+    Python is compared as a syntax tree without docstrings, so that comments and layout change nothing. Other files,
+    such as prompts, count if they lie beside an imported module. A string that names a module counts as its import.
 
     Args:
         modules: full names, as `sllmr.components.trainer.component`; none means every module.
@@ -96,7 +96,7 @@ class _Sources:
         return self._source(module).meaning
 
     def data_files(self, module: str) -> list[pathlib.Path]:
-        """Files other than Python beside a module, and in folders there that are no packages."""
+        """The files other than Python in a module's folder, and in its subfolders that are not packages."""
         folder = self._file(module).parent
         beside = [p for p in folder.iterdir() if p.is_file()]
         for inner in folder.iterdir():
@@ -124,7 +124,7 @@ class _WithoutDocstrings(ast.NodeTransformer):
 
 @functools.cache
 def _read(file: pathlib.Path, modified: int, package: str) -> _Source:
-    """The source of a module of a package; `modified`, its time stamp, tells that a file was changed."""
+    """The source of a module of a package; `modified`, the file's time stamp, only keys the cache."""
     tree = _WithoutDocstrings().visit(ast.parse(file.read_text(encoding="utf-8")))
     names: list[str] = []
     for node in ast.walk(tree):

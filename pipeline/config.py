@@ -1,4 +1,4 @@
-"""The whole configuration: one YAML file, composed here of what each layer owns, checked before anything runs."""
+"""The whole configuration, from one YAML file: each layer owns its sections; all are checked before anything runs."""
 
 import difflib
 import os
@@ -57,7 +57,7 @@ class ServingConfig(BaseModel):
 
 
 class Config(BaseModel):
-    """A run."""
+    """The configuration of a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -217,7 +217,7 @@ class Config(BaseModel):
 
     @property
     def scorer_reads_item_vectors(self) -> bool:
-        """Whether the LLM scorer does: for its scores, or to find candidates near a history."""
+        """Whether the LLM scorer reads item vectors: for its scores, or to find candidates near a history."""
         if self.loss.llm_weight == 0 or self.item_vectors.source == "none":
             return False
         return self.llm.strategy == EMBEDDING or self.llm.candidates.similar_per_context > 0
@@ -286,7 +286,7 @@ def validate_config(values: dict[str, Any], file: pathlib.Path) -> Config:
 
 
 def with_absolute_paths(config: Config, file: pathlib.Path) -> Config:
-    """Relative paths made absolute from the folder of `file`; `name` defaults to that of `file`.
+    """The configuration with relative paths resolved from the folder of `file`; `name` defaults to that of `file`.
 
     `~` and environment variables ($HOME) in paths are replaced.
 
@@ -333,8 +333,8 @@ def explain(file: pathlib.Path, error: ValidationError, kind: type[BaseModel]) -
         elif problem["type"] == "missing":
             lines.append(f"  {key}: missing; it has no default")
         elif problem["type"] == "value_error":
-            # Our own rules say themselves what they got, as far as it may be shown.
-            # A rule of several sections has no key of its own.
+            # The message of our own rules holds the value, if it may be shown.
+            # A rule about several sections has no key of its own.
             lines.append(f"  {key and f'{key}: '}{problem['msg'].removeprefix('Value error, ')}")
         elif key.startswith("llm.") and isinstance(problem["input"], str):
             lines.append(f"  {key}: {problem['msg']}")  # without the value: it may be a key that was put there

@@ -68,7 +68,7 @@ class _OwnLines(logging.Handler):
 
 @contextlib.contextmanager
 def run_log(file: pathlib.Path, console: Console, steps: int) -> Iterator[None]:
-    """Sends every log record to `file`, progress and the project's own lines to the terminal, while it is open."""
+    """While open, sends every log record to `file`, and progress and the project's own lines to the terminal."""
     file.parent.mkdir(parents=True, exist_ok=True)
     to_file = logging.FileHandler(file, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
@@ -80,9 +80,9 @@ def run_log(file: pathlib.Path, console: Console, steps: int) -> Iterator[None]:
     # These loggers keep handlers of their own, which would bypass the file and flood the terminal.
     for name in ("absl", "tensorflow", "apache_beam"):
         logging.getLogger(name).handlers.clear()
-    # By its flag, not its logger's level: whoever parses absl's flags would reset the level.
+    # Set by the flag and not on the logger, because parsing absl's flags would reset the logger's level.
     absl.logging.set_verbosity(absl.logging.INFO)
-    # One line a request and, at DEBUG, its headers with the key: the scorer reports for itself.
+    # HTTP clients log a line per request and, at DEBUG, its headers with the API key; the scorer has its own report.
     for name in ("httpx", "httpcore", "openai", "matplotlib", "h5py"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
@@ -94,7 +94,7 @@ def run_log(file: pathlib.Path, console: Console, steps: int) -> Iterator[None]:
 
 
 def print_scores(console: Console, book: ScoringLedger, age: ScoreAge | None, max_age_days: float | None) -> None:
-    """How old a score table is, how far order sways it, and how far it moved, as far as known.
+    """Prints a score table's age and, if known, how far order and planted text sway its scores and how far they moved.
 
     Args:
         book: of the table.
@@ -206,7 +206,7 @@ def below_popularity(metrics: Mapping[str, SliceSummary], popularity: Mapping[st
 def print_decision(
     console: Console, decision: Decision, not_blessed_because: Sequence[str], pushed_path: str | None
 ) -> None:
-    """Whether the model is blessed, and each check that failed, cannot be told or was skipped, with its numbers."""
+    """Prints whether the model is blessed, and each check that failed, is undecided or was skipped, with numbers."""
     for line in decision.sentences("not_measurable"):
         console.print(line, style="dim", markup=False, soft_wrap=True)
     for line in decision.sentences("warned"):

@@ -20,7 +20,7 @@ class DagRunner(LocalDagRunner):
     """LocalDagRunner whose Beam workers all import `sllmr.components`.
 
     Attributes:
-        ran: whether it did: TFX's command line replaces `run` while it only registers a pipeline.
+        ran: whether a pipeline was run; TFX's command line replaces `run` while it only registers one.
     """
 
     def __init__(self, beam: BeamConfig):
@@ -36,7 +36,7 @@ class DagRunner(LocalDagRunner):
 
 @contextlib.contextmanager
 def plugin_in_worker_processes(beam: BeamConfig) -> Iterator[None]:
-    """Beam's local runner gives its worker processes none of the pipeline's options, and so not `--beam_plugins`.
+    """Gives `--beam_plugins` to the worker processes of Beam's local runner, which passes no options on to them.
 
     Without the plugin, TensorFlow Data Validation cannot be imported there (components.compatibility).
     """

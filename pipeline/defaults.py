@@ -1,7 +1,7 @@
-"""What a run does unless its file says otherwise: the design that won on validation rows (docs/results.md).
+"""Defaults of a run: the design that won on validation rows (docs/results.md).
 
-The sections' own classes default to the paper's design, of which the arms of the ablation are changes. A run has
-gate.mode stacked, and with that mode go its loss, pairs and candidates; a file that sets another mode gets the paper's.
+The classes of the sections default to the paper's design, which the arms of the ablation change. A run defaults to
+gate.mode stacked, with the loss, pairs and candidates that suit it; a file that sets another mode gets the paper's.
 """
 
 from typing import Any

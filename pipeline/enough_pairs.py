@@ -1,4 +1,4 @@
-"""Whether the preference pairs are enough to move the ranking model, and what enough of them take."""
+"""Whether the preference pairs are enough to move the ranking model, and what enough of them would cost."""
 
 import math
 
@@ -11,15 +11,15 @@ from sllmr.pipeline.durations import duration
 
 
 class EnoughPairs(BaseModel):
-    """One preference pair per POSITIVES_PER_PAIR train positives is the least that a model of so many rows notices.
+    """Whether there is one preference pair per POSITIVES_PER_PAIR train positives; fewer may not move the model.
 
     Attributes:
         train_positives: of the train split.
         preference_pairs: that the scores make, or are expected to make.
-        sufficient_pairs: (user, candidate) pairs, llm.budget.pairs, that make enough preference pairs.
+        sufficient_pairs: (user, candidate) pairs that make enough preference pairs: the llm.budget.pairs to set.
         cost_usd: of all sufficient_pairs; None if the price is unknown.
         seconds: of the requests about all of them; None if unknown.
-        replayed: whether the scores are those of llm.replay_table, which llm.budget.pairs makes no larger.
+        replayed: whether the scores come from llm.replay_table, which llm.budget.pairs cannot extend.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +52,7 @@ class EnoughPairs(BaseModel):
 
 
 def of_plan(config: Config, whole: Estimate, train_positives: int) -> EnoughPairs:
-    """Of a plan, if no two scores of a scoring context are equal."""
+    """Assesses a plan, assuming that no two scores of a scoring context are equal."""
     sufficient = config.pair_yield.enough_pairs(train_positives)
     times = sufficient / whole.pairs
     usd = None if whole.cost_nano_usd is None else (whole.cost_nano_usd + whole.prior_nano_usd) / 1e9
@@ -77,7 +77,7 @@ def of_run(
     cost_usd: float | None,
     seconds: float | None,
 ) -> EnoughPairs:
-    """Of the pairs that a run made.
+    """Assesses the pairs that a run made.
 
     Args:
         config: of the run.

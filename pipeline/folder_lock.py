@@ -1,4 +1,7 @@
-"""Which folders a run may use, and that one process at a time does: MLMD's `latest run` would be the other one's."""
+"""The folder of a run: a path to it without wildcards, and a lock that lets one process at a time use it.
+
+Without the lock, MLMD's latest run could be that of another process.
+"""
 
 import contextlib
 import fcntl
@@ -25,7 +28,7 @@ _WILDCARD = re.compile(r"[*?\[\]{}]")
 
 
 def without_wildcards(folder: pathlib.Path) -> pathlib.Path:
-    """A path of the folder that Beam and TFX do not take for a pattern: they build patterns of paths and quote nothing.
+    """A path to the folder without wildcards: Beam and TFX build file patterns from paths and escape nothing.
 
     Args:
         folder: an absolute path.
@@ -56,12 +59,12 @@ def without_wildcards(folder: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def folder_lock(folder: pathlib.Path, console: Console) -> Iterator[None]:
-    """Waits for the process that has the folder, and says so. The kernel frees the lock of a killed one, whatever
-    children it leaves.
+    """Locks the folder; if another process holds the lock, says so and waits. The kernel frees the lock of a killed
+    process, even if its children live on.
 
     Args:
         folder: an existing folder, on a file system with POSIX locks.
-        console: told if there is somebody to wait for.
+        console: gets a line if another process holds the lock.
     """
     with open(folder / LOCK_FILE, "ab") as lock:
         try:

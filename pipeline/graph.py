@@ -86,8 +86,8 @@ def build_pipeline(config: Config, output: pathlib.Path, cluster: Cluster | None
     Args:
         config: checked, with absolute paths.
         output: the run's folder; holds metadata, artifacts and the pushed models.
-        cluster: None for TFX's local runner. On a cluster the Resolver finds the last blessed model alone, by TFX's own
-            strategy, which is all that Kubeflow's runner knows, and rows are not compared with those of the last run.
+        cluster: None for TFX's local runner. On a cluster, rows are not compared with those of the last run, and the
+            Resolver finds only the last blessed model, by TFX's strategy, the only one that Kubeflow's runner knows.
     """
     data = _data_steps(config, cluster)
     # Whether models are compared changes nothing in them.
@@ -278,7 +278,7 @@ def _row_steps(config: Config, cluster: Cluster | None = None) -> _DataSteps:
 
 def _data_steps(config: Config, cluster: Cluster | None = None) -> _DataSteps:
     rows = _row_steps(config, cluster)
-    if config.loss.llm_weight == 0:  # nothing reads the answers, so nothing is asked
+    if config.loss.llm_weight == 0:  # nothing would read the scores
         return rows
     if config.llm.rescore and cluster is not None:
         raise ConfigError(
@@ -368,7 +368,7 @@ def _in_order(
     output: pathlib.Path,
     cluster: Cluster | None = None,
 ) -> pipeline.Pipeline:
-    # One after the other in this order: a schema's anomaly stops the run before anything else is spent on it.
+    # The steps run one after the other in this order, so that an anomaly stops the run before it costs more.
     for earlier, later in itertools.pairwise(steps):
         later.add_upstream_node(earlier)
     name = pipeline_name(config)

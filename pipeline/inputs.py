@@ -1,4 +1,4 @@
-"""Checks every file that a configuration names before the first step: nothing is paid for a run that cannot end."""
+"""Checks every file that a configuration names before the first step, so that no run is paid for that must fail."""
 
 import os
 

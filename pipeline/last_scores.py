@@ -14,12 +14,12 @@ LAST = "last"
 
 
 class LastScoresStrategy(resolver.ResolverStrategy):
-    """Resolves the latest score table that was made of rows from before today's.
+    """Resolves the latest score table whose train rows were written before today's and end no later.
 
-    A table is taken only if its train rows end no later than today's: the candidates of later ones are drawn by a
-    popularity, and without the items of users, that today's rows hold out. Of such tables, the one whose train rows
-    end last is taken, and the newest of several. It must have been made of rows that were written before today's: so a
-    rerun on the same data gives LlmScorer the inputs that it had, and TFX takes its result from the cache.
+    The candidates of a table with later train rows depend on interactions that today's rows hold out: its popularity
+    counts them, and it leaves out their items for their users. Of the tables whose train rows end last, the newest is
+    taken. Rows that were not written before today's do not count, so that a rerun on the same data gives LlmScorer the
+    same inputs, and TFX takes its result from the cache.
     """
 
     def resolve_artifacts(

@@ -16,7 +16,7 @@ ANOMALIES = "anomalies"
 class LastStatisticsStrategy(resolver.ResolverStrategy):
     """Resolves the statistics that ExampleValidator let pass last, other than the current ones.
 
-    A rerun on the same data so gives ExampleValidator the inputs that it had, and TFX takes its result from the cache.
+    So a rerun on the same data gives ExampleValidator the same inputs, and TFX takes its result from the cache.
     """
 
     def resolve_artifacts(

@@ -85,7 +85,7 @@ def find_rows(rows: pathlib.Path, rows_from: str | None) -> RowFiles:
 def check_apart(info: ModelInfo, model: str, rows: RowFiles) -> None:
     """Refuses rows that the model may have been trained on.
 
-    The test rows of the very data that it was trained on pass: that split has kept them apart.
+    The test rows of the same data that it was trained on are accepted, because the split has kept them apart.
 
     Raises:
         UserError: the rows begin before the end of the training period, or are of another shape than the model's.

@@ -1,4 +1,4 @@
-"""What every HTML page of this project is made with: its templates, drawings and colors."""
+"""Templates, drawings and colors of this project's HTML pages."""
 
 import html
 import io
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 INK, ACCENT, MUTED = "#1c2430", "#2f6fde", "#9aa7bd"
 WARM = "#d9822b"
 CELL_INK = "#14202e"
-"""On a ground that is light in every scheme; INK becomes the page's text color."""
+"""For text on a background that is light in every color scheme; svg replaces INK by the page's text color."""
 
 
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")

@@ -74,12 +74,12 @@ class Ranker:
     Args:
         model: folder of the SavedModel.
         data: of the run that trained it.
-        request: by name, the values of declared features of interactions, which only a request has, as in a table.
-            Those that are not named are missing.
+        request: by name, values of the declared features of interactions, which only a request has, written as in a
+            table. Features that are not named are missing.
 
     Raises:
         UserError: see components.model_info.read_model_info, or the model has other features of users than `data`, or
-            `request` names no feature of interactions, or holds a value that is none.
+            `request` names a feature that the model does not read, or holds an invalid value.
         DataError: a row of data.users breaks a rule.
     """
 
@@ -164,8 +164,8 @@ def predict(
     console: Console,
     request: Mapping[str, str] = _NO_REQUEST,
 ) -> None:
-    """Writes user_id, item_id, rank and score of each user's n best candidates, as CSV; failing, it leaves the earlier
-    file as it is.
+    """Writes user_id, item_id, rank and score of each user's n best candidates, as CSV; if it fails, an earlier file
+    stays as it is.
 
     Args:
         config_file: YAML of a run, whose tables hold histories and items.
@@ -173,8 +173,8 @@ def predict(
         output: the CSV file.
         users: a file of user ids, one a line; None means every user of the interactions.
         candidates: a file of item ids, one a line; None means every item. Items of the history are left out.
-        n: how many a user.
-        console: told how many rows were written.
+        n: how many per user.
+        console: gets a line with the numbers of users and items.
         request: see Ranker; the same for every user.
 
     Raises:
@@ -213,7 +213,7 @@ def top(
     console: Console,
     request: Mapping[str, str] = _NO_REQUEST,
 ) -> None:
-    """Prints a user's history and the n best items that it does not hold, with titles; for `request` see Ranker.
+    """Prints the latest n items of a user's history and the n best others, with titles; for `request` see Ranker.
 
     Raises:
         UserError: the user has no positive in data.interactions, or the model cannot be read.

@@ -15,8 +15,8 @@ def reservations(config_file: pathlib.Path, *, release: bool) -> None:
 
     Args:
         config_file: YAML, see pipeline.config.
-        release: whether the reservations of runs that have ended are forgotten. That is for the user to decide, who
-            can see the endpoint's bill: the scorer cannot.
+        release: whether to forget the reservations of runs that have ended. The user decides, because only the user
+            can see the endpoint's bill.
 
     Raises:
         ConfigError: the configuration cannot be used.

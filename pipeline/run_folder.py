@@ -1,4 +1,4 @@
-"""A folder that earlier runs have used: what is gone from it, and what cannot be compared with them."""
+"""Prepares a folder that earlier runs have used: finds what is gone, and says what is not compared with."""
 
 import os
 import pathlib

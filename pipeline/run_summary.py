@@ -93,7 +93,7 @@ class PopularityBaseline(BaseModel):
 
 
 class RunOrigin(BaseModel):
-    """When and with what a run was made: what repeats it, and what tells it from another.
+    """When a run was made and from what: enough to repeat it and to tell it from another.
 
     Attributes:
         date: UTC, as `2026-01-02 03:04:05 UTC`.

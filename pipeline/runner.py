@@ -103,7 +103,7 @@ def run_config(
 
 
 def _with_real_paths(result: RunSummary, path: str, real: str) -> RunSummary:
-    """The summary with another name of its folder, `path`, replaced by the real one."""
+    """The summary with `path`, a link to the run's folder, replaced by the folder's `real` path."""
 
     def renamed(value: str | None) -> str | None:
         return value and value.replace(path, real)
@@ -118,7 +118,7 @@ def _with_real_paths(result: RunSummary, path: str, real: str) -> RunSummary:
 
 
 def _print_end(console: Console, result: RunSummary, output: pathlib.Path) -> None:
-    if result.steps["InteractionsExampleGen"].cached:  # else its step has said so
+    if result.steps["InteractionsExampleGen"].cached:  # otherwise the step itself has printed these
         for line in (*result.data.lines(), *result.data.notices):
             console.print(
                 f"data: {line}", style="yellow" if line in result.data.notices else None, markup=False, soft_wrap=True

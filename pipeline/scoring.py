@@ -1,5 +1,5 @@
-"""The scoring step alone, outside TFX: what it would cost (`sllmr plan`), the step itself (`sllmr score`), its answers
-by the Batch API (`sllmr batch`), and its repetition on later rows (`sllmr rescore`).
+"""The scoring step alone, outside TFX: what it would cost (`sllmr plan`), the step itself (`sllmr score`), fetching
+its responses by the Batch API (`sllmr batch`), and updating its table to later rows (`sllmr rescore`).
 
 All read the two tables with InteractionsExampleGen's transforms, so contexts, candidates and cache keys are those of a
 whole run with the same configuration.
@@ -64,7 +64,7 @@ _VECTORS = "item_vectors"
 
 
 def plan(config_file: pathlib.Path, contexts_file: pathlib.Path | None, log_file: pathlib.Path) -> None:
-    """Prints what scoring would ask, cost, take and reach, without a call.
+    """Prints requests, cost, time and reach of scoring, without sending a request.
 
     Args:
         config_file: YAML, see pipeline.config.
@@ -74,11 +74,11 @@ def plan(config_file: pathlib.Path, contexts_file: pathlib.Path | None, log_file
     Raises:
         ConfigError: the configuration cannot be used.
         DataError: the tables break a rule.
-        LlmError: there is nothing to ask about.
+        LlmError: there is nothing to score.
     """
     console = Console(highlight=False)
     config = load_config(config_file)
-    # User ids are in the rows and in this plan: it goes once the numbers are printed.
+    # The rows and this plan hold user ids, so both are deleted once the numbers are known.
     with tempfile.TemporaryDirectory(prefix="sllmr-plan-") as directory, run_log(log_file, console, steps=0):
         work = pathlib.Path(directory)
         train_rows = _prepare(config, work, console)
@@ -137,7 +137,7 @@ def rescore(
     *,
     retry_failed: bool = True,
 ) -> ScoringLedger:
-    """Brings the score table in `table` up to today's rows, as a whole new one in `output`. See jobs/rescoring.py.
+    """Writes the score table in `table`, brought up to date with today's rows, to `output`. See jobs/rescoring.py.
 
     Args:
         config_file: YAML, see pipeline.config; model, strategy and seed those of the table.
@@ -153,7 +153,7 @@ def rescore(
         ConfigError, DataError, LlmError: as `score`, or the table does not fit.
     """
     if output == table:
-        # What fails or is beyond the budget has no score in the new table: the old one must outlive it.
+        # What fails or exceeds the budget has no score in the new table, so the old table must be kept.
         raise LlmError(f"--output must be another folder than --scores, got {output} for both; name a new one")
     words = ["--config", str(config_file), "--scores", str(table), "--output", str(output)]
     again = shlex.join(["sllmr", "rescore", *words])
@@ -213,20 +213,20 @@ def _write_table(
 def batch(
     config_file: pathlib.Path, output: pathlib.Path, log_file: pathlib.Path, *, wait: bool, cancel: bool
 ) -> BatchReport:
-    """Brings answers into the cache by the Batch API; `score` with the same configuration then makes the table of them.
+    """Fetches responses into the cache by the Batch API; `score` with the same configuration then writes their table.
 
     Args:
         config_file: YAML, see pipeline.config.
         output: an absolute folder; gets the report as batch.json.
         log_file: gets every log record; the terminal gets progress and the report.
-        wait: until all batches have ended; else only submits, and fetches what is ready.
-        cancel: cancels the batches in flight, fetches their responses, and submits nothing.
+        wait: whether to wait until all batches have ended; if not, only submits, and fetches what is ready.
+        cancel: whether to cancel the batches in flight, fetch their responses, and submit nothing.
 
     Returns:
         The report, see BatchJob.run.
 
     Raises:
-        ConfigError, DataError, LlmError: as `plan`, or the Batch API cannot ask what is configured, or refuses.
+        ConfigError, DataError, LlmError: as `plan`, or the Batch API cannot serve the configuration, or refuses.
     """
     console = Console(highlight=False)
     config = load_config(config_file)
@@ -294,9 +294,10 @@ def _workspace(config: Config, work: pathlib.Path, *, output: pathlib.Path) -> W
 
 
 def _prepare(config: Config, work: pathlib.Path, console: Console) -> beam.PTransform:
-    """Writes the train rows and the catalogue to `work`; returns what reads the rows.
+    """Writes the train rows and the catalog to `work`; returns a transform that reads the rows.
 
-    The other rows are written only to leave their items out of a table of scores by user: see Workspace.held_out_rows.
+    The other rows are written only if a table of scores by user is replayed, to leave their items out of it: see
+    Workspace.held_out_rows.
     """
     fetch_missing(config, console)
     check_inputs(config)

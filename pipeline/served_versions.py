@@ -39,9 +39,9 @@ _HIDDEN = re.compile(r"\.(removed-)?\d+")
 
 @contextlib.contextmanager
 def _changing(directory: pathlib.Path) -> Iterator[None]:
-    """One command at a time changes the versions; first it removes what a killed one left hidden.
+    """Lets one command at a time change the versions, and first removes hidden folders that killed commands left.
 
-    The kernel frees the lock of a killed process, so that a hidden folder without a lock belongs to nobody.
+    The kernel frees the lock of a killed process, so a hidden folder belongs to nobody once this process has the lock.
     """
     descriptor = os.open(directory, os.O_RDONLY)
     try:

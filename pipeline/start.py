@@ -1,4 +1,4 @@
-"""The way into a run, from any command line: keeps native libraries' chatter off the terminal, then runs."""
+"""Starts a run from any command line, and keeps the output of native libraries off the terminal."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ def start(config: pathlib.Path, output: pathlib.Path) -> "RunSummary | None":
 
 @contextlib.contextmanager
 def command_log(command: str, source: str, output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Says what goes where, and keeps what libraries write to file descriptor 2 in a log file of `output`.
+    """Prints `source` and `output`, and sends what libraries write to file descriptor 2 to a log file in `output`.
 
     Args:
         command: names the log file.
@@ -73,7 +73,7 @@ def traceback_in(log_file: pathlib.Path) -> Iterator[None]:
             raise
         if is_interruption(error):
             raise
-        # The disk that refuses may be the log's own.
+        # The disk that caused the error may hold the log too.
         with contextlib.suppress(OSError), open(log_file, "a", encoding="utf-8") as file:
             traceback.print_exc(file=file)
         if user_error(error) is not None:

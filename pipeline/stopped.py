@@ -9,9 +9,9 @@ from sllmr.models.errors import UserError, file_error
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """The error that a user can fix behind an exception, since Beam wraps those of a step in its own; else None.
+    """The error that a user can fix, in an exception or its causes, since Beam wraps what a step raises; else None.
 
-    That of a file which the operating system refuses (disk full, read-only, no locks) is one.
+    A file that the operating system refuses (disk full, read-only, no locks) is such an error.
     """
     found = next((e for e in chain(error) if isinstance(e, UserError)), None)
     refused = (file_error(e) for e in chain(error) if isinstance(e, OSError))
@@ -19,8 +19,8 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 
 def what_is_kept(error: BaseException, store: str, again: str) -> str:
-    """One line about a command that an error stopped, as far as it is known: after an unforeseen error a response may
-    not have reached the disk.
+    """One line on how a stopped command resumes and which responses are kept. After an unforeseen error it does not
+    promise that all are, since a response may not have reached the disk.
 
     Args:
         error: the exception.

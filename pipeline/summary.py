@@ -40,7 +40,7 @@ class Step:
     """One component in the latest run.
 
     Attributes:
-        seconds: wall time; of a cached step the time it took to find that out.
+        seconds: wall time; of a cached step, the time that TFX took to find its result in the cache.
         cached: whether TFX took an earlier run's result.
         outputs: folder of each output artifact by key.
     """
@@ -143,7 +143,7 @@ def _verdict(steps: dict[str, Step], llm: LlmSummary | None, training: TrainingR
 
 
 def _vectors_verdict(steps: dict[str, Step]) -> VectorsVerdict | None:
-    """The same of pairs that item vectors score; None without train.compare_vectors."""
+    """The verdict on pairs that item vectors score; None without train.compare_vectors."""
     if "VectorComparison" not in steps:
         return None
     found = _comparison(steps["VectorComparison"])
@@ -170,7 +170,7 @@ def _content(directory: str, name: str) -> bytes:
 
 
 def _loads(steps: dict[str, Step]) -> bool:
-    """Whether InfraValidator loaded the model; also if there is none."""
+    """Whether InfraValidator loaded the model; True if the run has no InfraValidator."""
     if "InfraValidator" not in steps:
         return True
     blessing = steps["InfraValidator"].outputs["blessing"]
@@ -213,7 +213,7 @@ def _scores(steps: dict[str, Step], config: Config, train_positives: int) -> Llm
     )
     return LlmSummary(
         **dict(book),
-        # Today's: a scorer that TFX took from its cache wrote the ledger when it ran.
+        # The age now: a scorer that TFX took from its cache wrote its ledger in an earlier run.
         age=staleness(book, time.time()),
         pairs=pairs,
         enough_pairs=enough,
@@ -223,7 +223,8 @@ def _scores(steps: dict[str, Step], config: Config, train_positives: int) -> Llm
 def gate_means(cells: list[GateCell]) -> dict[str, float]:
     """Mean alpha over the training pairs by slice; a slice without pairs is absent.
 
-    Short histories by gate.short_history_max; tail where either item is; see models.training.report.GateCell.
+    gate.short_history_max says what a short history is; a pair is tail if either item is. See
+    models.training.report.GateCell.
     """
     slices = {
         "overall": [c for c in cells if c.short_history is not None],

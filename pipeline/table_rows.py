@@ -1,4 +1,4 @@
-"""Rows of a table of interactions that lie behind the training of exported models, as a run would make them."""
+"""Makes rows, as a run would, from the interactions of a table that come after the training of exported models."""
 
 import datetime
 import pathlib
@@ -42,13 +42,13 @@ def make_rows(
 ) -> TableRows:
     """Reads a table of interactions as a run does, and writes the rows from a point in time on.
 
-    Interactions before the end of the training give histories, popularity and the slices, and no row. So the table
-    should hold them, as data.interactions does.
+    Interactions before the end of the training make no rows, but histories, popularity and the slices need them. So
+    the table should hold them, as data.interactions does.
 
     Args:
         table: as data.interactions.
         config: of the run that trained the models: how tables are read, the items, slices and negatives.
-        models: the rows have the shape of the first, and lie behind the training of all.
+        models: the rows have the shape of the first, and come after the training of all.
         rows_from: ISO 8601 time of the first row; None: right after the training.
         directory: where the rows are written.
 
@@ -62,7 +62,7 @@ def make_rows(
     split = config.data.split.model_copy(
         update={
             "strategy": "global_date",
-            # What lies between the training and the first row knows nothing of it and is not counted as popularity.
+            # The training did not see what lies between its end and the first row: popularity does not count it.
             "valid_from": _iso(min(trained_until, test_from - 1)),
             "test_from": _iso(test_from),
         }

@@ -1,9 +1,10 @@
 """TFX's command line, with `run create --pipeline_path` as its users know it.
 
 In TFX 1.21 `run create` takes only the name of a pipeline registered before. Here it takes a path as well, and then
-registers or updates that pipeline first. Paths may be relative; TFX stores them and would seek them from wherever a
-run is started. `--engine=kubeflow` compiles as `--engine=vertex` does: TFX 1.21 has lost the runner of Kubeflow
-Pipelines v1 behind it, and both engines take the same specification. Everything else is TFX's own.
+registers or updates that pipeline first. Paths may be relative: they are made absolute here, because TFX stores them
+and would look for them from wherever a run is started. `--engine=kubeflow` compiles as `--engine=vertex` does, because
+TFX 1.21 has dropped its runner of Kubeflow Pipelines v1, and both engines take the same specification. Everything else
+is TFX's own.
 """
 
 from typing import Any

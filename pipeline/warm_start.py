@@ -1,4 +1,4 @@
-"""Finds the models that a warm start takes its weights from: of each arm of a comparison its own.
+"""Finds the models that a warm start takes its weights from: each arm of a comparison starts from its own.
 
 If both arms started from the last blessed model, the arm without pairs would start from weights that the LLM trained,
 and the comparison would measure what the pairs of one day add, not whether the LLM helps.
@@ -31,8 +31,8 @@ class WarmStartStrategy(resolver.ResolverStrategy):
     """Resolves the model that was blessed last among those whose training ended before today's held-out rows begin.
 
     For a run that compares nothing. A model that trained on a validation or test row of today would be measured on what
-    it knows. A rerun on the same data finds the model that the run before it found: that run's own model has seen
-    today's validation rows.
+    it knows. A rerun on the same data finds the same model as the run before it, because that run's own model has
+    seen today's validation rows.
     """
 
     def resolve_artifacts(
@@ -50,12 +50,12 @@ class WarmStartStrategy(resolver.ResolverStrategy):
 
 
 class WarmStartOfArmsStrategy(resolver.ResolverStrategy):
-    """Resolves each arm's own model of the last run whose chosen model was blessed, by the times of WarmStartStrategy.
+    """Resolves each arm's own model of the last run whose chosen model was blessed, by WarmStartStrategy's date rule.
 
     Both models come from one earlier comparison, whichever of them it chose and the Evaluator blessed. So both arms
-    have had the same number of trainings on the same rows, and all that sets them apart is the pairs of the runs behind
-    them. If one of the two is gone, an earlier run is taken, or both arms start cold. A run whose model was blocked is
-    the start of neither: what blocked it may be in both.
+    have had the same number of trainings on the same rows, and only the pairs of the runs behind them set them apart.
+    If one of the two is gone, an earlier run is taken, or both arms start cold. Neither arm starts from a run whose
+    model was blocked: what blocked it may be in both models.
 
     The model with pairs that vectors score starts from its own model, too, if it was compared with the same model
     without pairs. Else, as on the first day with train.compare_vectors, it starts from that model itself: as many
@@ -112,7 +112,7 @@ def _held_out_from(reports: list[types.Artifact]) -> int:
 
 
 def trained_before(model: types.Artifact, time: int) -> bool:
-    """Whether all train and validation rows of a model lie before a Unix millisecond; not if it does not tell."""
+    """Whether all train and validation rows of a model lie before a Unix millisecond; False if it does not say."""
     try:
         until = read_model_info(path_utils.serving_model_path(model.uri)).trained_until
     except UserError:

@@ -83,7 +83,7 @@ NONE = "none"
 """The arm that every other one is compared with."""
 
 TEXT_FEATURES = "text_features"
-"""The arm whose model has the item vectors as inputs, and no more: it is tuned for each backbone, as none is."""
+"""The arm whose model has the item vectors as inputs and nothing else; like `none`, it is tuned for each backbone."""
 
 TEXT_MATCH = "text_match"
 """The arm that adds the cosines between the candidate's vector and those of the history to text_features: what an

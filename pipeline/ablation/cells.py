@@ -57,7 +57,7 @@ class RankingScores:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What a cell's model gives to what the arms are compared on.
+    """Logits of a cell's model for everything that the arms are compared on.
 
     Attributes:
         valid, test: logits of the evaluation rows, float32 [rows] each.
@@ -89,8 +89,8 @@ def fit_arm(
 ) -> tuple[RankingModel, TrainingReport]:
     """Fits the arm's model on the domain's train rows, stopped by the validation rows; reads no test row.
 
-    It comes to the same model as components.trainer.run_fn with the same configuration, which reads the rows from files
-    where this has them in memory.
+    It fits the same model as components.trainer.run_fn with the same configuration, which reads the rows from files
+    instead of from memory.
     """
     vectors = None
     if config.model.item_vectors:
@@ -160,8 +160,8 @@ def train_arm(domain: Domain, config: Config, arm: Arm, gate_weights: Mapping[st
 def fuse(domain: Domain, none: Scores) -> Trained:
     """Late fusion: a * logit + b * llm_score + c, fitted on the validation rows.
 
-    It has a ranking only if both have scores of its candidates: the LLM scorer, and `none`, whose scores may be from
-    before there were rankings, or of other candidates.
+    The result has a ranking only if both the LLM scorer and `none` scored its candidates: the scores of `none` may be
+    from before there were rankings, or of other candidates.
 
     Raises:
         ConfigError: the LLM scorer has no scores of the evaluation rows.
@@ -201,9 +201,9 @@ def fraction_of_contexts(pairs: Columns, fraction: float) -> Columns:
 
 
 def with_permuted_scores(pairs: Columns, *, seed: int, fraction: float = 1.0) -> Columns:
-    """The pairs with a fraction of the scores permuted; the item that now has the higher one is the preferred.
+    """The pairs with a fraction of the scores permuted; the item with the higher new score becomes the preferred one.
 
-    The scores of a smaller fraction are among those of a larger one with the same seed.
+    With the same seed, a larger fraction permutes all scores that a smaller one does, and more.
     """
     names = [prefix + features.LLM_SCORE for prefix in (PREFERRED, OTHER)]
     scores = np.concatenate([np.asarray(pairs[name]) for name in names])
@@ -237,7 +237,7 @@ def differences(domain: Domain, scores: np.ndarray, other: np.ndarray) -> dict[s
 
 
 def fingerprint(domain: Domain, hyperparameters: dict[str, Any], arm: Arm, adds_to: Scores | None = None) -> str:
-    """16 hex digits that change with whatever decides a cell's result but the code and the seed's noise.
+    """16 hex digits that change with everything that decides a cell's result, except the code and training noise.
 
     Args:
         domain: its hashes take part.
@@ -250,7 +250,7 @@ def fingerprint(domain: Domain, hyperparameters: dict[str, Any], arm: Arm, adds_
         hashes = {name: value for name, value in hashes.items() if name != "pairs"}
         train = {name: value for name, value in hyperparameters["train"].items() if name != "pairs_per_batch"}
         hyperparameters = {"model": hyperparameters["model"], "train": train}
-    # Without defaults: a field that Arm gains later leaves the fingerprints of the arms without it.
+    # Without defaults, so that a field that Arm gains later does not change the fingerprints of arms without it.
     what: list[Any] = [
         hashes,
         hyperparameters,

@@ -139,7 +139,7 @@ def _refuse_old_arms(where: str, names: Iterable[str]) -> None:
 
 
 def _laid_over(name: str, arm: Any) -> Any:
-    """The keys of an own arm with those of the arm that it is like."""
+    """The keys of an own arm, laid over those of the built-in arm that its `like` names."""
     if not isinstance(arm, dict) or "like" not in arm:
         return arm
     changes = dict(arm)
@@ -183,7 +183,7 @@ class Ablation:
             "llm": {**llm, "candidates": {**_PAPER_CANDIDATES, **llm.get("candidates", {})}},
             "item_vectors": {**shared.get("item_vectors", {}), **own.item_vectors},
             "pairs": {**PairConfig().model_dump(mode="json"), **shared.get("pairs", {}), **own.pairs},
-            # So that the domain has vectors; a cell says for itself whether they are its inputs.
+            # Gives the domain vectors if any arm reads them; each cell sets for itself whether they are its inputs.
             "model": {**_PAPER["model"], **shared.get("model", {}), "item_vectors": self._reads_item_vectors(domain)},
         }
         return with_absolute_paths(validate_config(values, self._file), self._file)
@@ -195,8 +195,8 @@ class Ablation:
     def cell(self, domain: str, backbone: str, arm: str, seed: int) -> Config:
         """The configuration of one training.
 
-        Laid over each other: what is shared, the backbone and its tuned hyper-parameters, those of the arm, the arm
-        itself, the seed. So every arm stands on the tuned baseline with the same inputs as its own.
+        Layers, each laid over those before it: what is shared, the backbone and its tuned hyper-parameters, those of
+        the arm, the arm itself, the seed. So every arm builds on the tuned baseline that has the same inputs.
         """
         made = self.config.arm(arm)
         base = self.domain(domain)

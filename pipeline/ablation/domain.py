@@ -33,7 +33,7 @@ from sllmr.pipeline.inputs import check_inputs
 from sllmr.pipeline.summary import read_steps
 
 SLICES = ("overall", "cold", "tail")
-"""Of components.evaluator.slices, those of the paper's tables."""
+"""The slices of components.evaluator.slices that the paper's tables show."""
 
 Columns = Mapping[str, tf.Tensor]
 
@@ -45,7 +45,7 @@ class Domain:
     Attributes:
         name: of the domain.
         vocabulary: sizes of the embedding tables.
-        item_ids: number n has the index n + 1.
+        item_ids: the item at position n has the index n + 1.
         train, valid, test: transformed rows, [rows] + shape each.
         pairs: models.inputs.load_pairs; empty where no arm needs any.
         llm_scorer: raw score of each row by split `valid` and `test`, float32 [rows], NaN where there is none; None
@@ -110,7 +110,7 @@ def prepare_domain(
         [os.path.join(steps["Transform"]["transformed_examples"], "Split-train", "*")],
         preprocessing.transformed_columns(transform_output, sizes, use_user_id=config.model.use_user_id),
     )
-    # From the raw rows: the order in which the LLM scorer reads them; test rows are never transformed ahead.
+    # From the raw rows, in the order in which the LLM scorer reads them; Transform never writes the test rows.
     columns = features.row_features(sizes)
     rows = {split: inputs.load_rows([f"{splits[split]}/*"], columns, transform) for split in ("valid", "test")}
     pairs: Columns = {}
@@ -160,7 +160,7 @@ def prepare_domain(
 
 
 def filled(llm_scores: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """The LLM scorer's scores with NaN replaced by the mean of `like`: a row without a score is as likely as any."""
+    """The LLM scorer's scores with NaN replaced by the mean of `like`: a row without a score counts as average."""
     return np.where(np.isnan(llm_scores), np.nanmean(like), llm_scores)
 
 

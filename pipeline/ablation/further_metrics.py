@@ -59,8 +59,8 @@ class FurtherMetrics:
         Args:
             arm: its name.
             scores: of it.
-            fitted_on_validation: whether the logits are probabilities at the validation rows' rate of positives, as
-                late fusion's are, and not at the train rows'.
+            fitted_on_validation: whether the logits give probabilities at the rate of positives in the validation
+                rows, as late fusion's do, instead of in the train rows.
         """
         self._logits[arm] = scores.test.astype(np.float64) + self._shift(fitted_on_validation)
         for name, ranking in self._domain.rankings.items():
@@ -111,7 +111,7 @@ def rank_candidates(ranking: Ranking, scores: npt.ArrayLike) -> UserRanking:
 
     Args:
         ranking: of the users.
-        scores: [users, candidates], any increasing scale; not looked at where there is no candidate.
+        scores: [users, candidates], on any scale, higher is better; ignored where there is no candidate.
     """
     scores = np.asarray(scores)
     at_once = max(1, _ROWS_AT_ONCE // scores.shape[1])

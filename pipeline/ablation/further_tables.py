@@ -126,7 +126,7 @@ def _cell(runs: Sequence[Run], metric: str, slice_name: str) -> FurtherCell | No
 
 
 def _baselines(runs: Sequence[Run], metrics: Sequence[str], slice_name: str) -> dict[str, dict[str, str | None]]:
-    """They know neither backbones nor seeds: the first run that has one is shown."""
+    """Baselines depend on neither backbone nor seed, so each shows the value of the first run that has one."""
     rows = {}
     for baseline, row in BASELINES.items():
         values: dict[str, str | None] = {}

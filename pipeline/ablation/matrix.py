@@ -71,7 +71,7 @@ def run_matrix(config_file: pathlib.Path, output: pathlib.Path, results_file: pa
 
     Args:
         config_file: YAML, see pipeline.ablation.config.
-        output: folder for the domains' artifacts and the scores of the arm none.
+        output: folder for the domains' artifacts and the scores of their cells.
         results_file: JSON lines, appended to.
         part: of the configuration, what to run.
 
@@ -97,7 +97,7 @@ def run_matrix(config_file: pathlib.Path, output: pathlib.Path, results_file: pa
     done = {cell: run.hashes.cell for cell, run in results.last_runs(results_file).items()}
     versions = {**{p: importlib.metadata.version(p) for p in _PACKAGES}, "code": code_version()}
     progress = _Progress(console, total=cells)
-    # A second time where an arm takes the gate of a domain that comes later.
+    # Twice, because an arm may take the gate of a domain that comes later.
     for is_last in (False, True):
         waiting = []
         for name in names:

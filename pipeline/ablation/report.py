@@ -84,7 +84,7 @@ class SliceTable(NamedTuple):
 class Means(NamedTuple):
     """Test AUC by slice, the mean over all backbones of a domain and the seeds that these share.
 
-    `popularity` and the LLM scorer alone know neither backbones nor seeds.
+    `popularity` and the LLM scorer alone depend on neither backbone nor seed.
     """
 
     seeds: int | None
@@ -111,7 +111,7 @@ class DomainTables(NamedTuple):
 def render(
     results_file: pathlib.Path, directory: pathlib.Path, *, commands: Sequence[str] = ()
 ) -> tuple[pathlib.Path, pathlib.Path]:
-    """Writes the tables of `results_file` into `directory`, by its name; they need no network to be read.
+    """Writes the tables of `results_file` into `directory`, named after the file; reading them needs no network.
 
     Args:
         commands: as typed, those that wrote the results and this report; shown at the foot.
@@ -152,7 +152,7 @@ def render(
     templates.filters["interval"] = lambda interval: "–" if interval is None else marked(interval)
     templates.filters["kept"] = lambda kept: "–" if kept is None else _format_kept(kept)
     templates.filters["percent"] = lambda fraction: "–" if fraction is None else f"{fraction:.0%}"
-    # Otherwise each block's own line would part the rows of a Markdown table.
+    # Otherwise the line of each template block would split the rows of a Markdown table.
     templates = templates.overlay(trim_blocks=True, lstrip_blocks=True)
     directory.mkdir(parents=True, exist_ok=True)
     written = directory / f"{results_file.stem}.md", directory / f"{results_file.stem}.html"
@@ -258,7 +258,7 @@ def _means(
     backbones: Sequence[str],
     arms: Sequence[str],
 ) -> dict[str, Means]:
-    """What was run on all backbones, in the order of `arms`, below the baselines that need no training."""
+    """The baselines that need no training, then the arms that were run on all backbones, in the order of `arms`."""
     result = {}
     for name, aucs in (("popularity", runs[0].baselines.popularity), ("LLM scorer alone", _llm_scorer(runs))):
         if aucs is not None:
@@ -273,13 +273,13 @@ def _means(
 
 
 def _mean_auc(runs: Sequence[Run], slice_name: str) -> float | None:
-    """None where some run has none."""
+    """Mean AUC of the runs on a slice; None if a run has none."""
     aucs = _aucs(runs, slice_name)
     return float(np.mean(aucs)) if len(aucs) == len(runs) else None
 
 
 def _aucs(runs: Sequence[Run], slice_name: str) -> list[float]:
-    """Of the runs that have one."""
+    """AUCs on a slice, of the runs that have one."""
     return [auc for run in runs if (auc := run.auc(slice_name)) is not None]
 
 
@@ -393,7 +393,7 @@ def _warnings(runs: Sequence[Run], by_cell: dict[tuple[str, str], list[Run]]) ->
             [run.versions.get(package, "none named") for run in runs],
             "a difference may come from it",
         )
-    # The same sentence about several backbones stands once.
+    # A warning that several backbones share is printed once.
     shared: dict[str, list[str]] = collections.defaultdict(list)
     for (backbone, arm), cell in by_cell.items():
         for text in _cell_warnings(arm, cell, by_cell.get((backbone, NONE), [])):
@@ -402,7 +402,7 @@ def _warnings(runs: Sequence[Run], by_cell: dict[tuple[str, str], list[Run]]) ->
 
 
 def _cell_warnings(arm: str, cell: Sequence[Run], none: Sequence[Run]) -> list[str]:
-    """Of one backbone with one arm, compared with the runs of the same backbone with the arm none."""
+    """Warnings about one backbone with one arm, compared with the runs of the same backbone with the arm none."""
     result = []
     seeds, none_seeds = {run.seed for run in cell}, {run.seed for run in none}
     if missing := sorted(none_seeds - seeds):

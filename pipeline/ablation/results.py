@@ -49,7 +49,7 @@ Differences = dict[str, Difference | None]
 
 
 class Baselines(_Record):
-    """AUC by slice of what is no model."""
+    """AUC by slice of popularity and of the LLM scorer alone."""
 
     RENAMED_KEYS: ClassVar = {"teacher": "llm_scorer"}
 
@@ -90,7 +90,7 @@ class RankingInfo(_Record):
 
 
 class Hashes(_Record):
-    """What the run was given, by content."""
+    """Hashes of what went into the run."""
 
     test_rows: str
     cell: str = Field(default="", description="fingerprint of what decides the run, see pipeline.ablation.cells")
@@ -150,12 +150,13 @@ class Run(_Record):
 
 
 def read(file: pathlib.Path) -> list[Run]:
-    """The runs of `file`; of one (domain, backbone, arm, seed) the last line counts.
+    """The runs of `file`; if a (domain, backbone, arm, seed) has several lines, the last one counts.
 
-    A run's difference to another is that of the two AUCs in the file, also if the other was rerun after it: on another
-    machine a training comes out a little different. Its standard error stays that of the first comparison.
+    A run's difference to another is computed from the two AUCs in the file, even if the other was rerun after it,
+    because a training comes out a little different on another machine. Its standard error stays that of the first
+    comparison.
 
-    A last line without its end is what a killed run leaves: it is skipped with a warning.
+    A killed run may leave an incomplete last line, which is skipped with a warning.
 
     Raises:
         ResultsError: there is no such file, it holds no run, or a line is not a run.
@@ -205,7 +206,7 @@ def _same_candidates(run: Run, other: Run, metric: str) -> bool:
 
 
 def last_runs(file: pathlib.Path) -> dict[Cell, Run]:
-    """The last run of each cell, as `read`, but none where there is no file or no run in it."""
+    """The last run of each cell, with its differences as written; empty if there is no file or no run in it."""
     lines = file.read_bytes().split(b"\n") if file.exists() else []
     runs: dict[Cell, Run] = {}
     for number, line in enumerate(lines, start=1):
@@ -225,7 +226,7 @@ def last_runs(file: pathlib.Path) -> dict[Cell, Run]:
             raise ResultsError(
                 f"{file}, line {number} is not JSON ({error}); delete the line and rerun the cell"
             ) from error
-        # Moved to its new place, so that the order is that of the lines that count.
+        # Removed first, so that the runs are in the order of the lines that count.
         key = (run.domain, run.backbone, run.arm, run.seed)
         runs.pop(key, None)
         runs[key] = run

@@ -45,7 +45,7 @@ def scorer_points(runs: Sequence[Run]) -> dict[str, list[ScorerPoint]]:
     for run in runs:
         arm = run.arm_config
         if arm and arm.get("scores") != "constant" and TEXT_MATCH in run.versus and _accuracy(run) is not None:
-            # What tuned_as leads to is in the settings.
+            # run.settings already hold the values that tuned_as leads to.
             rest = {key: value for key, value in arm.items() if key not in ("scores", "permuted_fraction", "tuned_as")}
             alike[run.backbone, json.dumps(rest, sort_keys=True) + run.settings][run.arm].append(run)
     result = {}

@@ -64,9 +64,9 @@ class Comparison(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The arm of the best mean validation AUC, one for all whole domains, backbones and seeds.
+    """The arm with the best mean validation AUC, one arm for all domains, backbones and seeds.
 
-    Only domains with every backbone of the matrix take part; the others answer separate questions.
+    Only whole domains take part, those that have every backbone of the matrix; the others answer separate questions.
 
     Attributes:
         arm: selected among the arms that need no LLM to serve and were run on every backbone of every whole domain.
@@ -179,8 +179,8 @@ def _between(best: dict[int, Run], other: dict[int, Run], slice_name: str) -> In
 def _difference(run: Run, other: Run, slice_name: str) -> Difference | None:
     """AUC of `run` minus that of `other`.
 
-    Of earlier lines only the comparisons with `none` are known, and not how two arms vary together: the standard error
-    of a difference is at most the sum of the standard errors, and that is what is taken.
+    Earlier lines hold only comparisons with `none`, and not how two arms vary together. Then the sum of the two
+    standard errors is taken, which is never below that of the difference.
     """
     if direct := run.versus.get(other.arm, {}).get(slice_name):
         return direct

@@ -95,7 +95,7 @@ def logistic_fusion(
 
     Raises:
         ValueError: on labels, shapes or scores that break the above, or where the maximum lies at infinity because
-            a line through (logit, LLM score) parts the labels without error.
+            a line through (logit, LLM score) separates the labels without error.
     """
     labels = _labels(labels)
     logits, llm = np.asarray(model_logits, np.float64), np.asarray(llm_scores, np.float64)

@@ -33,7 +33,7 @@ BASELINE_SPACE: Space = {
 """Of the arms none, text_features and text_match, for each backbone."""
 
 POINTWISE_SPACE: Space = {"loss.llm_weight": (0.1, 0.3, 1.0, 3.0, 10.0)}
-"""Of arms whose L_LLM is pointwise, on top of the tuned baseline."""
+"""Of arms whose L_LLM has no margin (pointwise, distillation), on top of the tuned baseline."""
 
 PAIRWISE_SPACE: Space = {
     "loss.llm_weight": (0.01, 0.03, 0.1, 0.3, 1.0),
@@ -134,7 +134,7 @@ def run_trials(
         study: maximizes; the storage of a search that was stopped, or an empty one.
         space: the choices of each key, the first of which trial 0 takes.
         valid_auc: trains with values by key.
-        settings: as named; a space that holds fewer combinations than `trials` is searched wholly.
+        settings: seed and number of trials; a space with fewer combinations than `trials` is searched completely.
     """
     for stopped in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(stopped.number, state=TrialState.FAIL)

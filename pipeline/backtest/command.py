@@ -192,7 +192,7 @@ def _first_window_in_common(rescored: Series, place: _Place) -> Series:
 
 
 def _parts(steps: Mapping[str, Step]) -> dict[str, gains.UserParts]:
-    """The test rows of a run by the models with and without pairs, as LlmComparison scores them."""
+    """The user parts of a run's test rows, scored by the models with and without pairs as LlmComparison does."""
     with_pairs, without_pairs = (
         path_utils.serving_model_path(steps[step].outputs["model"]) for step in ("Trainer", "TrainerWithoutPairs")
     )

@@ -23,7 +23,7 @@ def parts_of(
     without_pairs: np.ndarray,
     inside: Mapping[str, np.ndarray],
 ) -> dict[str, UserParts]:
-    """What the means are made of, from the test rows of one window.
+    """The user parts of one window's test rows, from which means over windows are computed.
 
     Args:
         users: [rows], ids.

@@ -133,14 +133,14 @@ def cost(usd: float | None) -> str:
 
 
 def fates(window: WindowResult) -> str:
-    """What became of the last window's scoring contexts: kept / scored again / new / gone."""
+    """What became of the previous window's scoring contexts: kept / scored again / new / gone."""
     if (found := window.rescore) is None:
         return "-"
     return f"{found.kept:,} / {sum(found.scored_again.values()):,} / {found.new:,} / {found.gone:,}"
 
 
 def moved(window: WindowResult) -> str:
-    """How far the train rows lie from those of the last window: features beyond their threshold, or the largest."""
+    """How far the train rows lie from the previous window's: features beyond their threshold, and the largest."""
     if not window.drift:
         return "-"
     largest = max(window.drift, key=lambda distance: distance.value / max(distance.threshold, 1e-9))

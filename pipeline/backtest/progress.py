@@ -19,7 +19,7 @@ _MAY_CHANGE = (
     "beam.",
     "cache_dir",
     "store",
-    "data.window.until",  # where it leads to other windows, these differ
+    "data.window.until",  # _difference compares the windows that it leads to
     "llm.api_key_env",
     "llm.timeout_s",
     "llm.max_retries",

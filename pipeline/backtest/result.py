@@ -74,16 +74,17 @@ class WindowResult(BaseModel):
         number: of the window.
         slices: the model with pairs against the model without, on the test rows of SLICES.
         popularity: test AUC of ordering items by their train count; None if not measurable.
-        took_pairs: whether the validation rows took the model with pairs; that model alone can be pushed.
+        took_pairs: whether the model with pairs was selected on the validation rows; the other cannot be pushed.
         blessed: whether the model that was taken may be pushed.
         contexts: scoring contexts of the score table.
         pairs: preference pairs that were trained on.
         requests: of the run.
-        cost_usd: of the responses that the run needed, those included that an interrupted run had paid for; None
+        cost_usd: of the responses that the run needed, including those that an interrupted run had paid for; None
             without a known price.
-        rescore: what became of the last window's scores, and how far preferences drifted; None if none were rescored.
+        rescore: what became of the previous window's scores, and how far preferences drifted; None if nothing was
+            rescored.
         cold_because: why the training of the model with pairs started cold; None for a warm start.
-        drift: of the train rows from those of the last window.
+        drift: of the train rows from those of the previous window.
         code: fingerprint of the code that ran it.
         seconds: wall time of the run.
     """

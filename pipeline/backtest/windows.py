@@ -77,7 +77,7 @@ def read_times(config: DataConfig) -> npt.NDArray:
 
 
 def ending(config: DataConfig, until: str) -> DataConfig:
-    """The same with another end of the window."""
+    """The configuration with another end of the window."""
     assert config.window is not None
     return config.model_copy(update={"window": config.window.model_copy(update={"until": until})})
 

@@ -174,7 +174,7 @@ def _meta_2018(line: str) -> Item:
     meta = json.loads(line)
     _check_meta(meta, 2018)
     title = clean(_TAG.sub("", meta.get("title") or ""))
-    if "getTime" in title:  # so in some records: the script of the page stands in the place of the title
+    if "getTime" in title:  # in some records, the script of the page replaces the title
         title = ""
     # Where a listing has no category, the field holds fragments of its description.
     path = [level for level in meta.get("category") or [] if "<" not in level]
@@ -186,7 +186,7 @@ def _meta_2023(line: str) -> Item:
     _check_meta(meta, 2023)
     path = meta.get("categories") or [meta.get("main_category")]
     details = meta.get("details") or {}
-    if isinstance(details, str):  # so in the copies that went through Parquet
+    if isinstance(details, str):  # JSON text in copies that went through Parquet
         details = json.loads(details)
     brand = (details or {}).get("Brand") or meta.get("store")
     return meta["parent_asin"], clean(meta.get("title")), category_path(path), clean(brand), _price(meta)

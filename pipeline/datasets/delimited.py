@@ -22,7 +22,7 @@ class Layout:
 
     Attributes:
         columns: names of the columns that are read; without a header, of all columns in their order.
-        separator: between the fields; `::` too.
+        separator: between the fields; one or more characters, such as `::`.
         has_header: whether the first line names the columns.
         quotes: whether fields may stand in double quotes.
         encoding: of the text.
@@ -55,7 +55,7 @@ class Record:
         """A cell that must not be empty.
 
         Raises:
-            SourceError: it is.
+            SourceError: it is empty.
         """
         value = self._cells[column].strip()
         if not value:
@@ -66,7 +66,7 @@ class Record:
         """A cell that is a finite number, as it is written.
 
         Raises:
-            SourceError: it is none.
+            SourceError: it is not a finite number.
         """
         value = self._cells[column].strip()
         if may_be_empty and not value:
@@ -80,7 +80,7 @@ class Record:
         return value
 
     def error(self, column: str, rule: str) -> SourceError:
-        """That a cell breaks a rule. Cells that may be ids of users are not repeated."""
+        """The error of a cell that breaks a rule. It does not repeat cells that may be user ids."""
         shown = "" if "user" in column.lower() or "customer" in column.lower() else f", got {self._cells[column]!r}"
         return SourceError(f"{self.place}: {column} {rule}{shown}; fetch the file again, or correct the row")
 
@@ -108,8 +108,8 @@ def read_records(path: pathlib.Path, layout: Layout) -> Iterator[Record]:
     """Every row of a file, plain or gzipped.
 
     Raises:
-        SourceError: no such file, a broken or another archive, another encoding, columns that are missing, or a row
-            with another number of fields.
+        SourceError: the file is missing, empty, broken, a zip archive or in another encoding, columns are missing, or a
+            row has a wrong number of fields.
     """
     path = path.expanduser()
     header: list[str] = []

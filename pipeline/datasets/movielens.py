@@ -119,7 +119,7 @@ def prepare_movielens_1m(
 def prepare_movielens_25m(
     ratings: pathlib.Path, movies: pathlib.Path, directory: str | os.PathLike[str]
 ) -> PreparedTables:
-    """Writes the two tables from ratings.csv and movies.csv of MovieLens-25M; those of 10M and later read so too.
+    """Writes the two tables from ratings.csv and movies.csv of MovieLens-25M; 20M and 32M have the same layout.
 
     Raises:
         SourceError: a file or a row is not in the published layout.

@@ -51,7 +51,7 @@ def convert_ranking_lists(
     """Writes user_id, item_id, score, and scored_at if the lists have it.
 
     The n-th of N items has the score 1 - (n - 1) / (N - 1): evenly spaced from 1 to 0; one item alone has 1. An item
-    that a list repeats has its best place, and the others close up.
+    that a list repeats keeps its best place, and the items after a repetition move up.
 
     Args:
         lists: CSV with a header, or JSON Lines of objects; plain or gzip. Items are a JSON list, or text with commas,

@@ -23,8 +23,8 @@ def prepare_recbole(
 ) -> PreparedTables:
     """Writes the tables with every column of the files under its name without the type.
 
-    The columns of TITLES and CATEGORIES that are there first become `title` and `categories`. A token_seq is a text of
-    blanks in a title, else a list with `|`.
+    The first name of TITLES that the file has becomes `title`, and the first of CATEGORIES `categories`. A token_seq
+    stays text with blanks in a title, and becomes a list with `|` elsewhere.
 
     Raises:
         SourceError: a header without types, a column that is missing, or a cell that is not of its type.

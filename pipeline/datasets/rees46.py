@@ -28,8 +28,8 @@ _TIME = re.compile(r"(\d{4}-\d{2}-\d{2}) (\d{2}:\d{2}:\d{2}) UTC")
 def prepare_rees46(events: Sequence[pathlib.Path], directory: str | os.PathLike[str]) -> PreparedTables:
     """Writes the two tables from the files of some months, in their order.
 
-    Nothing names a product: its title is `brand kind`, the kind the last level of category_code. Category, brand and
-    price are those of its first event, so that no later one reaches the rows before.
+    Products have no names: a title is `brand kind`, with the last level of category_code as the kind. Category, brand
+    and price are those of a product's first event, so that no later value leaks into earlier rows.
 
     Raises:
         SourceError: a file or a row is not in the published layout.

@@ -37,7 +37,7 @@ class PreparedTables(NamedTuple):
 
 
 class TableRows(NamedTuple):
-    """A table to be written. The first cells of an interaction are user and item, that of other rows is their id."""
+    """A table to write. An interaction begins with the ids of user and item, any other row with its own id."""
 
     header: Sequence[str]
     rows: Iterable[Sequence[object]]
@@ -52,19 +52,19 @@ def prepare_tables(
 ) -> PreparedTables:
     """Writes the tables in one pass over each: the interactions, then the items and the users that occur in them.
 
-    Of a repeated id the first row stays. What occurs and has no row gets one of empty cells.
+    If an id is repeated, its first row stays. An id that occurs in interactions and has no row gets one of empty cells.
 
     Args:
         directory: where the tables go.
         interactions, items, users: iterated over in this order.
-        counts: of the caller's own, which the result holds too.
+        counts: the caller's own counts, which are returned with those made here.
 
     Raises:
         SourceError: there is no interaction, or the rows raise it.
     """
     target = pathlib.Path(directory).expanduser()
     counts = collections.Counter() if counts is None else counts
-    counts.update(dict.fromkeys(("users", "items", "interactions"), 0))  # first in the order of the terminal
+    counts.update(dict.fromkeys(("users", "items", "interactions"), 0))  # now, because counts are printed in this order
     user_ids: set[object] = set()
     item_ids: set[object] = set()
 
@@ -113,7 +113,7 @@ def _those_of(
 def write_table(path: pathlib.Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> pathlib.Path:
     """Writes a CSV, gzipped if its name ends in .gz, all or nothing.
 
-    A file that has the same content already is left alone, with its time of change: a cached run stays valid.
+    A file that already has this content keeps its modification time, so that a cached run stays valid.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")

@@ -87,7 +87,7 @@ def pilot(
         output: an absolute folder.
         log_file: gets every log record; the terminal gets progress and the advice.
         usd: what the responses of the sample may cost together, earlier ones included.
-        contexts: size of the sample at most where requests cost nothing or an unknown price.
+        contexts: largest size of the sample if requests cost nothing or their price is unknown.
 
     Raises:
         ConfigError, DataError, LlmError: as `sllmr score`, or the plan holds too few calibration contexts.
@@ -148,7 +148,7 @@ def check(config: Config) -> None:
 
 @contextlib.contextmanager
 def _work(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder for plans, which hold user ids, and scores; both go in the end, responses are in the cache."""
+    """A folder for scores and for plans, which hold user ids. It is removed at the end; the cache keeps responses."""
     work = folder / WORK_DIRECTORY
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -190,7 +190,7 @@ def _score(config: Config, artifacts: Artifacts, work: pathlib.Path, *, usd: flo
 
 
 def _within_budget(config: LlmConfig, usd: float, has_price: bool) -> LlmConfig:
-    """With usd as the cap, if the configuration's own is not lower; a cap needs a price."""
+    """The configuration with `usd` as the cap, or its own if that is lower; unchanged without a known price."""
     if not has_price:
         return config
     cap = min(usd, config.budget.max_cost_usd or usd)
@@ -224,7 +224,7 @@ def _train_rows(examples: str) -> beam.PTransform:
 
 
 def _held_out_rows(examples: str) -> beam.PTransform:
-    """Likewise."""
+    """The validation and test rows, also fresh for each plan."""
     patterns = beam.Create([_files(examples, split) for split in ("valid", "test")])
     return patterns | beam.io.ReadAllFromTFRecord()
 

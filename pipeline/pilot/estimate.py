@@ -1,11 +1,11 @@
 """From the scores of a pilot to a predicted gain and a recommendation: pure functions of arrays.
 
 The rows are the target items (positives) and sampled negatives of calibration contexts of users that the base model has
-not seen. Two stacks are fitted by models/stacking.py, crosswise: the rows of a fifth of the users are scored by a stack
-of the other users. One stack has the LLM scores, the other has none. The difference of their AUCs is what the LLM adds:
-against the base model alone, a useless LLM would also get what the signals add.
+not seen. models/stacking.py fits two stacks, one with the LLM scores and one without. Both are cross-fitted: the rows
+of each fifth of the users are scored by a stack that was fitted on the other users. The difference of their AUCs is
+what the LLM adds. Compared with the base model alone, a useless LLM would also be credited with what the signals add.
 
-What a served model keeps of it is measured on the reference domains (KEPT, KEPT_BY_USERS_REACHED).
+How much of it a served model keeps is measured on the reference domains (KEPT, KEPT_BY_USERS_REACHED).
 """
 
 import dataclasses
@@ -32,8 +32,9 @@ and seeds of benchmarks/results/amazon.jsonl, and the least and most of one back
 --report --results benchmarks/results/amazon.jsonl --output DIR` shows the AUCs."""
 
 KEPT_BY_USERS_REACHED = ((0.0, 0.0), (0.1, 0.47), (0.5, 1.0), (1.0, 1.0))
-"""(fraction of users scored, fraction of the gain with all users): of `stacked_tenth` and `stacked_half` in the same
-file, one seed of one backbone on each of two domains; half of the users brought as much as all."""
+"""(fraction of users scored, what it brings as a fraction of the gain with all users): from `stacked_tenth` and
+`stacked_half` in the same file, one seed of one backbone on each of two domains; half of the users brought as much as
+all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,18 +177,18 @@ def _right(scores: npt.NDArray, positive: npt.NDArray, negative: npt.NDArray) ->
 
 
 def predict(found: Gain, parts: Sequence[PlanPart], *, users: int, test_users: int) -> list[Prediction]:
-    """The gain that a run measures on its test rows, if its model learns from each part of the plan.
+    """For each part of the plan, the gain that a run whose model learns from it would measure on its test rows.
 
     difference = gain of the stack x KEPT x the fraction of it that so many users bring (KEPT_BY_USERS_REACHED).
-    Each side of the interval joins two errors, as the root of the sum of their squares: that of the prediction, from
-    the gain's own interval and the least or the most that was kept, whichever is wider; and that of the measurement,
-    half of the gain's interval x KEPT x sqrt(users / test_users).
+    Each side of the interval is the root of the sum of two squared errors: that of the prediction, from the gain's own
+    interval and the least or the most that was kept, whichever is wider; and that of the measurement, half of the
+    gain's interval x KEPT x sqrt(users / test_users).
 
     Args:
         found: the gain of the stack.
         parts: of the plan.
-        users: whose rows the gain is of.
-        test_users: whose rows the run is tested on.
+        users: number of users whose rows gave the gain.
+        test_users: number of users in the run's test rows.
 
     Raises:
         ValueError: the gain has no interval.
@@ -216,11 +217,11 @@ def predict(found: Gain, parts: Sequence[PlanPart], *, users: int, test_users: i
 
 
 def advise(found: Gain, cells: Sequence[SliceReliability]) -> Advice:
-    """Full, partial or do not spend.
+    """Recommends full, partial or no spending.
 
-    Full: the overall gain is above 0, and no slice is known to bring less than the others. Partial: a slice without a
-    gain of its own is known to bring less than the whole; or the whole has no gain, but a slice has. Else do not spend,
-    also where there is a gain that so few users do not show.
+    A gain counts if its interval lies above 0. Full: there is an overall gain, and every slice either has a gain or may
+    bring as much as the whole. Partial: there is an overall gain, but some slice fails this; or a slice has a gain and
+    the whole has none. Otherwise do not spend, even if there is a gain that so few users do not show.
     """
     by_gain = sorted((c for c in cells if c.gain is not None and c.gain > 0), key=lambda c: -(c.gain or 0.0))
     certain = [c for c in by_gain if c.gain_lower is not None and c.gain_lower > 0]
@@ -252,7 +253,7 @@ def advise(found: Gain, cells: Sequence[SliceReliability]) -> Advice:
 
 
 def _brings_its_part(cell: SliceReliability, overall: float) -> bool:
-    """False for a slice whose gain may be 0 and is below the overall gain; with too few users nothing is known."""
+    """False for a slice whose gain may be 0 and is below the overall gain; True if there are too few users to tell."""
     if cell.gain_lower is None or cell.gain_upper is None:
         return True
     return cell.gain_lower > 0 or cell.gain_upper >= overall

@@ -39,8 +39,8 @@ class Prediction(BaseModel):
         coverage: fraction of the contexts of the plan, one of COVERAGES.
         users_reached: fraction of the users of the train rows that this part scores.
         difference: predicted test AUC of the model with pairs minus that of the model without.
-        lower, upper: 95% interval of what the run will measure: of the gain's interval, the least and the most that
-            distillation kept, and the test users' share of chance.
+        lower, upper: 95% interval of what the run will measure: from the gain's interval, the least and the most that
+            distillation kept, and the sampling error of the test users.
         cost_usd: estimated for what is not in the cache after the pilot; None if no price is known.
         seconds: estimated for the same requests.
     """
@@ -63,7 +63,7 @@ class SliceReliability(BaseModel):
         short_history: whether the user has at most llm.candidates.short_history_max earlier positives.
         tail: whether the target item is a long-tail item, not counting the target interaction.
         pairs: number of calibration pairs.
-        llm_right: fraction of them; equal scores count half. None without pairs.
+        llm_right: fraction of them that the LLM orders right; equal scores count half. None without pairs.
         lower, upper: 95% interval of llm_right, clustered by user; None with fewer than two users.
         model_right: as llm_right, of the base model.
         gain: AUC difference as Gain.difference, on the contexts of the slice; None with too few users.

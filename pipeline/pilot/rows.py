@@ -1,4 +1,4 @@
-"""Scores of calibration contexts, and a base model that has seen none of their users, as rows of the estimator."""
+"""Turns scores of calibration contexts, and of a base model that has not seen their users, into estimator rows."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping

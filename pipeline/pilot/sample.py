@@ -11,11 +11,11 @@ from sllmr.components.llm_scorer.messages import Context
 
 LEAST_USERS = 30
 MOST_USERS = 0.5
-"""Of the users of the train rows: the base model is trained on the others."""
+"""As a fraction of the users of the train rows: the base model is trained on the others."""
 
 
 def in_proportion(contexts: Sequence[Context], catalog: Mapping[str, Item], short_history_max: int) -> list[Context]:
-    """The calibration contexts in an order whose every beginning has short histories and tail targets in proportion.
+    """Orders the calibration contexts so that every prefix has short histories and tail targets in proportion.
 
     The strata are history length (at most short_history_max, or longer) x popularity of the target item (long-tail, or
     not). Within each, all users' first contexts come before any user's second.
@@ -40,8 +40,8 @@ def within(
     Args:
         ordered: of in_proportion.
         users: of the train rows; the pilot takes at most MOST_USERS of them.
-        usd: what all responses may cost together, cached ones included; counts where a request has a price above 0.
-        contexts: how many at most, where it has none.
+        usd: what all responses may cost together, cached ones included; applies if requests have a price above 0.
+        contexts: how many to take at most if they have none.
         estimator: makes a fresh one.
 
     Raises:
