@@ -25,7 +25,7 @@ no history. The selection of candidates reads them, to leave these items out.
 
 
 ALWAYS = 0
-"""`valid_from` of what has held since before every interaction."""
+"""`valid_from` of a version that already held before the first interaction."""
 
 
 class Version(NamedTuple):
@@ -41,7 +41,7 @@ class Version(NamedTuple):
 
 
 def values_at(versions: Sequence[Version], at: int) -> Mapping[str, Value]:
-    """What held at a time: the values of the latest version that is not later; nothing before the first one.
+    """The values that held at a time: those of the latest version that starts no later; none before the first.
 
     Args:
         versions: by rising valid_from.

@@ -1,4 +1,4 @@
-"""What the pinned versions of TFX's libraries need to work together."""
+"""Makes the pinned versions of TFX's libraries work together."""
 
 import sys
 import types

@@ -19,7 +19,7 @@ _PACKAGES = ("sllmr", "tensorflow", "tf_keras")
 
 
 class Period(BaseModel):
-    """Times of the interactions of some rows, ISO 8601; None without rows."""
+    """First and last time of the interactions behind some rows, ISO 8601; None if there are no rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,8 +39,7 @@ class ModelInfo(BaseModel):
         data_hash: 16 hex digits over the data report: equal data and splits have equal ones.
         splits: period of train, valid and test.
         versions: of the packages that wrote it.
-        positive_rate: the rate of positives that its scores are probabilities at, as far as they are; None: that of the
-            train rows.
+        positive_rate: the rate of positives that the exported scores are shifted to; None: that of the train rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""Slices by declared features: the configured text, and which test rows each value of it holds."""
+"""Slices by declared features: parses the configured texts, and finds the rows of each slice."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ CROSSED = {
     "tail": (features.IS_TAIL, 1),
     "head": (features.IS_TAIL, 0),
 }
-"""Slices that a feature can be crossed with, and the column and its value that their rows have."""
+"""Slices that a feature can be crossed with -> a column, and the value that it has in the rows of the slice."""
 
 _CROSS = " x "
 MISSING = "(missing)"
@@ -43,7 +43,7 @@ class OwnSlice(NamedTuple):
     """One slice, such as `device=phone` or `price=[10, 25) x tail`.
 
     Attributes:
-        text: what it is one of, as configured.
+        text: the configured text that the slice comes from.
         inside: bool [rows].
     """
 
@@ -88,7 +88,7 @@ def slice_features(texts: Sequence[str], declared: Sequence[DeclaredFeature]) ->
 
 
 def raw_features(declared: Sequence[DeclaredFeature]) -> list[Feature]:
-    """Their columns in a row."""
+    """The columns of declared features in a row, without those of the history."""
     of_rows = row_features(FeatureSizes(declared=tuple(declared)))
     return [f for f in of_rows if f.declared is not None and not f.of_history]
 
@@ -100,14 +100,14 @@ def own_slices(
     numbers: Mapping[str, TrainNumbers],
     min_users: int,
 ) -> dict[str, OwnSlice]:
-    """The slices with enough users, in the order of the texts; of one feature by bucket, or by falling number of rows.
+    """The slices with enough users, in the order of the texts, then by bucket or by falling number of rows.
 
     Args:
         texts: as configured.
         columns: [rows] + shape each: USER_ID, those of CROSSED, and the raw features.
         declared: of the model.
-        numbers: of its numeric features.
-        min_users: distinct ones that a slice must have.
+        numbers: buckets of its numeric features.
+        min_users: distinct users that a slice must have.
     """
     by_name = {f.name: f for f in declared}
     found = {}
@@ -133,7 +133,7 @@ def _by_value(
         return _by_bucket(raw, numbers[f.name].boundaries)
     values, counts = np.unique(raw, return_counts=True)
     order = sorted(zip(-counts, values, strict=True))
-    # A value of too few rows has too few users: without it, the masks of many values would fill the memory.
+    # A value with too few rows has too few users. It is skipped, since the masks of many rare values fill the memory.
     by_value = {value.decode(): raw == value for count, value in order if value and -count >= min_users}
     missing = raw == b""
     if f.kind == LIST:

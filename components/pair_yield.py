@@ -1,4 +1,4 @@
-"""How many preference pairs scoring contexts make: the arithmetic of a budget that follows from the data."""
+"""Counts the preference pairs that scoring contexts yield, to derive a scoring budget from the data."""
 
 import bisect
 import dataclasses
@@ -6,21 +6,21 @@ import math
 from typing import Literal
 
 POSITIVES_PER_PAIR = 10
-"""Train positives for each preference pair at most: with fewer pairs, training hardly notices them."""
+"""At most this many train positives for each preference pair: with fewer pairs, training hardly notices them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairYield:
-    """Preference pairs of scoring contexts in which no two scores are equal.
+    """Counts the preference pairs that scoring contexts yield if no two of their scores are equal.
 
     A context has `per_context` candidates. In the fraction `calibration_fraction` of contexts one of them is the target
-    item, and its pairs with `negatives_per_target` sampled negatives, the labeled ones, are all kept. Of the other
-    pairs of a context `max_per_context` are kept:
+    item. Its pairs with `negatives_per_target` sampled negatives are labeled, and all of them are kept. Of the other
+    pairs of a context, at most `max_per_context` are kept, out of:
 
-        selection widest    of all C(per_context, 2) pairs less the labeled ones
-        selection cover     of those that hold each candidate in no labeled pair once: half as many as these candidates
+        selection widest    all C(per_context, 2) pairs less the labeled ones
+        selection cover     those that match each candidate in no labeled pair once: half as many as these candidates
 
-    Source: components/pair_builder/pairs.py, whose rule this counts.
+    Source: the rule in components/pair_builder/pairs.py.
 
     Attributes:
         per_context, calibration_fraction, negatives_per_target: of llm.candidates.
@@ -34,15 +34,15 @@ class PairYield:
     selection: Literal["widest", "cover"]
 
     def preference_pairs(self, contexts: int) -> int:
-        """Of so many contexts."""
+        """The number of preference pairs that so many contexts yield."""
         calibration = round(self.calibration_fraction * contexts)
         return calibration * self._of_context(self.negatives_per_target) + (contexts - calibration) * self._of_context(
             0
         )
 
     def contexts_for(self, preference_pairs: int) -> int:
-        """The fewest contexts that make so many preference pairs."""
-        # Each context makes one at least.
+        """The fewest contexts that yield at least so many preference pairs."""
+        # Each context yields at least one pair, so no more contexts than pairs are needed.
         return bisect.bisect_left(range(preference_pairs), preference_pairs, key=self.preference_pairs)
 
     def enough_pairs(self, train_positives: int) -> int:

@@ -18,7 +18,7 @@ def score_files(
     columns: Mapping[str, tf.DType],
     further: Sequence[Feature] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Columns of rows, and the logits that models give them.
+    """Reads columns of rows, and scores the rows with models.
 
     Args:
         directories: of SavedModels, by any name.

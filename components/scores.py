@@ -2,11 +2,11 @@
 
 Files in the artifact's folder:
 
-    scores-*.tfrecord.gz     tf.Example, one a context, layout below
-    failures-*.jsonl.gz      one a (context, item) that got no score: context_id, item_id, reason, detail
+    scores-*.tfrecord.gz     one tf.Example for each context, layout below
+    failures-*.jsonl.gz      one line for each (context, item) without a score: context_id, item_id, reason, detail
     ledger.json              requests, tokens, money, counters that add up
 
-Layout of a score record, one for each context (a user at one moment):
+Layout of a score record, one for each context (a user at a point in time):
 
     context_id          bytes    hash of user, position and seed; the user id itself is not stored
     history_item_ids    bytes*   the history as the model sees it, latest first, unpadded
@@ -27,7 +27,7 @@ Layout of a score record, one for each context (a user at one moment):
     fingerprint         bytes    hash of what was queried: equal if a new query would send the same requests
     scored_at           int64    Unix seconds
 
-Hashes hide ids only as far as ids cannot be guessed: who knows the seed can try ids one by one.
+Hashes hide ids only as far as ids cannot be guessed: whoever knows the seed can try ids one by one.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ FAILURES_PREFIX = "failures"
 LEDGER_FILE = "ledger.json"
 
 PUBLISHED_LINK = ".table"
-"""In an output folder of `sllmr score`: a symbolic link to the folder of the table that counts. See publish."""
+"""In an output folder of `sllmr score`: a symbolic link to the folder of the current table. See publish."""
 
 _TABLES = ".tables"
 
@@ -73,7 +73,7 @@ _FORMER_ROLES = {"chosen": TARGET}
 
 
 def context_id(user_id: str, position: int, seed: int) -> str:
-    """Name of the scoring context of a user's train row that does not tell the user id."""
+    """Id of the scoring context of a user's train row; it does not reveal the user id."""
     return hashlib.sha256(f"context\x1f{seed}\x1f{user_id}\x1f{position}".encode()).hexdigest()[:24]
 
 
@@ -121,14 +121,14 @@ class ScoreRecord:
         return bool(self.second_llm_scores)
 
     def is_outdated(self, *, last_position: int, user_positives: int) -> bool:
-        """Whether the user has a positive train row after the last one of the time when the context was planned.
+        """Whether the user has a newer positive train row than when the context was planned.
 
-        The number of rows cannot say it with data.window: rows leave the window as others enter it. A position counts
-        all positives of the user. A record of an earlier version has no position: there only a higher number of rows
-        counts, so that nothing is paid for again because the window moved.
+        With data.window the number of rows cannot show this, because rows leave the window as others enter it. A
+        position can: it counts all positives of the user. A record of an earlier version has no position. It is
+        outdated only if the number of rows has grown, so that nothing is paid for again just because the window moved.
 
         Args:
-            last_position: today's, of the user's last positive train row.
+            last_position: today's position of the user's last positive train row.
             user_positives: today's number of positive train rows of the user.
         """
         if self.last_position:
@@ -177,9 +177,9 @@ class ScoreRecord:
 
 
 def table_directory(directory: str) -> str:
-    """Where the files of a table are: the folder itself, or in an output of `sllmr score` what its link names.
+    """The folder that holds a table's files: `directory`, or the target of its link if `sllmr score` wrote it.
 
-    Reading through the link alone, a reader sees one table whole while another one takes its place.
+    A reader that uses only the link sees one whole table, even while another one takes its place.
     """
     if artifact_files.is_address(directory):  # a run's artifact, never published
         return directory
@@ -193,14 +193,14 @@ def scores_pattern(directory: str) -> str:
 
 
 def publish(table: str, output: str) -> None:
-    """Makes a complete table that of `output`: a crash at any point leaves the earlier table or the new one, whole.
+    """Makes a complete table the one of `output`; a crash at any point leaves the earlier or the new table, whole.
 
     The table is renamed to output/.tables/<id>, then the link output/.table, which all readers here follow, is replaced
     by a rename. The names at the top of `output` are links through it, so that other programs find the files there.
 
     Args:
-        table: a folder on the file system of `output`; it is gone after.
-        output: holds the table's files at its top, as an earlier version left them, or as links, or none.
+        table: a folder on the file system of `output`; it no longer exists afterwards.
+        output: at its top lie the table's files as an earlier version left them, links to such files, or neither.
     """
     names = sorted(os.listdir(table))
     tables = os.path.join(output, _TABLES)
@@ -210,7 +210,7 @@ def publish(table: str, output: str) -> None:
     os.rename(table, target)
     link = os.path.join(output, PUBLISHED_LINK)
     if os.path.isdir(link) and not os.path.islink(link):
-        # A copy of an output folder in which links became what they name.
+        # A copied output folder: copying has replaced the links by the files that they point to.
         os.rename(link, os.path.join(tables, f"{identity}-earlier"))
     _replace_by_link(os.path.join(_TABLES, identity), link)
     for name in names:

@@ -14,7 +14,7 @@ TIMEOUT_S = 900
 
 
 class FetchError(UserError):
-    """A wheel could not be had, or is not the one that was pinned."""
+    """A wheel could not be fetched, or is not the one that was pinned."""
 
 
 def fetch_wheel(requirement: str, sha256: str, directory: str | os.PathLike[str]) -> pathlib.Path:

@@ -1,1 +1,1 @@
-"""Writes the schema of the rows, which the feature table decides, as an artifact."""
+"""Writes the schema of the rows, which follows from the feature table, as an artifact."""

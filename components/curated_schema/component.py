@@ -1,4 +1,4 @@
-"""CuratedSchema: the schema of the rows as an artifact, in the place of TFX's ImportSchemaGen, which reads a file."""
+"""CuratedSchema: writes the schema of the rows, in place of TFX's ImportSchemaGen, which reads it from a file."""
 
 import os
 
@@ -16,7 +16,7 @@ def CuratedSchema(schema: OutputArtifact[standard_artifacts.Schema], text: Param
 
     Args:
         schema: the artifact.
-        text: a TensorFlow Metadata schema in text format; part of TFX's cache key, so other rows have another schema.
+        text: a TensorFlow Metadata schema in text format; part of TFX's cache key, so a changed one is written again.
     """
     with fileio.open(os.path.join(schema.uri, FILE_NAME), "w") as file:
         file.write(text)

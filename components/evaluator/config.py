@@ -13,7 +13,7 @@ OtherMetric = Literal["per_user_auc", "ndcg_at_10", "hit_rate_at_10", "log_loss"
 """Every metric but the pooled AUC, which min_auc and max_drop bound."""
 
 BySlice = dict[str, float]
-"""By slice: one of components.evaluator.slices, a text of `slices`, or one slice of it."""
+"""A value by slice: a name of components.evaluator.slices, a text of `slices`, or one of the slices of such a text."""
 
 
 class EvaluationConfig(BaseModel):

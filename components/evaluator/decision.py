@@ -15,7 +15,7 @@ FILE_NAME = "decision.json"
 """In the evaluation artifact: an EvaluationResult."""
 
 _ROUNDING = 1e-9
-"""Two models of equal scores differ by rounding alone."""
+"""Tolerance for rounding, by which the metrics of two models with equal scores may differ."""
 
 Outcome = Literal["passed", "failed", "warned", "not_measurable"]
 Rule = Literal["min_auc", "max_drop", "max_drift", "beat_popularity", "bounds", "max_worsening", "required_slices"]
@@ -34,8 +34,8 @@ class Change(BaseModel):
     """The model's metric against another scorer's on the same rows.
 
     Attributes:
-        value: the other's metric; None if not measurable.
-        difference: the model's value minus this one; None as value.
+        value: the other scorer's metric; None if not measurable.
+        difference: the model's metric minus `value`; None if not measurable.
         lower, upper: of the difference's 95% interval, paired and clustered by user; None if too few users can be
             measured.
     """
@@ -54,10 +54,10 @@ class Measured(BaseModel):
     Attributes:
         value: of the model; None if not measurable.
         lower, upper: of its 95% interval, clustered by user; None if too few users can be measured.
-        users: those that the metric is measured on, as users with both labels for per_user_auc.
+        users: users that the metric is measured on; for per_user_auc, for instance, those with both labels.
         last_blessed: against the last blessed model; None without one.
         reference: against the reference model of max_drift; None without one.
-        popularity: against "more train positives of the item" as the score; None for log_loss and calibration_error.
+        popularity: against a scorer whose score is the item's train positives; None for log_loss and calibration_error.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,15 +99,15 @@ class Check(BaseModel):
     Attributes:
         rule: the key of EvaluationConfig behind it.
         metric: see models.metrics.
-        slice: of components.evaluator.slices.
+        slice: of components.evaluator.slices, or one of EvaluationConfig.slices.
         value: of the model.
         bound: worst value (min_auc, bounds), or worst difference (max_drop, max_drift, max_worsening,
             beat_popularity); None for required_slices.
-        against: what `baseline` is the value of; None if there is nothing to compare with.
-        baseline: its value on the same rows.
+        against: the scorer whose value `baseline` is; None if there is nothing to compare with.
+        baseline: value of that scorer on the same rows.
         difference: value - baseline.
-        lower: of the 95% interval of what is bounded, the value or the difference.
-        upper: as lower.
+        lower: lower end of the 95% interval of what the rule bounds: the value, or the difference.
+        upper: upper end of the same interval.
         users: distinct ones in the slice.
         examples: rows of the slice.
         positives: of them.
@@ -199,8 +199,8 @@ class EvaluationResult(BaseModel):
 
     Attributes:
         schema_version: of this layout.
-        slices: by slice, all of components.evaluator.slices.
-        decision: made from them.
+        slices: metrics by slice: all of components.evaluator.slices, and those that EvaluationConfig adds.
+        decision: made from these metrics.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -225,22 +225,23 @@ def decide(
 ) -> EvaluationResult:
     """Applies every bound to every slice that it names.
 
-    A bound that the number itself breaks fails. If only the interval breaks it:
-    a bound of a value warns, since an interval around the bound is what "the data cannot tell" means;
-    a bound of a difference fails, unless half the interval is wider than the loss allowed: then not even a model of
-    equal metrics could pass, so that the data cannot tell, and it warns.
+    A check fails if the measured number breaks the bound. If only its interval reaches beyond the bound:
+    a check of a value warns, since an interval around the bound is what "the data cannot tell" means;
+    a check of a difference fails, unless half the interval is wider than the allowed loss: then not even a model with
+    equal metrics could pass, so the data cannot tell, and the check warns.
+    A check without an interval warns.
 
     Args:
         config: the bounds.
-        found: by slice; a slice without rows may be absent.
+        found: metrics by slice; a slice without rows may be absent.
         baseline_model: folder of the last blessed model, if there is one.
-        reference_model: folder of the model that losses may not add up against, if there is one.
-        texts: by name of a slice of config.slices, the text that it is one of.
+        reference_model: folder of the model that max_drift compares with, if there is one.
+        texts: name of a slice -> the text of config.slices that the slice comes from.
     """
     config = _by_single_slice(config, texts or {})
     slices: dict[str, SliceMetrics] = {name: found.get(name, SliceMetrics()) for name in SLICES}
     slices |= {name: metrics for name, metrics in found.items() if name not in slices}
-    for name in _named(config):  # one that is too small to be measured
+    for name in _named(config):  # a slice that is too small to be measured is absent
         slices.setdefault(name, SliceMetrics())
     checks = [_value(slices, "min_auc", "auc", name, bound) for name, bound in config.min_auc.items()]
     if baseline_model is not None:
@@ -282,7 +283,7 @@ def _by_single_slice(config: EvaluationConfig, texts: Mapping[str, str]) -> Eval
         return [one for one, text in texts.items() if text == name] if name in config.slices else [name]
 
     def expanded(by_slice: Mapping[str, float]) -> dict[str, float]:
-        # One slice's own bound counts, wherever it stands.
+        # A bound of a single slice overrides that of its text, whichever comes first.
         every = {one: bound for name, bound in by_slice.items() for one in each(name)}
         return every | {name: bound for name, bound in by_slice.items() if name not in config.slices}
 
@@ -325,7 +326,7 @@ def _difference(
 ) -> Check:
     change = _change(slices[name].measured(metric), against)
     sign = -1 if metric in LESS_IS_BETTER else 1
-    worst = 0.0 - loss - _ROUNDING  # of the gain, sign * difference
+    worst = 0.0 - loss - _ROUNDING  # smallest allowed gain, which is sign * difference
     outcome: Outcome
     if change.difference is None:
         outcome = "not_measurable"
@@ -336,7 +337,7 @@ def _difference(
     elif min(sign * change.lower, sign * change.upper) >= worst:
         outcome = "passed"
     else:
-        half = max(change.difference - change.lower, change.upper - change.difference)  # -1 or 1 can cut a side
+        half = max(change.difference - change.lower, change.upper - change.difference)  # one end may be cut at -1 or 1
         outcome = "warned" if half > loss else "failed"
     return _check(slices, rule, metric, name, sign * (0.0 - loss), outcome, against)
 

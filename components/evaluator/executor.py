@@ -114,9 +114,9 @@ class Executor(BaseBeamExecutor):
 def _own_slices(
     folders: dict[str, str], input_dict: Artifacts, config: EvaluationConfig
 ) -> dict[str, tuple[str, SliceMetrics]]:
-    """By name, the slices of config.slices: the text that each is one of, and what is found on it.
+    """Measures the slices of config.slices: name -> the text that the slice comes from, and its metrics.
 
-    TFMA slices by columns of the rows; the buckets of a number are known to the model alone.
+    TFMA cannot: it slices by columns of the rows, and only the model knows the buckets of a numeric feature.
     """
     asset = read_declared(folders[CANDIDATE])
     files = fileio.glob(os.path.join(artifact_utils.get_split_uri(input_dict[EXAMPLES_KEY], SPLIT), "*"))
@@ -140,7 +140,7 @@ def _only(input_dict: Artifacts, key: str) -> artifact.Artifact | None:
 
 
 def _with_reference(m: SliceMetrics) -> SliceMetrics:
-    """The last blessed model, measured once, as the reference, too."""
+    """Copies the measurements of the last blessed model to the reference, which is the same model, measured once."""
     metrics = {name: found.model_copy(update={"reference": found.last_blessed}) for name, found in m.metrics.items()}
     return m.model_copy(update={"metrics": metrics})
 
@@ -148,7 +148,7 @@ def _with_reference(m: SliceMetrics) -> SliceMetrics:
 def bless(
     blessing: artifact.Artifact, model: artifact.Artifact, baseline: artifact.Artifact | None, *, blessed: bool
 ) -> None:
-    """Writes a ModelBlessing as TFX's Evaluator does: what Resolver and Pusher read."""
+    """Writes a ModelBlessing as TFX's Evaluator does, in the form that Resolver and Pusher read."""
     blessing.set_string_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_URI_KEY, model.uri)
     blessing.set_int_custom_property(constants.ARTIFACT_PROPERTY_CURRENT_MODEL_ID_KEY, model.id)
     if baseline is not None:

@@ -1,4 +1,4 @@
-"""A TFMA metric: every metric of the model, the models it is compared with, and popularity, with intervals by user."""
+"""A TFMA metric that measures the model, the models it is compared with, and popularity, with intervals by user."""
 
 import array
 import dataclasses
@@ -32,11 +32,11 @@ _COUNTS = ("examples", "positives", "users")
 def eval_config(models: Sequence[str], positive_rate: float | None = None) -> config_pb2.EvalConfig:
     """The Evaluator's EvalConfig: every slice, this metric, no thresholds (see components.evaluator.decision).
 
-    The metric reads logits: as a float32 probability a logit beyond about 17 is 1, and ties. No model is TFMA's
-    baseline: TFMA knows but one, and would subtract intervals from each other.
+    The metric reads logits, because as float32 probabilities all logits above about 17 are 1 and tie. No model is
+    declared as TFMA's baseline: TFMA allows only one, and would subtract intervals from each other.
 
     Args:
-        models: CANDIDATE, and of LAST_BLESSED and REFERENCE those that there are.
+        models: CANDIDATE, and those of LAST_BLESSED and REFERENCE that exist.
         positive_rate: see models.metrics.Rows.
     """
     specs = []
@@ -46,7 +46,7 @@ def eval_config(models: Sequence[str], positive_rate: float | None = None) -> co
     return config_pb2.EvalConfig(
         model_specs=[
             config_pb2.ModelSpec(
-                name=name if len(models) > 1 else "",  # as TFMA wants it
+                name=name if len(models) > 1 else "",  # TFMA requires a single model to have no name
                 signature_name=signatures.SERVING_DEFAULT,
                 prediction_key=signatures.LOGITS,
                 label_key=features.LABEL,
@@ -111,8 +111,8 @@ def slice_metrics(
     """The metrics of the rows of one slice, as TFMA would find them.
 
     Args:
-        users, labels, popularity: [rows] each; train positives of the item are its popularity.
-        logits: [rows] of CANDIDATE, and of those of LAST_BLESSED and REFERENCE that there are.
+        users, labels, popularity: [rows] each; an item's popularity is its number of train positives.
+        logits: [rows] by model: CANDIDATE, and those of LAST_BLESSED and REFERENCE that exist.
         positive_rate: see models.metrics.Rows.
     """
     for model, values in logits.items():
@@ -161,7 +161,7 @@ def _keys(models: Sequence[str]) -> Iterator[str]:
 
 
 def _others(metric: MetricName, models: Sequence[str]) -> list[str]:
-    """What the candidate is compared with in a metric."""
+    """The scorers that the candidate is compared with in a metric."""
     others = [model for model in models if model != CANDIDATE]
     return [*others, _POPULARITY] if metric in RANKING_METRICS else others
 

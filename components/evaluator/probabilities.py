@@ -6,11 +6,13 @@ from sllmr.components.evaluator.decision import Measured
 from sllmr.models.metric_names import MetricName
 
 _LARGEST_FRACTION = 0.2
-"""Of the positive rate: a larger calibration error says that the scores are not probabilities."""
+"""Scores count as probabilities if the interval of their calibration error ends within this fraction of the rate."""
 
 
 def scores_are(positive_rate: float | None, overall: Mapping[MetricName, Measured]) -> str:
-    """What the scores are, in one sentence: probabilities only at a known positive rate, and measured to be.
+    """Says in one sentence whether the scores are probabilities.
+
+    They are if a positive rate is set, and the interval of the calibration error at this rate is low enough.
 
     Args:
         positive_rate: evaluation.positive_rate.

@@ -20,8 +20,8 @@ _RULES: dict[str, tuple[str, int] | None] = {
 def slice_rule(name: str) -> tuple[str, int] | None:
     """The feature and the value that a row of the slice has; None for all rows.
 
-    Tail and head go by the row's own item, positive or negative alike: tail positives against any negatives would
-    measure popularity. Unseen are items without a train positive. What makes a row cold is configured in data.cold.
+    A row is in tail or head by its own item, whether positive or negative: comparing tail positives with all negatives
+    would measure popularity. The slice unseen holds items without a train positive. data.cold defines a cold row.
     """
     return _RULES[name]
 

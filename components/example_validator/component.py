@@ -50,8 +50,8 @@ class StrictExampleValidator(ExampleValidator):
         Args:
             statistics: of StatisticsGen.
             schema: of the rows.
-            last_statistics: of the last run that got past this component, from a Resolver; empty for a first run, None
-                without one.
+            last_statistics: of the last run that got past this component, from a Resolver; empty for a first run. None
+                if there is no Resolver: drift is not measured.
             config: thresholds.
             code_fingerprint: changes when the code does, so that TFX's cache notices.
         """

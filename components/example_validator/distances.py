@@ -24,14 +24,14 @@ def distances(
     last_train: Statistics | None,
     test: Statistics | None,
 ) -> tuple[Distance, ...]:
-    """Every distance that the configuration asks for.
+    """Measures every distance for which the configuration has a threshold.
 
     Args:
         config: thresholds by feature of the schema.
         schema: types of the features.
         train: statistics of this run's train rows.
-        last_train: of the last run's; None measures no drift.
-        test: of this run's test rows; None measures no skew.
+        last_train: statistics of the last run's train rows; if None, no drift is measured.
+        test: statistics of this run's test rows; if None, no skew is measured.
     """
     compared = schema_pb2.Schema()
     compared.CopyFrom(schema)
@@ -58,7 +58,7 @@ def distances(
                     feature=info.path.step[0],
                     against=against,
                     measure=_MEASURES[m.type],
-                    value=max(0.0, m.value),  # rounding may go below
+                    value=max(0.0, m.value),  # rounding may make it negative
                     threshold=m.threshold,
                 )
                 for m in measured

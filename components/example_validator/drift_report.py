@@ -22,8 +22,8 @@ class Distance(BaseModel):
     Attributes:
         feature: its name.
         against: the train rows of the last run, or the test rows of this one.
-        measure: of the distance, in [0, 1].
-        value, threshold: measured, and what is allowed.
+        measure: which distance it is; each lies in [0, 1].
+        value, threshold: the measured distance, and the largest allowed one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

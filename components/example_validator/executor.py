@@ -1,4 +1,4 @@
-"""Validates as TFX does, then raises where it only records, and measures drift and skew."""
+"""Validates as TFX does, but raises on anomalies that TFX only records; then measures drift and skew."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ LAST_STATISTICS = "last_statistics"
 """Input: statistics of the last run that got past this component; absent for a first run."""
 
 STATISTICS_ID = "statistics_id"
-"""Custom property of the anomalies: the id of the statistics that they are of."""
+"""Custom property of the anomalies: the id of the statistics in which they were found."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Executor(tfx_executor.Executor):
     ) -> execution_result_pb2.ExecutorOutput:
         statistics = artifact_utils.get_single_instance(input_dict[standard_component_specs.STATISTICS_KEY])
         anomalies = output_dict[standard_component_specs.ANOMALIES_KEY]
-        # By it pipeline.last_statistics finds the last run's; TFX publishes it only if this succeeds.
+        # pipeline.last_statistics finds the last run's statistics by this id; TFX publishes it only if Do succeeds.
         artifact_utils.get_single_instance(anomalies).set_int_custom_property(STATISTICS_ID, statistics.id)
         result = super().Do(input_dict, output_dict, exec_properties)
         lines = []
@@ -95,7 +95,7 @@ def refuse_or_warn(config: DriftConfig, report: DriftReport) -> None:
     """Logs each distance above its threshold.
 
     Raises:
-        DriftError: there is one, and on_drift or on_skew says to fail.
+        DriftError: a distance is above its threshold, and on_drift or on_skew says to fail.
     """
     fails = {"last_run": config.on_drift == "fail", "test": config.on_skew == "fail"}
     failed = [distance for distance in report.exceeding if fails[distance.against]]
@@ -109,7 +109,7 @@ def refuse_or_warn(config: DriftConfig, report: DriftReport) -> None:
 
 
 def describe(split: str, anomalies: anomalies_pb2.Anomalies) -> list[str]:
-    """One line an anomaly: split, feature, what is wrong."""
+    """One line for each anomaly: split, feature, what is wrong."""
     lines = [
         f"{split}: {name}: {info.short_description}: {info.description}"
         for name, info in sorted(anomalies.anomaly_info.items())

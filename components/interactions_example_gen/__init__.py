@@ -1,1 +1,1 @@
-"""InteractionsExampleGen: two tables of interactions and items become the rows of three splits."""
+"""InteractionsExampleGen: turns tables of interactions, items and users into the rows of three splits."""

@@ -154,7 +154,7 @@ def parse_timestamp(value: Any, unit: str | None = None) -> int:
 
 
 def _scaled(value: Any, text: str) -> Any:
-    """What turns the number into nanoseconds, given those of its unit, without losing digits of an integer."""
+    """A function from the nanoseconds of one unit to those of the number; an integer loses no digits."""
     if isinstance(value, int) or _DIGITS.match(text):
         return lambda factor: int(text) * factor
     number = float(text)
@@ -282,12 +282,12 @@ def _hint(text: str) -> str:
 def parse_categories(value: Any, config: DataConfig) -> tuple[str, ...]:
     """Categories of one cell, most specific first, without repetitions, at most `sizes.categories`.
 
-    A path, as text or as an inner list of a list of lists, turns round: its last level is the most specific. A list
+    A path, as text or as an inner list of a list of lists, is reversed: its last level is the most specific. A list
     keeps its order. Text that a program printed from a list (`['a', 'b']`, `["a", "b"]`, `[{"name": "a"}]`) is read
     as that list.
 
     Raises:
-        RowError: a cell that looks like a list and is none, or holds something else than names.
+        RowError: the cell looks like a list and is not one, or holds something other than names.
     """
     columns = config.item_columns
     list_separator = columns.list_separator or DEFAULT_LIST_SEPARATOR
@@ -330,7 +330,7 @@ def list_of(value: Any) -> Sequence[Any] | None:
     """The elements of a list or of the text of one; None if the cell is plain text.
 
     Raises:
-        RowError: a cell that looks like a list and is none.
+        RowError: the cell looks like a list and is not one.
     """
     if isinstance(value, (list, tuple)):
         return value
@@ -422,8 +422,8 @@ def other_separator(cells: Iterable[str], config: DataConfig) -> tuple[str, str]
     """A separator that the categories' cells seem to use although another is configured, and the key to set.
 
     A separator counts if 30% of the cells hold it, at least three different ones, and splitting at it finds the same
-    names again in different cells: that is not so of names such as `Arts, Crafts & Sewing`. A separator that was
-    configured ends the question for its key.
+    names in different cells, which it does not in names such as `Arts, Crafts & Sewing`. A key that is configured is
+    not questioned.
     """
     columns = config.item_columns
     used = (columns.list_separator or DEFAULT_LIST_SEPARATOR, columns.path_separator or DEFAULT_PATH_SEPARATOR)

@@ -1,4 +1,4 @@
-"""Which columns of a table are read, and what is to be said about the others."""
+"""Finds the columns of a table that are read, and reports on the others."""
 
 import itertools
 import json
@@ -71,7 +71,7 @@ class UnreadColumns(NamedTuple):
 
 def interaction_columns(table: Table, config: DataConfig) -> list[str | None]:
     """Names of the columns for user, item, time, label, rating, order, type of event and weight, and of the declared
-    features of interactions; None without one.
+    features of interactions; None for a column that is not read.
 
     Raises:
         DataError: a column is missing.
@@ -99,8 +99,8 @@ def interaction_columns(table: Table, config: DataConfig) -> list[str | None]:
 
 
 def item_columns(table: Table, config: DataConfig) -> list[str | None]:
-    """Names of the columns for id, title, categories, brand and further text, and with declared features of items for
-    the time from which they hold, and of these features; None without one.
+    """Names of the columns for id, title, categories, brand and further text and, if features of items are declared,
+    for the time from which they hold and for the features; None for a column that is not read.
 
     Raises:
         DataError: a column is missing.
@@ -117,7 +117,7 @@ def item_columns(table: Table, config: DataConfig) -> list[str | None]:
 
 
 def user_columns(table: Table, config: DataConfig) -> list[str | None]:
-    """Names of the columns for id, for the time from which the features hold, and of these; None without one.
+    """Names of the columns for id, for the time from which the features hold, and for the features; None if not read.
 
     Raises:
         DataError: a column is missing.
@@ -144,10 +144,10 @@ def _feature_columns(table: Table, config: DataConfig, name: str) -> list[str]:
 
 
 def check_tables(config: DataConfig) -> list[UnreadColumns]:
-    """Checks what the headers show: files, formats, columns, parts with other columns. For use before a run.
+    """Checks files, formats and columns, and that the parts of a table have the same columns. For use before a run.
 
     Returns:
-        What is not read, of each table.
+        The columns of each table that are not read.
 
     Raises:
         DataError: the first problem found; the items come first.
@@ -166,7 +166,7 @@ def check_tables(config: DataConfig) -> list[UnreadColumns]:
                 if first is None:
                     first = table
                     read = columns_of(table, config)
-                    deciding = read[:_DECIDING]  # a feature is not what decides about a column
+                    deciding = read[:_DECIDING]  # a column read as a feature may still be a label
                     values = _values(table, deciding) if name == "interactions" else {}
                     if name == "interactions":
                         _check_decided(table, deciding, config, values)
@@ -177,7 +177,7 @@ def check_tables(config: DataConfig) -> list[UnreadColumns]:
 
 
 _DECIDING = 8
-"""Columns of interaction_columns before the declared features."""
+"""Number of columns that interaction_columns returns before the declared features."""
 
 
 def _check_same_columns(first: Table, other: Table) -> None:
@@ -210,7 +210,7 @@ _ONLY_AS_A_WHOLE = _names("type y hit rate class section about maker text")
 def _check_decided(
     table: Table, read: Sequence[str | None], config: DataConfig, values: Mapping[str, Sequence[str]]
 ) -> None:
-    """Stops at a column that may say which rows are positives while nothing in the configuration says so."""
+    """Raises DataError for a column that may say which rows are positives, if the configuration does not decide it."""
     columns = config.columns
     if read[3] is not None:  # a label decides alone
         return
@@ -390,7 +390,7 @@ def _fix(table: Table, name: str, key: str) -> str:
 
 
 def _header_fix(columns: Sequence[str], name: str, settings: str) -> str | None:
-    """What is wrong with a header as a whole; None if nothing is."""
+    """The fix for a header that is wrong as a whole; None if it is not."""
     first_line = ",".join(columns)
     if first_line.lower().startswith("sep="):
         return "remove the first line, which is for spreadsheets, and set data.csv.separator"

@@ -1,4 +1,4 @@
-"""InteractionsExampleGen: two tables of interactions and items become the rows of train, valid and test."""
+"""InteractionsExampleGen: turns tables of interactions, items and users into the rows of train, valid and test."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ class InteractionsExampleGen(base_beam_component.BaseBeamComponent):
 
     Outputs: `examples` (train, valid, test of `models.features.row_features`), `catalog`, `report`.
 
-    The files' sizes and times of change are an execution property, so that TFX's cache notices a changed file
+    The files' sizes and modification times are an execution property, so that TFX's cache notices a changed file
     as it does for its own FileBasedExampleGen.
     """
 
@@ -42,7 +42,7 @@ class InteractionsExampleGen(base_beam_component.BaseBeamComponent):
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(executor.Executor)
 
     def __init__(self, *, config: DataConfig, code_fingerprint: str) -> None:
-        """Checks the files and their columns at once.
+        """Checks the files and their columns before the run.
 
         Args:
             config: the tables and how they are split.
@@ -64,7 +64,7 @@ class InteractionsExampleGen(base_beam_component.BaseBeamComponent):
 
 
 def input_fingerprint(config: DataConfig) -> str:
-    """Names, sizes and times of change of the files of the tables."""
+    """Hash of the paths, sizes and modification times of the tables' files."""
     states = []
     for name in ("interactions", "items", *(["users"] if config.users else [])):
         for path in table_paths(getattr(config, name), f"data.{name}"):

@@ -15,7 +15,7 @@ ORDER_COLUMNS = ("order", "seq_pos")
 """Names under which a column that orders equal timestamps is found when `columns.order` is not set."""
 
 VALID_FROM = "valid_from"
-"""Name under which a column of the times from which rows hold is found when it is not set."""
+"""Default name of the column with the time from which a row holds, used if no `valid_from` is set."""
 
 DEFAULT_LIST_SEPARATOR, DEFAULT_PATH_SEPARATOR = "|", " > "
 
@@ -25,10 +25,10 @@ _REMOTE = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/+")
 
 
 def check_local(path: str) -> str:
-    """`path`, if it is one of this machine.
+    """Returns `path` if it is on this machine.
 
     Raises:
-        ValueError: an address such as s3://bucket/table.parquet, of which only the scheme is repeated.
+        ValueError: `path` is an address such as s3://bucket/table.parquet; the message repeats only its scheme.
     """
     remote = _REMOTE.match(path)
     if remote:
@@ -60,7 +60,7 @@ def _check_iso(text: str) -> str:
 
 
 def _date_as_text(value: Any) -> Any:
-    """An unquoted date of YAML as the text that it was; one without dashes is a number there."""
+    """The text of an unquoted YAML date; YAML reads one without dashes as a number."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value.isoformat() if isinstance(value, datetime.date) else value
@@ -76,8 +76,8 @@ IsoTime = Annotated[str, BeforeValidator(_date_as_text), AfterValidator(_check_i
 class InteractionColumns(BaseModel):
     """Names of the columns of the interactions table.
 
-    An optional column is found by its default name when there is one; a name that is set must exist; the
-    empty string says that there is none.
+    If the name of an optional column is not set, the column is found by its default name, if it exists. A name that is
+    set must exist. The empty string says that there is no such column.
     """
 
     model_config = FROZEN
@@ -221,10 +221,11 @@ class CsvConfig(BaseModel):
 
 
 class SplitConfig(BaseModel):
-    """Which rows train, validate and test.
+    """Which rows are for training, validation and test.
 
-    leave_last_two: of a user's n positives in time order, number n tests, n-1 validates, 2 to n-2 train.
-    global_date: rows before `valid_from` train, before `test_from` validate, the rest test.
+    leave_last_two: of a user's n positives in time order, number n is for test, n-1 for validation, 2 to n-2 for
+    training.
+    global_date: rows before `valid_from` are for training, those before `test_from` for validation, the rest for test.
     Source of leave_last_two: the paper's protocol, decoded from its Table 1.
     """
 
@@ -263,7 +264,7 @@ class SplitConfig(BaseModel):
 
 
 class WindowBounds(NamedTuple):
-    """Unix milliseconds: where the window starts, and where valid, test, and what is not read start."""
+    """Unix milliseconds at which the window, its validation and its test rows start, and at which reading ends."""
 
     start: int
     valid_from: int
@@ -278,9 +279,9 @@ DAY = 86_400_000
 class WindowConfig(BaseModel):
     """The days that a scheduled run takes its rows from.
 
-    Of the days before `until` the last ones test, those before them validate, and the rest trains. An interaction from
-    before the window makes no row, but it stays in the histories of later rows, so that a user's history does not
-    change because the window moved. Interactions from `until` on are not read.
+    Of the days before `until`, the last ones are for test, those before them for validation, and the rest for training.
+    An interaction from before the window makes no row, but it stays in the histories of later rows, so that a user's
+    history does not change because the window moved. Interactions from `until` on are not read.
     """
 
     model_config = FROZEN
@@ -474,7 +475,7 @@ class DataConfig(BaseModel):
 
     @property
     def feature_sizes(self) -> FeatureSizes:
-        """`sizes`, with the declared features: what fixes the columns of a row."""
+        """`sizes` and the declared features, which together fix the columns of a row."""
         return FeatureSizes(
             history=self.sizes.history, categories=self.sizes.categories, declared=self.features.declared
         )

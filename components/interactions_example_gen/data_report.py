@@ -29,19 +29,19 @@ class TableReport(BaseModel):
 
 
 class InteractionsReport(TableReport):
-    """`left_out`: by reason, valid interactions that make no row of their own."""
+    """Rows of the interactions; `left_out` counts, by reason, valid ones that make no row of their own."""
 
     left_out: dict[str, int]
 
 
 class ItemsReport(TableReport):
-    """`empty_titles`: items that no prompt mentions."""
+    """Rows of the items; `empty_titles` counts items without a title, which no prompt mentions."""
 
     empty_titles: int
 
 
 class UsersReport(TableReport):
-    """Rows of the users table: users with and without a row there, and rows' users without an interaction."""
+    """Rows of the users table, and counts of users: with a row, without one, and with a row but no interaction."""
 
     with_row: int
     without_row: int
@@ -61,7 +61,7 @@ class FeatureReport(BaseModel):
 
 
 class UserIdForms(BaseModel):
-    """Interactions whose user_id is a number with `.0` behind it, and without."""
+    """Counts of interactions whose user_id is an integer, written with `.0` at its end and without."""
 
     model_config = _STRICT
 
@@ -70,7 +70,7 @@ class UserIdForms(BaseModel):
 
 
 class SplitStrategy(BaseModel):
-    """How the rows were split; the dates (ISO 8601) of global_date alone."""
+    """How the rows were split; only global_date has dates (ISO 8601)."""
 
     model_config = _STRICT
 
@@ -193,7 +193,7 @@ class DataReport(BaseModel):
         return values
 
     def table(self, name: str) -> TableReport:
-        """Of `interactions`, `items` or `users`."""
+        """The report on the table `interactions`, `items` or `users`."""
         if name == "users":
             assert self.users_table is not None
             return self.users_table

@@ -1,4 +1,4 @@
-"""Says what the encoding of a text may be, where it is not the configured one."""
+"""Guesses the encoding of a text that is not in the configured one."""
 
 import unicodedata
 
@@ -30,8 +30,8 @@ def wide_encoding(head: bytes) -> str | None:
 def readings(content: bytes) -> dict[str, str]:
     """How bytes that are not UTF-8 read in other encodings, the likeliest first, at most MAX_READINGS.
 
-    An encoding counts only if every byte above 127 becomes a letter or a mark that names hold. No rule tells one
-    language from another: a person who sees the readings does.
+    An encoding counts only if every byte above 127 becomes a letter or a mark that names hold. No rule can tell one
+    language from another, but a person who sees the readings can.
     """
     found: dict[str, str] = {}
     for name in (*_TWO_BYTES, *_ONE_BYTE):
@@ -50,7 +50,7 @@ def _is_plausible(character: str) -> bool:
 
 
 def _oddness(text: str) -> float:
-    """Fraction of what rarely stands so in a name: capitals after small letters, marks, and rare letters."""
+    """How odd a text is as a name: the fraction of capitals after small letters, marks, rare letters, mixed scripts."""
     odd = sum(text[k].isupper() and text[k - 1].islower() for k in range(1, len(text)) if ord(text[k]) > 127)
     odd += sum(c in _MARKS or "\uff61" <= c <= "\uff9f" or "\ue000" <= c <= "\uf8ff" for c in text)
     scripts = {unicodedata.name(c, "?").split()[0] for c in text if c.isalpha()}
@@ -58,7 +58,7 @@ def _oddness(text: str) -> float:
 
 
 def repaired(text: str) -> str | None:
-    """What text was before it was written as UTF-8 and read as windows-1252; None if it was not."""
+    """The original of a text that was written as UTF-8 and read as windows-1252 or latin-1; None if it was not."""
     if text.isascii():
         return None
     for name in ("windows-1252", "latin-1"):

@@ -27,7 +27,7 @@ from sllmr.models.errors import UserError
 SUFFIXES = (".csv", ".csv.gz", ".parquet", ".parquet.gz")
 
 MAX_LINES_OF_A_ROW = 10_000
-"""A row that would be longer has an open quote; the rows after it are read on."""
+"""A longer row is taken for one with an open quote; the lines that it swallowed are read again as rows."""
 
 _FORMATS = {
     b"\x1f\x8b": "gzip",
@@ -187,7 +187,7 @@ def _check_wide(path: str, found: str, configured: str, key: str) -> None:
 
 
 def _other_table(key: str) -> str:
-    """What is to be said of the other table, whose settings may be the same."""
+    """The part of a fix about the other table, which may share the settings."""
     if key == "data.csv":
         return " (and data.items_csv if the items are written otherwise)"
     return " (data.csv for both tables)"
@@ -234,7 +234,7 @@ class CsvTable:
         self._key = key
         csv.field_size_limit(2**31 - 1)
         opener = gzip.open if path.lower().endswith(".gz") else open
-        # Bytes that are not text become lone surrogates, so that they cost their own row and not the file.
+        # Bytes that are not text become lone surrogates, so that only their own row is refused and not the file.
         self._file = opener(path, "rt", encoding=settings.encoding, errors="surrogateescape", newline="")
         try:
             self._lines = _Lines(self._file)
@@ -259,7 +259,7 @@ class CsvTable:
             raise DataError(f"{self.path} must start with a header, but its first line is empty; write the table again")
         header[0] = header[0].removeprefix("\ufeff")
         columns = [name.strip() for name in header]
-        if columns and len(columns[0]) > 1 and columns[0][0] == columns[0][-1] == '"':  # quotes after a mark
+        if columns and len(columns[0]) > 1 and columns[0][0] == columns[0][-1] == '"':  # quotes after a byte order mark
             columns[0] = columns[0][1:-1]
         for name in columns:
             if not is_text(name):
@@ -290,10 +290,10 @@ class CsvTable:
             ) from None
 
     def rows(self, columns: Sequence[str | None]) -> Iterator[tuple[int, tuple | RowError]]:
-        """Line number and the cells of `columns`; None if `columns` is empty.
+        """Yields the line number and the cells of `columns` for each row; a cell is None if its column is None.
 
-        A row with a malformed quote, or with a wrong number of fields, costs its first line: what an open quote
-        swallowed is read again.
+        A row with a malformed quote, or with a wrong number of fields, loses only its first line, as a RowError: the
+        lines that an open quote swallowed are read again.
         """
         indices = [None if name is None else self.columns.index(name) for name in columns]
         width = len(self.columns)

@@ -1,4 +1,4 @@
-"""What was read, dropped and split: counted on the way, merged in any order."""
+"""Counts what is read, dropped and split on the way; the counts merge in any order."""
 
 import collections
 import dataclasses
@@ -43,7 +43,7 @@ class Tally:
     notices: list[str] = dataclasses.field(default_factory=list)
 
     def fail(self, table: str, problem: str) -> None:
-        """Keeps a problem of a whole table; of several the first in the alphabet, so that their order is one."""
+        """Keeps a problem of a whole table: of several the alphabetically first, so that merge order is irrelevant."""
         self.problems[table] = min(problem, self.problems.get(table, problem))
 
     def see_user(self, interactions: int) -> None:
@@ -53,7 +53,7 @@ class Tally:
         self.most_of_a_user = max(self.most_of_a_user, interactions)
 
     def see_user_id(self, user_id: str) -> None:
-        """Counts the forms of a number that one column should not mix."""
+        """Counts user ids that are integers, with and without `.0`: two forms that one column should not mix."""
         if user_id.endswith(".0") and user_id[:-2].isdigit():
             self.counts["interactions.user_ids_as_floats"] += 1
         elif user_id.isdigit():
@@ -336,11 +336,11 @@ def _positives(tally: Tally, config: DataConfig) -> str:
 
 
 MANY_NOT_IN_TRAIN, MANY_REPEATED, MANY_UNSEEN = 0.5, 0.1, 0.2
-"""Fractions of the test rows from which a notice says what they do to the results."""
+"""Fractions of the test negatives or positives from which on a notice says what these do to the results."""
 
 
 MIN_USERS, MUCH_OF_ONE_USER = 20, 0.1
-"""A single user's fraction of the interactions from which a notice asks whether it is one user."""
+"""With MIN_USERS users or more, a notice asks whether a user_id with this fraction of all interactions is one user."""
 
 
 def _notices(tally: Tally, plan: rows.SplitPlan) -> list[str]:
@@ -387,7 +387,7 @@ def _notices(tally: Tally, plan: rows.SplitPlan) -> list[str]:
 
 
 MANY_MISSING = 0.5
-"""Fraction of the train rows without a feature from which a notice says so."""
+"""A notice names a feature that is missing in at least this fraction of the train rows."""
 
 
 def _feature_notices(tally: Tally, config: DataConfig) -> list[str]:

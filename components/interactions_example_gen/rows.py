@@ -33,13 +33,13 @@ class Event(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitPlan:
-    """What is decided on the whole data before any row is made.
+    """Decisions that need the whole data set, made before any row is.
 
     Attributes:
         valid_from, test_from: global_date only.
-        window_start: events before it make no row; 0: there are none.
+        window_start: events before it make no row; 0 if there is no window.
         observed_negatives: whether negatives are the observed ones; sampled otherwise.
-        buckets: in how many parts the rows are brought into their seeded order.
+        buckets: number of parts in which the rows are put into their seeded order.
     """
 
     valid_from: int = 0
@@ -53,11 +53,10 @@ class Timeline(NamedTuple):
     """One user's interactions, sorted and without repetitions.
 
     Attributes:
-        events: by (timestamp, nanoseconds, order); among equals non-positives come first, then the order
+        events: sorted by (timestamp, nanoseconds, order); among equals non-positives come first, then the order
             of the file decides.
-        splits: of each event; None where it makes no row (first positive, negatives after the last positive, whatever
-            lies before the window).
-            A positive that is None still joins the histories after it.
+        splits: of each event; None if it makes no row (first positive, negatives after the last positive, whatever
+            lies before the window). A positive without a split still joins the histories after it.
         positives_before: of each event, the number of positives before it.
         known_in_training: how many of the first events lie before the end of training.
     """
@@ -71,7 +70,7 @@ class Timeline(NamedTuple):
 def without_duplicates(events: Iterable[Event]) -> tuple[list[Event], list[Event]]:
     """Sorted events with one for each (item, time), and the surplus ones.
 
-    Of duplicates a positive stays rather than a non-positive, then the heaviest, then the first in the file.
+    Of duplicates, a positive is kept before a non-positive, then the heaviest one, then the first in the file.
     """
     kept: dict[tuple[str, int, int], Event] = {}
     surplus = []
@@ -137,15 +136,15 @@ def _by_date(timestamp: int, plan: SplitPlan) -> str:
 
 
 def train_positives(timeline: Timeline) -> list[str]:
-    """Items of the user's positive train rows: all that popularity and cohorts are counted on."""
+    """Items of the user's positive train rows; popularity and cohorts are counted on these alone."""
     pairs = zip(timeline.events, timeline.splits, strict=True)
     return [event.item_id for event, split in pairs if split == TRAIN and event.kind == POSITIVE]
 
 
 def items_known_in_training(timeline: Timeline) -> frozenset[str]:
-    """Items that the user touched before the end of training: what a train negative must not be.
+    """Items that the user touched before the end of training, none of which may be a train negative.
 
-    Later items are left in: to avoid them would tell training what the user will take.
+    Later items may be: to avoid them would leak to training what the user takes later.
     """
     return frozenset(event.item_id for event in timeline.events[: timeline.known_in_training])
 
@@ -158,9 +157,9 @@ def held_out_non_positives(timeline: Timeline) -> list[str]:
 def earlier_positives(timeline: Timeline, config: DataConfig) -> list[str]:
     """Items of the user's positives that come before the history of the first positive train row.
 
-    Only with data.window are there any: without it the first positive train row has a history of one item, the user's
-    first positive. From the first positive train row on, every positive of training is a row. A user without one has
-    no scoring context, and no items here.
+    There are such items only with data.window: without it, the history of the first positive train row is one item, the
+    user's first positive. From the first positive train row on, every positive of training is a row. A user without a
+    positive train row has no scoring context, and no items here.
     """
     before: list[str] = []
     for event, split in zip(timeline.events, timeline.splits, strict=True):
@@ -205,7 +204,7 @@ def sample_negative(catalog: Sequence[str], known: Collection[str], *key: object
 
 
 class Row(NamedTuple):
-    """One row before the catalog's attributes join it, small enough to be sent around.
+    """One row without the catalog's attributes, small enough to be sent between workers.
 
     Attributes:
         split: one of SPLITS.
@@ -337,7 +336,7 @@ def bin_width(first: int, last: int) -> int:
 
 
 def date_cuts(bins: Mapping[int, int], first: int, width: int, config: DataConfig) -> tuple[int, int]:
-    """valid_from and test_from so that the configured fractions of positives lie behind them.
+    """valid_from and test_from such that the configured fractions of positives come after them.
 
     Args:
         bins: positives by number of the bin, `(timestamp - first) // width`.
@@ -346,8 +345,8 @@ def date_cuts(bins: Mapping[int, int], first: int, width: int, config: DataConfi
         config: the fractions.
 
     Returns:
-        Each the first start of a bin with at least its fraction of positives before it; never beyond the last
-        bin, so that the test split is not empty.
+        Each is the start of the first bin with at least the required number of positives before it, and never lies
+        beyond the last bin, so that the test split is not empty.
     """
     total = sum(bins.values())
     valid, test = config.split.valid_fraction, config.split.test_fraction

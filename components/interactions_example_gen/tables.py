@@ -65,8 +65,8 @@ __all__ = [
 POSITIVE = 1
 OBSERVED_NEGATIVE = 0
 LOW_RATED = -1
-"""Kinds of interaction: positive; labeled 0; not labeled 0, but rated below DataConfig.min_rating or of an event type
-that is no positive."""
+"""Kinds of interaction: positive; labeled 0; not labeled 0, but rated below DataConfig.min_rating, of weight 0, or of
+an event type that is not positive."""
 
 
 MAX_TEXT_CHARACTERS, MAX_BRAND_CHARACTERS = 2_000, 200
@@ -98,7 +98,7 @@ class Interaction(NamedTuple):
     Attributes:
         user_id, item_id: not empty.
         timestamp: Unix milliseconds.
-        order: within equal timestamps; 0 without such a column.
+        order: rank within equal timestamps; 0 if there is no such column.
         kind: POSITIVE, OBSERVED_NEGATIVE or LOW_RATED.
         file, row: as in BadRow.
         nanoseconds: within the millisecond.
@@ -189,7 +189,7 @@ def read_items(paths: Iterable[str], config: DataConfig, cells: ItemCells | None
     Args:
         paths: the files in their order.
         config: how they are read.
-        cells: told what is in the cells.
+        cells: collects what the cells hold.
 
     Raises:
         DataError: a file cannot be read, or lacks a column.
@@ -231,10 +231,10 @@ def read_items(paths: Iterable[str], config: DataConfig, cells: ItemCells | None
 
 
 def _with_version(item: Item, other: Item) -> Item:
-    """An item with the version of another of its rows.
+    """Adds to an item the version of another row with the same id.
 
     Raises:
-        RowError: the rows differ in what cannot change, or hold from the same time on.
+        RowError: the rows differ in a field that cannot change, or hold from the same time on.
     """
     for field in ("title", "categories", "brand", "text"):
         if getattr(item, field) != getattr(other, field):
@@ -294,7 +294,7 @@ def _version(valid_from: Any, cells: Sequence[Any], declared: Sequence[DeclaredF
     start = ALWAYS
     if line_of(valid_from):
         try:
-            # Up to the next millisecond, so that no row before it sees the version.
+            # Rounded up to the next millisecond, so that no row from before that time sees the version.
             start = -(-parse_timestamp(valid_from, config.timestamp_unit) // 1_000_000)
         except (ValueError, OverflowError) as error:
             raise RowError(
@@ -307,7 +307,7 @@ def _version(valid_from: Any, cells: Sequence[Any], declared: Sequence[DeclaredF
 
 
 def catalog_problem(cells: ItemCells, config: DataConfig) -> str | None:
-    """Why the categories of a catalog cannot be meant so; None if they can."""
+    """Why the categories of a catalog seem to be separated wrongly; None if they do not."""
     found = other_separator(cells.categories, config)
     if found is None:
         return None
@@ -322,7 +322,7 @@ def catalog_problem(cells: ItemCells, config: DataConfig) -> str | None:
 
 
 def catalog_notices(items: Sequence[Item], cells: ItemCells) -> list[str]:
-    """What is to be said about a catalog that can be used."""
+    """Notices about a catalog that can be used."""
     notices = [
         f"{count} cells of {column!r} in data.items hold a missing value in words (nan, None, NULL, \\N) and count as"
         " empty"
@@ -351,7 +351,7 @@ def catalog_notices(items: Sequence[Item], cells: ItemCells) -> list[str]:
 
 MIN_ITEMS_TO_QUESTION, MAX_UNIQUE_FRACTION = 10, 0.8
 MANY_TITLES = 0.5
-"""Fraction of the items from which titles that say nothing are a notice."""
+"""A notice appears if at least this fraction of the items have titles that say nothing."""
 
 
 def _title_notices(items: Sequence[Item]) -> list[str]:

@@ -40,12 +40,12 @@ from sllmr.models.tf_examples import to_example
 TALLY = "tally"
 
 INTERACTIONS_PER_BUCKET = 10_000
-"""Rows are written bucket by bucket of their seeded hash: large enough to tear a user's rows apart, small
-enough to be sorted in memory."""
+"""Rows are written in buckets by their seeded hash: large enough to separate the rows of a user, small enough to be
+sorted in memory."""
 
 
 SECONDS_OF_A_DAY = 86_400
-"""A time may lie so far ahead of the clock: of the zone that it was written in."""
+"""How far a time may lie ahead of the clock, as it may have been written in another time zone."""
 
 
 class PrepareInteractions(beam.PTransform):
@@ -56,8 +56,8 @@ class PrepareInteractions(beam.PTransform):
     components.catalog.NON_POSITIVES_PREFIX and EARLIER_POSITIVES_PREFIX) and `report` (one DataReport).
 
     Raises:
-        DataError: a file is missing, is not in a known format or lacks a column. What is wrong behind the headers
-            is in the report; see report.check_report.
+        DataError: a file is missing, is not in a known format or lacks a column. Problems in the rows below the
+            headers go to the report; see report.check_report.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -210,7 +210,7 @@ def time_bins(user: tuple[str, list[rows.Event]], first_and_width: tuple[int, in
 def make_plan(
     tally: Tally, bins: list[tuple[int, int]], first_and_width: tuple[int, int], config: DataConfig
 ) -> rows.SplitPlan:
-    """What is decided on the whole data."""
+    """Makes the decisions that need the whole data set."""
     observed = config.negatives == "observed"
     if config.negatives is None:
         observed = tally.counts["interactions.observed_negatives"] > 0
@@ -266,7 +266,7 @@ class ReadInteractions(beam.DoFn):
         self._config = config
 
     def process(self, path: str, known_items: frozenset[str]) -> Iterator[Any]:
-        """Reads one file; nothing if there is no item."""
+        """Reads one file, or none of it if there are no items."""
         tally, unknown = Tally(), UnknownItems(known_items)
         latest = 1000 * (time.time() + SECONDS_OF_A_DAY)
         window = self._config.window and self._config.window.bounds
@@ -319,7 +319,7 @@ class ReadUsers(beam.DoFn):
 
 
 class SortVersions(beam.DoFn):
-    """A user's Timeline and rows of the users to (user id, Timeline, versions); repetitions go to the tally."""
+    """A user's Timeline and rows of the users table to (user id, Timeline, versions); duplicates go to the tally."""
 
     def process(self, user: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[Any]:
         """Sorts the versions of one user."""
@@ -374,7 +374,7 @@ class MakeTimeline(beam.DoFn):
 
 
 class MakeRows(beam.DoFn):
-    """(user id, Timeline, maybe versions) to (bucket, (hash, fields of rows.Row)); the rest goes to the tally."""
+    """(user id, Timeline, maybe versions) to (bucket, (hash, fields of rows.Row)); counts go to the tally."""
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config

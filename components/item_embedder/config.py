@@ -1,4 +1,4 @@
-"""What a person decides about item vectors: where they come from, and what they may cost."""
+"""Configuration of item vectors: where they come from, and what they may cost."""
 
 import re
 from typing import Any, ClassVar, Literal, Self
@@ -64,7 +64,7 @@ class EmbeddingEndpoint(StrictConfig):
         return self
 
     def client_config(self) -> LlmConfig:
-        """What the scorer's client, cache and ledger take; its strategy has no part in embedding."""
+        """The configuration for the scorer's client, cache and ledger; its strategy plays no part in embedding."""
         values = self.model_dump(exclude={"budget"})
         budget = {key: cap for key, cap in self.budget.model_dump().items() if cap is not None}
         return LlmConfig.model_validate({**values, "strategy": LISTWISE, "budget": budget}).resolve()
@@ -100,5 +100,5 @@ class ItemVectorsConfig(StrictConfig):
 
 
 def in_terms_of_the_endpoint(message: str) -> str:
-    """A message of the scorer's client with the keys of this section."""
+    """Rewrites a message of the scorer's client so that it names the keys of this section."""
     return _SECTION_OF_LLM.sub("item_vectors.endpoint.", message)

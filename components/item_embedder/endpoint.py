@@ -1,8 +1,8 @@
 """Texts -> vectors by /v1/embeddings, through the scorer's client, response cache, budget and ledger.
 
 One request for each distinct text. Every response is kept in the store (a database if `store` names one, else files in
-cache_dir) before it is used, so a stopped run resumes where it was, and a catalog that has grown sends its new texts
-alone.
+cache_dir) before it is used, so a stopped run resumes where it was, and a catalog that has grown sends only its new
+texts.
 """
 
 import base64
@@ -38,14 +38,14 @@ from sllmr.models import artifact_files
 from sllmr.models.item_vectors import unit
 
 TEXT_VERSION = "item_text.v1"
-"""Of item_text: part of a request's address in the response cache."""
+"""Version of item_text, part of a request's address in the response cache."""
 
 _TEXTS_AT_ONCE = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """What came back.
+    """The vectors that came back, and what they cost.
 
     Attributes:
         vectors: float32 [dimensions] of length 1, by text; without the texts that got none.
@@ -63,11 +63,11 @@ class Embedded:
 
 
 class EndpointEmbedder:
-    """An endpoint, and what is known of its responses.
+    """Embeds texts by an endpoint, and keeps its responses.
 
     Args:
         config: the endpoint.
-        cache_directory: of the bundled LLM's weights if it is the model.
+        cache_directory: also holds the bundled LLM's weights, if that is the model.
         store_url: of the database that keeps the responses; None: cache_directory does.
         work_directory: for a local server's log.
     """
@@ -80,7 +80,7 @@ class EndpointEmbedder:
         self._work_directory = work_directory
 
     def estimate(self, texts: Sequence[str]) -> Estimate:
-        """What `embed` would send and cost, without a request."""
+        """Estimates what `embed` would send and cost, without sending a request."""
         import_local(self._cache_directory, self._store)
         cache = ResponseCache(self._store)
         try:
@@ -93,11 +93,11 @@ class EndpointEmbedder:
             cache.close()
 
     def embed(self, texts: Sequence[str]) -> Embedded:
-        """Requests what the cache does not know.
+        """Requests the vectors of the texts that are not in the cache.
 
         Raises:
-            LlmError: the endpoint refuses, the budget does not last, or too many texts got no vector; what was paid for
-                is in the cache.
+            LlmError: the endpoint refuses, the budget runs out, or too many texts got no vector; responses that were
+                paid for stay in the cache.
         """
         try:
             return self._embed(texts)

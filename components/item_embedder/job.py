@@ -44,7 +44,7 @@ class EmbeddingReport(BaseModel):
         dimensions: of a vector.
         texts_embedded: distinct texts that a model read in this run.
         texts_cached: distinct texts whose vectors were in the cache.
-        corrupt_cache_entries: that were damaged, and requested anew.
+        corrupt_cache_entries: entries of the cache that were damaged; their texts were embedded again.
         cost_usd: of the requests of this run; None without requests, or if the price is unknown.
         seconds: of the run.
     """
@@ -90,12 +90,13 @@ class EmbeddingJob:
     min_items_with_vector: float = MIN_ITEMS_WITH_VECTOR
 
     def run(self) -> EmbeddingReport:
-        """Embeds what the cache does not know, and writes one file for the whole catalog.
+        """Embeds the texts that are not in the cache, and writes one file for the whole catalog.
 
         Raises:
-            UserError: fewer than min_items_with_vector of the items have a vector; the file is not one of vectors.
-            FetchError: the bundled model cannot be had.
-            LlmError: the endpoint refuses, or the budget does not last.
+            UserError: fewer than min_items_with_vector of the items have a vector; the file does not hold vectors; the
+                endpoint's vectors differ in length.
+            FetchError: the bundled model cannot be fetched.
+            LlmError: the endpoint refuses, the budget runs out, or too many texts got no vector.
         """
         started = time.monotonic()
         artifact_files.make_folder(self.output_directory)
@@ -194,7 +195,7 @@ def _write(path: str, item_ids: np.ndarray, vectors: np.ndarray) -> None:
 
 
 def _of_catalog(vectors: ItemVectors, catalog: dict[str, Item]) -> tuple[np.ndarray, np.ndarray]:
-    """The catalog's items in a file's vectors, as the file has them: readers give them length 1."""
+    """Ids and vectors of the catalog's items that a file holds, not normalized: readers scale them to length 1."""
     item_ids = sorted(item_id for item_id in catalog if item_id in vectors.row)
     return np.array(item_ids, dtype=np.str_), vectors.vectors[[vectors.row[item_id] for item_id in item_ids]]
 

@@ -21,7 +21,7 @@ _LAYERS = 6
 _HEADS = 12
 _EPSILON = 1e-12
 _TOKENS_AT_ONCE = 2048
-"""Of one forward pass: enough for the cores, little for the memory."""
+"""Tokens of one forward pass: enough to keep the cores busy, few enough to need little memory."""
 
 
 class TextEncoder:
@@ -35,8 +35,8 @@ class TextEncoder:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(os.path.join(folder, TOKENIZER))
-        self._tokenizer.no_padding()  # the file pads to 128 tokens; it cuts there, too
-        # Tensors outside of the graph: as constants in it, its optimizer would copy them several times.
+        self._tokenizer.no_padding()  # the file pads and cuts to 128 tokens; cutting stays on
+        # The tensors stay outside the graph: as constants in it, the graph optimizer would copy them several times.
         weights = {name: tf.constant(array) for name, array in read_safetensors(os.path.join(folder, WEIGHTS)).items()}
         self._forward = tf.function(
             functools.partial(_forward, weights),
@@ -72,7 +72,7 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
 
 
 def _of_one_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows of equal length, with _TOKENS_AT_ONCE tokens together at most."""
+    """Yields batches of rows of equal length, each with at most _TOKENS_AT_ONCE tokens."""
     rows_of: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
         rows_of.setdefault(length, []).append(row)

@@ -22,16 +22,16 @@ CACHE_DIRECTORY = "item_vectors"
 """In cache_dir: vectors by model and text, apart from the responses that were paid for."""
 
 BATCH_SIZE = 2048
-"""Texts that are embedded, and then kept, together: many of the same length, and half a minute of work."""
+"""Texts that are embedded and then cached together: enough that many share a length, half a minute of work."""
 
 
 class Counts(NamedTuple):
-    """What became of texts.
+    """How many texts were embedded, and how many were in the cache.
 
     Attributes:
-        embedded: that the model read now.
-        cached: whose vector was there.
-        corrupt_cache_entries: vectors in the cache that were not as they were stored, and were requested anew.
+        embedded: texts that the model read in this run.
+        cached: texts whose vector was in the cache.
+        corrupt_cache_entries: vectors in the cache that were damaged; their texts were embedded again.
     """
 
     embedded: int = 0
@@ -43,8 +43,8 @@ class EmbedTexts(beam.DoFn):
     """A batch of (item id, text) -> (item id, bytes of its float32 vector) each, and one Counts tagged COUNTS.
 
     Args:
-        cache_directory: of a run, cache_dir. Vectors are kept by model and text, so of a catalog that has grown only
-            the new texts are embedded. An entry that was damaged is counted and requested anew.
+        cache_directory: cache_dir of the run. Vectors are kept by model and text, so only the new texts of a catalog
+            that has grown are embedded. A damaged entry is counted, and its text is embedded again.
     """
 
     def __init__(self, cache_directory: str):
@@ -100,7 +100,7 @@ def to_vectors(pairs: list[tuple[str, bytes]]) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=1)
 def _encoder(cache_directory: str) -> "TextEncoder":
-    """Once in a process, and only where a text must be embedded: TensorFlow takes longer to load than a few texts."""
+    """Loads the encoder once per process, and only if needed: loading TensorFlow takes longer than a few texts."""
     from sllmr.components.item_embedder.text_encoder import TextEncoder
 
     return TextEncoder(fetch_embedding_model(os.path.join(cache_directory, "models")))

@@ -1,8 +1,8 @@
-"""What must hold between the rows of one user, and what was made of them. Pure functions; no Beam.
+"""Checks a user's rows, and everything that was made from them, against each other. Pure functions; no Beam.
 
 A row of a user at position p knows the p - 1 positives before it. So the positive rows of all splits name the user's
 positives by position, and every history can be compared with them. A positive that makes no row, such as the first one
-or one before data.window, is what the earliest history that holds it says.
+or one before data.window, is taken from the earliest history that holds it.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from sllmr.models import features
 TRAIN = "train"
 
 EMPTY_VOCABULARY = "49d0cd50-04bb-48c0-bc6f-5b575dce351a"
-"""What TensorFlow Transform writes as the one value of a vocabulary that has none, as brands that are all empty."""
+"""The one value that TensorFlow Transform writes to an empty vocabulary, for instance if all brands are empty."""
 
 
 class SeenRow(NamedTuple):
@@ -72,12 +72,12 @@ class Leak(NamedTuple):
 def leaks_of_user(
     user_id: str, rows: Sequence[SeenRow], pairs: Iterable[SeenPair], train_counts: Mapping[str, int]
 ) -> Iterator[Leak]:
-    """What breaks a rule in the rows and pairs of one user.
+    """Yields the leaks in the rows and pairs of one user.
 
     Args:
         user_id: whose rows they are.
         rows: of all splits.
-        pairs: of all splits.
+        pairs: preference pairs of the user.
         train_counts: positive train rows by item, counted anew.
     """
     known = _Positives(rows)
@@ -102,7 +102,7 @@ def leaks_of_user(
 def leaks_of_scores(
     context_id: str, histories: Iterable[tuple[tuple[str, ...], str]], rows: Sequence[tuple[str, SeenRow]]
 ) -> Iterator[Leak]:
-    """What breaks a rule in the scores of one context.
+    """Yields the leaks in the scores of one context.
 
     Args:
         context_id: see components.scores.context_id.
@@ -127,7 +127,7 @@ def leaks_of_scores(
 
 
 def leaks_of_catalog(items: Iterable[tuple[str, int, bool]], train_counts: Mapping[str, int]) -> Iterator[Leak]:
-    """What breaks a rule in the counts of a catalog.
+    """Yields the leaks in the counts of a catalog.
 
     Args:
         items: id, train count and whether it belongs to the long tail, of each item.
@@ -154,7 +154,7 @@ def leaks_of_catalog(items: Iterable[tuple[str, int, bool]], train_counts: Mappi
 
 
 def leaks_of_vocabulary(name: str, values: Iterable[str], seen: Collection[str]) -> Iterator[Leak]:
-    """The values of a vocabulary that no train row holds, by the name of the vocabulary."""
+    """Yields a leak for each value of the vocabulary `name` that no train row holds."""
     for value in values:
         if value not in seen and value != EMPTY_VOCABULARY:
             yield Leak("vocabulary", f"vocabulary {name}: {value} is in no train row")
@@ -181,17 +181,17 @@ class _Positives:
         return self._by_position.get(position)
 
     def leaks_into_train(self, user_id: str) -> Iterator[Leak]:
-        """Train rows that do not lie before every held-out positive."""
+        """Yields the train rows that do not lie before every held-out positive."""
         first = self._first_held_out
         if first is None:
             return
         for row in (*self._rows, *self._negatives):
-            # A negative just before the first held-out positive has its position.
+            # A negative just before the first held-out positive has the position of that positive.
             if row.split == TRAIN and row.position >= first.position + (not row.label):
                 yield Leak("train_row", f"{row.name(user_id)}: it does not lie before the {first.name(user_id)}")
 
     def problems_of_history(self, position: int, history: Sequence[str], length: int) -> Iterator[str]:
-        """What a history holds beside the positives before `position`."""
+        """Yields where a history differs from the user's positives before `position`."""
         if length != position - 1:
             yield f"history_length is {length}, where {position - 1} positives come before it"
         for place, item_id in enumerate(history, 1):

@@ -34,8 +34,8 @@ class LeakageGuard(base_beam_component.BaseBeamComponent):
     """Stops the run if a validation or test interaction reached train rows, histories, counts, vocabularies, scores or
     pairs.
 
-    It compares what the steps before it wrote, and runs none of their code: the positive rows of all splits name each
-    user's positives by position; counts are counted anew.
+    It compares the outputs of the earlier steps and runs none of their code: the positive rows of all splits give each
+    user's positives by position, and the guard counts again what the steps counted.
 
     Outputs: `report`, leakage.json.
     """

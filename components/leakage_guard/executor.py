@@ -59,7 +59,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
 
 def refuse_leaks(report: LeakageReport) -> None:
-    """
+    """Fails a run whose report holds leaks.
+
     Raises:
         LeakageError: the report holds leaks; the message names the first of each kind.
     """

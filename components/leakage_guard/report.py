@@ -10,7 +10,7 @@ from sllmr.models import artifact_files
 FILE_NAME = "leakage.json"
 
 MOST_NAMED = 20
-"""Leaks of one kind that are named; all are counted."""
+"""How many leaks of one kind the report names; it counts all of them."""
 
 Kind = Literal["train_row", "history", "count", "vocabulary", "scores", "pair"]
 """Where a held-out interaction was found: as a train row; in a history that ends before it; in a count or the long
@@ -31,8 +31,8 @@ class LeakageReport(BaseModel):
 
     Attributes:
         schema_version: of this layout.
-        checked: number of rows, catalog items, vocabulary values, score contexts and pairs; what the graph does not
-            have at that point is absent.
+        checked: number of rows, catalog items, vocabulary values, score contexts and pairs; what does not exist yet at
+            that point of the graph is absent.
         leaks: by kind; empty if there are none.
     """
 

@@ -19,7 +19,7 @@ from sllmr.models import artifact_files, features
 from sllmr.models.tf_examples import Example
 
 PAIRS, SCORES = "pairs", "scores"
-"""Beside the names of splits, keys of what FindLeaks takes; either may be absent."""
+"""Keys of the inputs of FindLeaks, beside the names of the splits; either may be absent."""
 
 _SEEN = "seen"
 _ROWS_AT_ONCE = 1000
@@ -37,8 +37,8 @@ class FindLeaks(beam.PTransform):
 
     Args:
         catalog_directory: of the ItemCatalog.
-        vocabularies: the values of those that Transform wrote, by name: a key of models.features.INDEXED or a declared
-            feature.
+        vocabularies: values of each vocabulary that Transform wrote, by its name: a key of models.features.INDEXED or a
+            declared feature.
         sizes: L, C and the declared features.
         seed: llm.seed, which the ids of scoring contexts depend on.
     """
@@ -134,7 +134,7 @@ class WriteLeakageReport(beam.DoFn):
 
 
 class _Seen(NamedTuple):
-    """What some rows hold, and of train rows alone: positives by item, and the values of each vocabulary's columns."""
+    """Summary of some rows: their number, and of train rows alone positives by item and values by vocabulary."""
 
     rows: int
     train_counts: dict[str, int]
@@ -142,11 +142,11 @@ class _Seen(NamedTuple):
 
 
 class ParseRows(beam.DoFn):
-    """Batches of serialized rows to (user, fields of SeenRow), and under _SEEN one _Seen a batch.
+    """Turns batches of serialized rows into (user, fields of SeenRow), and one _Seen for each batch, tagged _SEEN.
 
     Args:
         split: whose rows they are.
-        columns: by vocabulary, the raw columns whose values it holds; empty but for the train rows.
+        columns: by vocabulary, the raw columns whose values it holds; empty unless the split is train.
     """
 
     def __init__(self, split: str, columns: Mapping[str, Sequence[str]]):
@@ -250,7 +250,7 @@ def _with_context_id(row: tuple[str, Any], seed: int) -> Iterator[tuple[str, tup
 
 
 class _MergeSeen(beam.CombineFn):
-    """Sum of _Seen; `columns`: by vocabulary, as of ParseRows."""
+    """Sums _Seen; `columns` as in ParseRows."""
 
     def __init__(self, columns: Mapping[str, Sequence[str]]):
         self._columns = columns

@@ -32,7 +32,7 @@ class LlmComparisonSpec(types.ComponentSpec):
 
 
 class LlmComparison(base_component.BaseComponent):
-    """Two trained models and raw rows in; the better one by validation rows, and the verdict on test rows, out."""
+    """Chooses the better of two trained models by the validation rows, and reports a verdict on the test rows."""
 
     SPEC_CLASS = LlmComparisonSpec
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(executor.Executor)

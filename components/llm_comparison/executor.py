@@ -24,8 +24,8 @@ MIN_USERS = "min_users"
 
 WITH_LLM_ID = "with_llm_id"
 WITHOUT_LLM_ID = "without_llm_id"
-"""Custom properties of the model that was chosen: the ids of the two models that were compared. By them
-pipeline.warm_start finds the models of one run."""
+"""Custom properties of the chosen model: the ids of the two models that were compared, by which pipeline.warm_start
+finds the models of one run."""
 
 
 class Executor(base_executor.BaseExecutor):

@@ -62,7 +62,7 @@ class SliceVerdict(BaseModel):
 
 
 class Choice(BaseModel):
-    """Which of the two models goes on to the Evaluator, by validation rows alone.
+    """Which of the two models the Evaluator gets, chosen by the validation rows alone.
 
     Attributes:
         with_llm: whether it is the one trained with pairs.
@@ -80,13 +80,13 @@ class Choice(BaseModel):
 
 
 class Effect(BaseModel):
-    """What pairs of one scorer change.
+    """The effect of the preference pairs of one scorer on the ranking model.
 
     Attributes:
         answer: from the overall slice: `helps` if its interval is above 0, `hurts` if below, else
             `not_distinguishable`.
-        users_needed: test users with which the observed overall difference would leave its interval of 0; None unless
-            the answer is `not_distinguishable` and the difference is not practically 0.
+        users_needed: number of test users at which the interval of the observed overall difference would exclude 0;
+            None unless the answer is `not_distinguishable` and the difference is not practically 0.
         slices: by name.
     """
 
@@ -127,7 +127,7 @@ class Verdict(Comparison):
 
 
 class VectorsVerdict(Effect):
-    """The effect of pairs that item vectors score; their model is not pushed.
+    """The effect of pairs that are scored by item vectors; the model trained with them is not pushed.
 
     Attributes:
         seconds: wall time of scoring and of the training with these pairs.
@@ -186,7 +186,7 @@ def choose(valid: ScoredRows) -> Choice:
     found = _compared(valid, valid.slices[OVERALL])
     if found.difference is None:
         raise ValueError("the choice needs validation rows of both labels, got one; check the split of the data")
-    # Without an error there is nothing to tell the two apart by.
+    # Without a standard error nothing shows a gain, so the model without the LLM is taken.
     is_better = found.standard_error is not None and found.difference > found.standard_error
     error = "not known" if found.standard_error is None else f"{found.standard_error:.4f}"
     return Choice(
@@ -224,7 +224,7 @@ def _answer(overall: SliceVerdict) -> Answer:
 
 
 def _users_needed(overall: SliceVerdict) -> int | None:
-    """Users at which the interval, which shrinks with their square root, would exclude 0 at the same difference."""
+    """Users at which the interval would exclude 0 at the same difference: its width falls with their square root."""
     if overall.difference is None or overall.upper is None or not overall.difference:
         return None
     half_width = overall.upper - overall.difference

@@ -1,1 +1,1 @@
-"""PairBuilder: the score table becomes preference pairs of one user's items."""
+"""PairBuilder: turns the score table into preference pairs, each of two candidates of one scoring context."""

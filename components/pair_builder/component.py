@@ -1,4 +1,4 @@
-"""PairBuilder: LLM scores -> preference pairs, those with the target item labeled by what the user did."""
+"""PairBuilder: turns LLM scores into preference pairs, and labels those of the target item and a sampled negative."""
 
 from typing import ClassVar
 
@@ -50,7 +50,7 @@ class PairBuilder(base_beam_component.BaseBeamComponent):
         Args:
             scores: LlmScores of LlmScorer.
             catalog: ItemCatalog of InteractionsExampleGen.
-            examples: of InteractionsExampleGen; the train rows tell whose contexts the scores are of.
+            examples: of InteractionsExampleGen; the train rows say to which user each scored context belongs.
             config: how many pairs.
             sizes: the shapes of the features.
             seed: llm.seed, which the ids of the contexts depend on.

@@ -1,4 +1,4 @@
-"""What PairBuilder may be told."""
+"""Configuration of PairBuilder."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What became of each two candidates of a context."""
+"""Counts what became of every two candidates of a context."""
 
 import os
 
@@ -18,11 +18,11 @@ class PairCounts(BaseModel):
         contexts_without_pair: of them, contexts that yield no pair.
         candidate_pairs: possible pairs of two candidates of one context.
         pairs: preference pairs that train the model.
-        calibration_pairs: of them, pairs with the target item.
+        calibration_pairs: of them, pairs of the target item and a sampled negative.
         tied: left out, as both scores are equal.
         inconsistent: left out, as the order differs between the two responses (pairs.drop_inconsistent).
         narrow: left out, as the scores differ by less than pairs.min_margin.
-        beyond_cap: left out, as the context has pairs.max_per_context pairs.
+        beyond_cap: left out, as not among the pairs.max_per_context pairs that pairs.selection takes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -16,7 +16,8 @@ from sllmr.models import features
 class Pair:
     """The LLM puts `preferred_item_id` above `other_item_id`, scores in [0, 1].
 
-    `calibration_label` is 1 or 0 where the user chose the preferred or the other item, else features.NOT_CALIBRATION.
+    In a pair of the target item and a sampled negative, `calibration_label` is 1 if the target item is the preferred
+    one, else 0. In all other pairs it is features.NOT_CALIBRATION.
     """
 
     preferred_item_id: str
@@ -41,14 +42,14 @@ INCONSISTENT = "inconsistent"
 NARROW = "narrow"
 BEYOND_CAP = "beyond_cap"
 DROPPED = (TIED, INCONSISTENT, NARROW, BEYOND_CAP)
-"""Why two candidates make no pair: equal scores; ordered differently by the two answers of an audited context, where
-pairs.drop_inconsistent; a gap below min_margin; not among the max_per_context that pairs.selection takes.
-CANDIDATE_PAIRS = PAIRS + these."""
+"""Why two candidates make no pair: their scores are equal; the two responses of an audited context order them
+differently, and pairs.drop_inconsistent is set; their gap is below min_margin; they are not among the max_per_context
+pairs that pairs.selection takes. CANDIDATE_PAIRS = PAIRS + these."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The pairs of one context, and what became of each two candidates, by the names above."""
+    """The pairs of one context, and how many candidate pairs had which outcome, by the names above."""
 
     pairs: list[Pair]
     counts: Counter[str]
@@ -57,11 +58,12 @@ class Selection:
 def select_pairs(record: ScoreRecord, config: PairConfig) -> Selection:
     """The pairs of one context, widest gap first.
 
-    Only items with a valid score take part. All pairs of the item that the user chose and a sampled negative are kept:
-    they are the labels that the gate is fitted on, and a choice among them by gap would bias those. Of the others at
-    most `max_per_context`: with `selection` widest those with the largest gap; with cover each item that is in no
-    labeled pair makes one pair, the best one with the one just below the middle, and so on. Ties and gaps below
-    `min_margin` never make a pair; where every gap is below it, the widest one is kept ("at least one if possible").
+    Only items with a valid score take part. Pairs of the target item and a sampled negative are kept without a limit:
+    the gate is fitted on their labels, and selecting them by gap would bias the fit. Of the other pairs at most
+    `max_per_context` are kept. With `selection` widest, these are the pairs with the largest gap. With cover, each item
+    that is in no labeled pair makes one pair: the best item with the first one of the lower half, and so on. Ties and
+    gaps below `min_margin` never make a pair; if every gap is below it, the widest one is kept ("at least one if
+    possible").
 
     Source: arXiv 2512.21526, pair construction (K~ pairs with the largest score gap within one user), for widest.
     """
@@ -100,7 +102,7 @@ def _covering(record: ScoreRecord, pairs: list[Pair], without: Collection[str]) 
 
 
 def _is_inconsistent(record: ScoreRecord, a: int, b: int) -> bool:
-    """Whether the two answers of an audited context order the candidates strictly and differently."""
+    """Whether the two responses of an audited context put the candidates in opposite order, without a tie."""
     if not record.is_audited:
         return False
     first = record.first_llm_scores[a] - record.first_llm_scores[b]
@@ -111,8 +113,8 @@ def _is_inconsistent(record: ScoreRecord, a: int, b: int) -> bool:
 def _pair(record: ScoreRecord, preferred: int, other: int) -> Pair:
     chosen = record.target_item_id
     label = features.NOT_CALIBRATION
-    # Candidates that are no sampled negatives were picked for being popular, rare or similar: that the user did not
-    # choose them says less of the LLM than of the picking.
+    # The other candidates were selected because they are popular, rare or similar. A label of their pairs with the
+    # target item would say more about that selection than about the LLM.
     if record.item_ids[preferred] == chosen and record.roles[other] == NEGATIVE:
         label = 1
     elif record.item_ids[other] == chosen and record.roles[preferred] == NEGATIVE:
@@ -129,7 +131,7 @@ def _pair(record: ScoreRecord, preferred: int, other: int) -> Pair:
 
 
 def _disagreement(record: ScoreRecord, item: int) -> float:
-    """How far the two answers of an audited context lie apart, in [0, 1]; 0 without an audit."""
+    """How far the two responses of an audited context lie apart, in [0, 1]; 0 without an audit."""
     return abs(record.first_llm_scores[item] - record.second_llm_scores[item]) if record.is_audited else 0.0
 
 

@@ -29,15 +29,15 @@ CONTEXTS_WITHOUT_PAIR = "contexts_without_pair"
 
 
 SCORES, ROWS = "scores", "rows"
-"""What JoinUsers takes."""
+"""Keys of the inputs of JoinUsers."""
 
 
 class JoinUsers(beam.PTransform):
     """{SCORES: serialized ScoreRecords, ROWS: serialized train rows} -> (serialized ScoreRecord with its user_id,
-    what context_values says of its row).
+    context_values of its row).
 
-    The score table leaves the ids of users out (llm.store_user_ids); training needs to know which pairs and rows belong
-    to one user.
+    The score table holds no user ids unless llm.store_user_ids is set, but training needs to know which pairs and rows
+    belong to one user.
 
     Args:
         seed: llm.seed.
@@ -60,7 +60,7 @@ class JoinUsers(beam.PTransform):
 
 
 def user_of_context(row: bytes, seed: int, sizes: FeatureSizes) -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
-    """(context id, (user id, see context_values)) of a positive train row, nothing of another row."""
+    """Yields (context id, (user id, context_values)) for a positive train row, and nothing for any other row."""
     example = Example.FromString(row)
     columns = example.features.feature
     if columns[features.LABEL].int64_list.value[0] == 1:
@@ -89,7 +89,7 @@ def _with_user(context: str, joined: Mapping[str, Iterable]) -> Iterator[tuple[b
 
 
 class BuildPairs(beam.DoFn):
-    """What JoinUsers gives -> serialized tf.Examples of `pair_features`, and one Counter tagged COUNTS."""
+    """Output of JoinUsers -> serialized tf.Examples of `pair_features`, and a Counter per context, tagged COUNTS."""
 
     def __init__(self, config: PairConfig, sizes: FeatureSizes, catalog_directory: str):
         self._config = config

@@ -31,13 +31,13 @@ class Trainer(TfxTrainer):
 
     Args:
         examples: transformed examples with splits train and valid.
-        transform_graph: of the same Transform.
+        transform_graph: of the Transform that wrote the examples.
         catalog: the items whose attributes the exported model looks up, of InteractionsExampleGen.
-        report: of the data, whose dates and hash the exported model carries.
+        report: the data report, whose dates and hash the exported model carries.
         config: of model, gate, losses and training.
-        pairs: preference pairs, split train, raw strings; None needs config.loss.llm_weight 0.
-        item_vectors: of ItemEmbedder; None needs config.model.item_vectors False.
-        base_model: what config.train.warm_start starts from, as TFX calls it; None, or empty: a cold start.
+        pairs: preference pairs, split train, raw strings; None is allowed if config.loss.llm_weight is 0.
+        item_vectors: of ItemEmbedder; None is allowed if config.model.item_vectors is False.
+        base_model: TFX's name for the model that config.train.warm_start starts from; None, or empty: a cold start.
         code_fingerprint: changes when the models' code does, so that TFX's cache notices.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Executor of the Trainer: TFX's generic one, which hands run_fn the catalog, the pairs and the item vectors."""
+"""Executor of the Trainer: TFX's generic one, extended to pass the catalog, pairs and item vectors to run_fn."""
 
 import os
 from typing import Any
@@ -30,7 +30,7 @@ _SPLIT = "train"
 
 
 class Executor(tfx_executor.GenericExecutor):
-    """custom_config cannot hold a channel, so the locations of the catalog, pairs and item vectors join it here.
+    """Adds the locations of the catalog, pairs and item vectors to custom_config, which cannot hold a channel.
 
     `_GetFnArgs` is private to TFX, whose version is pinned.
     """
@@ -41,7 +41,7 @@ class Executor(tfx_executor.GenericExecutor):
         output_dict: dict[str, list[types.Artifact]],
         exec_properties: dict[str, Any],
     ) -> None:
-        """Trains and exports as run_fn does, and adds to the export what it was trained on."""
+        """Trains and exports by run_fn, then adds to the export a record of what it was trained on."""
         super().Do(input_dict, output_dict, exec_properties)
         config = TrainerConfig.model_validate_json(json_utils.loads(exec_properties["custom_config"])[CONFIG])
         info = make_model_info(

@@ -37,7 +37,7 @@ REPORT_FILE = "training.json"
 
 
 def run_fn(fn_args: FnArgs) -> None:
-    """Trains on `train_files`, stops by `eval_files`, exports to `serving_model_dir`.
+    """Trains on `train_files`, stops early by the AUC on `eval_files`, exports to `serving_model_dir`.
 
     Raises:
         ValueError: see models.training.recipe.train and models.inputs.load_pairs.
@@ -49,9 +49,9 @@ def run_fn(fn_args: FnArgs) -> None:
     columns = preprocessing.transformed_columns(transform_output, config.sizes, use_user_id=config.model.use_user_id)
 
     items = read_catalog(fn_args.custom_config[CATALOG_DIRECTORY])
-    # What holds now, which a version from before may not do any more and one of tomorrow does not yet.
+    # The attributes that hold now: an earlier version may be outdated, and a later one is not valid yet.
     catalog = values_of_items(items.values(), config.sizes, at=round(1000 * time.time()))
-    check_item_ids(catalog[features.ITEM_ID])  # here, so that no training is lost
+    check_item_ids(catalog[features.ITEM_ID])  # before training, so that none is wasted
     pairs = None
     if config.loss.llm_weight > 0:
         pairs = inputs.load_pairs(fn_args.custom_config[PAIRS_PATTERNS], config.sizes, transform)
@@ -131,7 +131,7 @@ def _start(
 
 
 def _logit_shift(positive_rate: float | None, train_files: Sequence[str], columns: Sequence[features.Feature]) -> float:
-    """From the rate of positives in the train rows, weighted as the loss weighs them; 0 without another rate."""
+    """The shift from the positive rate of the train rows, weighted as the loss, to `positive_rate`; 0 if it is None."""
     if positive_rate is None:
         return 0.0
     positives = total = 0.0
