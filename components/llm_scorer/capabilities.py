@@ -117,10 +117,10 @@ _REFUSAL = re.compile(
     r"does not accept|only the default|deprecated|use '?max_"
 )
 _REFUSAL_OF_FORMAT = re.compile(r"(?i)unavailable|not available|not implemented|invalid|must be|only")
-"""Further words with which endpoints refuse a form of output: what is wrong with it is not for the scorer to mend."""
+"""Further words with which endpoints refuse a form of output; the scorer cannot mend it, so it counts as refused."""
 
 SCHEMA = "json_schema"
-"""Refused in the place of a parameter: the form of response_format, after which json_object is tried."""
+"""Stands for the schema form of response_format among refused parameters; json_object is tried after it."""
 
 _DROPPABLE = (
     ("max_completion_tokens", "max_tokens"),

@@ -37,7 +37,7 @@ class LlmScorerSpec(types.ComponentSpec):
 
 
 class LlmScorer(base_beam_component.BaseBeamComponent):
-    """Train rows and catalogue in, score table out."""
+    """TFX component: reads train rows and catalog, writes the score table."""
 
     SPEC_CLASS = LlmScorerSpec
     EXECUTOR_SPEC = executor_spec.BeamExecutorSpec(Executor)
@@ -79,7 +79,7 @@ class LlmScorer(base_beam_component.BaseBeamComponent):
                 config=config.model_dump_json(),
                 cache_directory=cache_directory,
                 store_url=store_url or "",
-                # Else no part of TFX's cache key: other pairs of the same scores need no scorer.
+                # Empty if budget.pairs is set: TFX's cache key must not change if the same scores make other pairs.
                 pair_yield=json.dumps(dataclasses.asdict(pair_yield)) if config.budget.pairs is None else "",
                 # Part of TFX's cache key: an edited prompt makes new requests.
                 prompt_version=create_strategy(config.resolve()).prompt_version,

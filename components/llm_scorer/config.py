@@ -479,7 +479,7 @@ class LlmConfig(StrictConfig):
 
     @property
     def chosen_strategy(self) -> str:
-        """The strategy that counts."""
+        """The strategy in effect: llm.strategy, or the default of the model."""
         known = LOCAL_MODELS.get(self.model)
         return self.strategy or (LISTWISE if known is None else known.strategy)
 
@@ -526,7 +526,7 @@ class LlmConfig(StrictConfig):
         return self.strategy == EMBEDDING or self.replay_table is not None
 
     def scored_by_vectors(self) -> "LlmConfig":
-        """The same contexts and candidates, as many as training needs, scored by item vectors without a request."""
+        """A configuration for the same choice of candidates, as many as training needs, scored by item vectors."""
         return LlmConfig(strategy=EMBEDDING, candidates=self.candidates, seed=self.seed)
 
     @property
@@ -546,7 +546,7 @@ class LlmConfig(StrictConfig):
         return self._item_vectors_file
 
     def with_item_vectors(self, file: str | None) -> "LlmConfig":
-        """The same with the vectors of this run, which a job knows and a person does not write."""
+        """This configuration with the item vectors of this run; the job sets them, not the user."""
         config = self.model_copy()
         config._item_vectors_file = file
         return config
@@ -559,11 +559,11 @@ class LlmConfig(StrictConfig):
         return self.price_per_million_tokens or KNOWN_PRICES.get(self.model)
 
     def resolve(self) -> "LlmConfig":
-        """The same choices with nothing left to defaults that depend on each other.
+        """This configuration with all defaults filled in that depend on other settings.
 
-        After it, `strategy`, `history_items` and `concurrency` are set, and `base_url` is None only where the
-        scorer starts the server or asks nobody. Scores from a table, or from item vectors, have its name as their
-        model, unless another one is named.
+        In the result, `strategy`, `history_items` and `concurrency` are set, and `base_url` is None only if the scorer
+        starts the server itself or sends no requests. If the scores come from a table or from item vectors, `model` is
+        the table's file name or `item_vectors`, unless another model is named.
         """
         local = self.uses_local_server or self.asks_nobody
         source = "item_vectors" if self.strategy == EMBEDDING else self.replay_table

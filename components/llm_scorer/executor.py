@@ -58,8 +58,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             held_out_rows=examples.read_other_splits(rows, TRAIN_SPLIT),
         )
         if workspace.config.rescore or workspace.config.strategy != EMBEDDING:
-            # By them pipeline.last_scores finds the tables of earlier rows. Not those of train.compare_vectors, which
-            # item vectors scored beside the LLM's.
+            # pipeline.last_scores finds the tables of earlier rows by these properties. It must not find those of
+            # train.compare_vectors, whose scores come from item vectors, for comparison with the LLM's.
             scores.set_int_custom_property(EXAMPLES_ID, rows.id)
             if rows.has_custom_property(TRAIN_UNTIL):
                 scores.set_int_custom_property(TRAIN_UNTIL, rows.get_int_custom_property(TRAIN_UNTIL))

@@ -18,7 +18,7 @@ class LocalModel:
         size_mb: of all wheels.
         strategy: llm.strategy if none is set.
         slots: llm.local_server.slots if none are set.
-        tokens_per_cpu_s: prompt tokens that it does not have yet, and those of responses; measured on one core.
+        tokens_per_cpu_s: uncached prompt tokens and response tokens per second, measured on one core.
         terms: address of a license that the user must accept; None for Apache-2.0.
     """
 

@@ -50,11 +50,11 @@ REASONS = (
     NO_VECTOR,
     NOT_IN_TABLE,
 )
-"""Why a (context, item) got no score: the endpoint's failures, the budget's end, the answer's own, and what a
-file of vectors or scores does not hold."""
+"""Why a (context, item) got no score: the endpoint failed, the budget was used up, the response was not usable, or
+a file of vectors or scores lacks the item."""
 
 UNKNOWN_ITEM = "unknown_item"
-"""Of something in an answer that was not asked about: it stands beside the failures, and is none of them."""
+"""An item in a response that the prompt did not name; it is listed with the failures but is not one of them."""
 
 
 def user_key(user_id: str, seed: int) -> str:
@@ -82,8 +82,8 @@ class Context:
         target_item_id: the item that the user interacted with then, in calibration contexts; else empty.
         user_id: empty unless llm.store_user_ids.
         user_key: hash of user and seed.
-        user_positives: the user's positive train rows; of a replayed table those of the time when it was planned.
-        last_position: the position of the last of them; see scores.ScoreRecord.
+        user_positives: number of the user's positive train rows; for a replayed table, as of when it was planned.
+        last_position: the position of the last of these rows; see scores.ScoreRecord.
         is_outdated: whether the scores are of an earlier table, and the user has had later positive train rows since.
         timestamp: of that point, Unix milliseconds; 0 without declared features.
         about_user: of the user at that point, `name: value` for each feature of llm.prompt_features.user that is known.
@@ -148,7 +148,7 @@ class LlmRequest:
 
     @functools.cached_property
     def content_key(self) -> str:
-        """The same for whichever endpoint: the key of an earlier version, and of endpoints without an identity."""
+        """The key without the endpoint: that of an earlier version, and of endpoints without an identity."""
         return self._hash([])
 
     def _hash(self, endpoint: list[str]) -> str:
@@ -185,8 +185,8 @@ class CandidateResult:
     Attributes:
         llm_score: in [0, 1].
         raw_score: in the strategy's own unit.
-        order_llm_scores: of an audited context the score by each of the two orders; llm_score is their mean.
-        scored_at: Unix seconds, where the score rests on a file and not on answers.
+        order_llm_scores: in an audited context, the score in each of the two orders; llm_score is their mean.
+        scored_at: Unix seconds; set only if the score comes from a file and not from responses.
     """
 
     item_id: str
@@ -224,7 +224,7 @@ class Usage:
 
 
 _MOST_TOKENS = 10**9
-"""No request takes more tokens; a larger count is no count, and sums of it would leave SQLite's 64 bits."""
+"""No request takes more tokens. A larger count is not believed; sums of such counts would overflow SQLite's 64 bits."""
 
 _BY_BATCH = "sllmr_by_batch"
 
@@ -243,7 +243,7 @@ _OF_RUN = "sllmr_run"
 
 
 def mark_as_failed(response: dict[str, Any], run_id: str) -> dict[str, Any]:
-    """A response without a score, with the run that got it: in that run the request is not sent again."""
+    """Marks a response without a score with the run that got it, so that this run does not send the request again."""
     return {**response, _OF_RUN: run_id}
 
 

@@ -55,7 +55,7 @@ from sllmr.components.llm_scorer.store.sqlite import file_errors, make_directory
 from sllmr.components.llm_scorer.strategies import create_strategy
 
 NAME_IN_METADATA = "sllmr_plan"
-"""Under it a batch carries our name for it at the endpoint."""
+"""Key of a batch's metadata at the endpoint that holds our name for the batch."""
 
 NOT_ANSWERED = "not_answered"
 """The batch expired, was cancelled or ended without a word about the request."""
@@ -84,7 +84,7 @@ _logger = logging.getLogger(__name__)
 
 
 def check_batch(config: LlmConfig) -> None:
-    """Raises LlmError where the Batch API cannot ask what is configured.
+    """Raises LlmError if the Batch API cannot serve what is configured.
 
     Args:
         config: resolved.
@@ -110,12 +110,13 @@ class _Survey:
     """Where the plan's requests stand.
 
     Attributes:
-        answered: by the cache; by_batch of them came by batch, with `usage`.
-        batches: names of those in flight that hold requests of the plan.
-        in_flight: requests in them that are not answered yet.
-        left: by the reason why they are not tried again.
-        waiting: the first 16 bytes of the keys of all others.
-        live_nano_usd, batch_nano_usd: what answers did cost, unusable ones included.
+        answered: requests that the cache answers with a score; by_batch of them came by batch.
+        usage: tokens of all stored responses that came by batch, receipts included.
+        batches: names of the batches in flight that hold requests of the plan.
+        in_flight: requests in these batches that are not answered yet.
+        left: requests that are not retried, by reason.
+        waiting: all other requests, by the first 16 bytes of their keys.
+        live_nano_usd, batch_nano_usd: cost of live and batch responses, unusable ones and unsettled requests included.
         committed: money and tokens spent, and reserved for what is in flight, as ledger.reserve names them.
     """
 
@@ -160,8 +161,8 @@ class BatchJob:
         self._progress = ""
         self._gives_up_lost = False
         self._files_not_found = 0
-        # The endpoint's queue of tokens: whether it was ever full, batches whose end is awaited before the next one is
-        # submitted, and how many had ended, in all and when each batch was created.
+        # The endpoint's queue of tokens: whether it was ever full; batches that must end before the next one is
+        # submitted; batches seen to have ended; and how many have ended in all, and had when each batch was created.
         self._queue_was_full = False
         self._awaited: set[str] = set()
         self._seen_ended: set[str] = set()
@@ -197,7 +198,8 @@ class BatchJob:
 
     def cancel(self) -> BatchReport:
         """Stops the plan's batches at the endpoint and fetches what they answered before. Gives up the requests of a
-        batch that has ended without its output file: their dearest cost stays booked, and the next run submits them.
+        batch that has ended without its output file: the most that they can have cost stays booked, and the next run
+        submits them.
 
         Returns, Raises:
             As `run`.
@@ -220,14 +222,14 @@ class BatchJob:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keeps other processes from the record of batches; the lock of a killed one is free."""
+        """Locks the record of batches against other processes; the lock of a killed process is free."""
         with contextlib.closing(open_locks(self._store, "batches")) as self._locks:
             self._held = self._take()
             try:
                 make_directory(self._files)
                 with file_errors(self._files):
                     for name in os.listdir(self._files):
-                        # Of a killed process; what it had not created is written anew.
+                        # Left by a killed process; files whose batches it had not created are written anew.
                         os.unlink(os.path.join(self._files, name))
                 yield
             finally:
@@ -252,7 +254,7 @@ class BatchJob:
             )
 
     def _take_again(self) -> bool:
-        """Takes a lock that is not held for sure anew; returns whether it did, so that all that is known may be old."""
+        """Takes the lock again if it may be lost; returns whether it did: then all that is known may be outdated."""
         if self._held is None or self._held.is_held():
             return False
         self._held.release()
@@ -388,7 +390,7 @@ class BatchJob:
             if full and pending.keys:
                 names |= self._create(pending)
                 if self._queue_was_full:
-                    # One for each that ends: a file that the queue has no room for is not uploaded in vain.
+                    # One new batch for each that ends: no file is uploaded in vain while the queue has no room for it.
                     return names
                 pending = _PendingFile(self._files)
             pending.add(line, request, url, tokens)
@@ -425,7 +427,7 @@ class BatchJob:
         for repeat in itertools.count(1):
             self._check_alone()
             try:
-                # Without a word of the endpoint, never simply once more: it may have created it all the same.
+                # If the endpoint returns no id, look for the batch before a retry: it may exist all the same.
                 batch_id = _id_of(self._client.post("/batches", wanted)) or self._find(batch)
                 failed = "it tells no id"
             except UnknownToEndpoint as error:
@@ -509,15 +511,15 @@ class BatchJob:
     def _refuse_or_await(self, batch: Batch, refusal: str) -> None:
         """Decides what to do about a batch for which the endpoint's queue of tokens has no room.
 
-        If a batch of ours, of whatever plan, has ended since its creation, it is submitted again; if one is in flight,
-        after its end; else the endpoint's refusal stands.
+        If another batch of ours, of any plan, has ended since this one was created, this one is submitted again. If
+        another is in flight, this one waits for its end. Else the endpoint's refusal stands.
         """
         self._queue_was_full = True
         if self._ended_batches > self._ended_before.get(batch.name, 0):
             return
         others = self._here((CREATED,))
         ended = {other.name for other in others if self._has_ended(other)}
-        # One that is seen to have ended for the first time may have done so since the endpoint decided.
+        # A batch that is first seen to have ended now may have ended since the endpoint refused this one.
         self._awaited = (ended - self._seen_ended) or {other.name for other in others} - ended
         self._seen_ended |= ended
         if self._awaited:
@@ -658,7 +660,7 @@ class BatchJob:
                 if known is None:
                     answers.append((key, response))
                 elif known[0] != response:
-                    # Equal after a crash; else one of an earlier run, or one that was asked live meanwhile.
+                    # Equal after a crash; else `known` is of an earlier run, or of a live request meanwhile.
                     rivals[key] = response
             if len(answers) >= _STORED_AT_ONCE:
                 self._cache.put_all(answers, answered_at)
@@ -767,7 +769,7 @@ class BatchJob:
             ) from None
 
     def _repeat(self, call: Callable[[], _Result]) -> _Result:
-        """Calls, again where it failed in passing, and raises LlmError in the end; for what costs nothing twice."""
+        """Calls, with retries; raises LlmError if the last one fails. For calls that cost nothing when repeated."""
         try:
             return self._retried(call)
         except CallFailed as failure:
@@ -817,7 +819,7 @@ class _PendingFile:
 
 
 def _read_line(line: dict[str, Any], kind: str) -> tuple[str, str, dict[str, Any] | None, Usage]:
-    """Outcome, its detail, the response, and tokens billed for one that cannot be used."""
+    """Reads a line of a batch's files: outcome, its detail, the response, and tokens billed for an unusable one."""
     response = line.get("response")
     if not isinstance(response, dict):
         error = line.get("error")

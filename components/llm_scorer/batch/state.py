@@ -2,7 +2,7 @@
 
 A batch is a file of requests and the endpoint's work on it. The one step that costs money, its creation at the
 endpoint, is recorded before and after: a process that dies in between leaves CREATING, and the next one looks for the
-batch at the endpoint by its name. Neither keys nor user ids occur here; a request is a hash of its content.
+batch at the endpoint by its name. Neither API keys nor user ids occur here; a request is a hash of its content.
 """
 
 import dataclasses
@@ -27,8 +27,9 @@ DONE = "done"
 REFUSED = "refused"
 DROPPED = "dropped"
 UNDER_WAY = (CREATING, CREATED)
-"""Steps of a batch: its creation was begun, it was created; then its answers are in the cache, or the endpoint refused
-its file as a whole, or it was never created."""
+"""Steps of a batch that may hold requests in flight: its creation was begun (CREATING), or it was created (CREATED).
+Later its responses are in the cache (DONE), the endpoint refused it as a whole (REFUSED), or it was never created or is
+given up (DROPPED)."""
 
 ANSWERED = "answered"
 
@@ -42,7 +43,7 @@ class Batch:
     Attributes:
         name: ours, told to the endpoint as metadata.
         base_url: of the endpoint.
-        kind: of its requests, exchange.CHAT or EMBEDDING.
+        kind: of its requests, messages.CHAT or EMBEDDING.
         requests: number of them.
         tokens: of their prompts, as estimated.
         creation_begun_at: Unix seconds of the last attempt.

@@ -10,14 +10,14 @@ strata:
 
 A stratum with too few rows leaves its slots to the next. The fraction `calibration_fraction` of all contexts are
 calibration contexts: they contain the target item and negatives. By default the negatives are about as popular as the
-target item, drawn among its neighbors in the order of train counts, so that what the LLM gets right on them is not
-popularity. Every context also contains long-tail items and, if configured, items like those of the history: few items
-drawn at random are like them, and about the others the LLM knows little. The slots left go to the popularity pool, in
-contexts with a short history to diverse items: the paper's synthetic sets.
+target item, drawn among its neighbors in the order of train counts, so that the LLM cannot get them right by popularity
+alone. Every context also contains long-tail items and, if configured, items similar to those of the history: a random
+draw rarely contains any, and the LLM knows little about the others. The slots left go to the popularity pool, and in
+contexts with a short history first to diverse items: the paper's synthetic sets.
 
-No candidate is the item of a positive of the user before the end of training, apart from the target item of a
-calibration context, and none has an empty title. The train rows and their histories name these items; those that lie
-too long before data.window for any history are read beside the catalog (catalog.EARLIER_POSITIVES_PREFIX).
+Apart from the target item of a calibration context, no candidate is the item of a positive that the user had before the
+end of training, and none has an empty title. The train rows and their histories name these items; items of positives
+too long before data.window for any history are read from files beside the catalog (catalog.EARLIER_POSITIVES_PREFIX).
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ OTHER = "other"
 STRATA = (TAIL, SHORT_HISTORY, OTHER)
 
 NEIGHBOURS = 50
-"""Negatives come from so many items on either side of the target item in the order of train counts; items similar to
-one of the history from so many nearest vectors.
+"""Negatives are drawn from this many items on either side of the target item in the order of train counts, and items
+similar to one of the history from this many nearest vectors.
 """
 
 _DRAWS_OF_SIMILAR = 200
@@ -206,7 +206,8 @@ def choose_contexts(
 def choose_calibration(rows: Sequence[tuple[RowKey, str]], config: CandidateConfig, seed: int) -> set[RowKey]:
     """Which of the chosen rows become calibration contexts: all of the tail stratum, then others by hash.
 
-    At least one, unless the fraction is 0: without any, a gate that is fitted cannot be, after all that was paid for.
+    At least one, unless the fraction is 0: without any, a gate could not be fitted, although everything is paid for
+    by then.
     """
     wanted = max(round(config.calibration_fraction * len(rows)), int(config.calibration_fraction > 0))
     able = [(m, name) for m, name in rows if m.can_calibrate]
@@ -320,7 +321,7 @@ class CandidatePools:
         return _shuffled(self._by_popularity[max(0, rank - NEIGHBOURS) : rank + NEIGHBOURS + 1], rng)
 
     def _similar(self, history: Sequence[str], rng: random.Random) -> Iterable[str]:
-        """Items like a random one of the history, again and again: of its category, or near its vector."""
+        """Yields items, each similar to a random item of the history: of its category, or near its vector."""
         known: Collection[str] = self._same_category if self._vectors is None else self._vector_row
         like = [item_id for item_id in history[:_LATEST] if item_id in known]
         for _ in range(_DRAWS_OF_SIMILAR if like else 0):
@@ -339,7 +340,7 @@ class CandidatePools:
         return self._nearest[item_id]
 
     def _diverse(self, rng: random.Random) -> Iterable[str]:
-        """One item of each category in a random order of categories, then a second round, and so on."""
+        """One item of each category, in a random order of categories, then a second round in the same order."""
         categories = list(_shuffled(self._by_category, rng))
         for _ in range(2):
             for items in categories:

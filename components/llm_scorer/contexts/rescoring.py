@@ -1,17 +1,17 @@
 """Which contexts of an earlier score table stay, and which are scored again: Beam steps and the pure choice in them.
 
 A table names users by a hash (scores.ScoreRecord.user_key), which today's rows give as well. A user has a new history
-if today's last positive train row has a later position than the last one of the time when the table was made. A
-position counts all positives of the user, so that data.window, which moves on, changes no position (a table of an
-earlier version has none: see ScoreRecord.is_outdated). The contexts of a user with a new history, as many as the table
-holds, move to the latest rows that the LLM can score. Without one, a context stays while its own row is there; it moves
-to the latest row that is free if its own has left the window or says something else today. A moved context keeps the
-candidates that the user has not interacted with since, as far as the slots beside a new target item and its negatives
-allow, so that the two scores can be compared.
+if the user's last positive train row has a later position today than when the table was made. Positions count all
+positives of the user, so they do not change when data.window moves on (a table of an earlier version has none: see
+ScoreRecord.is_outdated). If a user has a new history, all contexts of the user move to the latest rows that the LLM can
+score. Otherwise a context stays as long as its own row is there unchanged; if that row has left the window or differs
+today, the context moves to the latest row that is free. A moved context keeps the candidates that the user has not
+interacted with since, as far as the slots beside a new target item and its negatives allow, so that the two scores can
+be compared.
 
-A context that has not moved is kept without a request if its requests would be those that were sent for it and its
-score is young enough. Its candidates are the table's, although a plan made today would draw others: the pools move with
-every purchase, and a new draw for everybody would score everybody again.
+A context that has not moved is kept without a request if it would send the same requests as before and its score is
+young enough. It keeps the table's candidates, although a plan made today would draw others: the pools change with every
+purchase, so a new draw for every user would score every user again.
 """
 
 import dataclasses
@@ -137,7 +137,7 @@ class RowsOfOtherUsers(beam.PTransform):
 def pair_with_rows(
     records: Sequence[ScoreRecord], rows: Sequence[PositiveRow], last_position: int, seed: int
 ) -> list[tuple[ScoreRecord, PositiveRow | None]]:
-    """Where one user's contexts stand today.
+    """Assigns each record of one user to one of today's rows.
 
     Args:
         records: the user's.
@@ -216,7 +216,7 @@ class _ReplanUser(WithCatalog):
             seed=config.seed,
             last_position=last_position,
             user_id=user_id,
-            # Negatives were drawn beside another choice: they come last.
+            # Negatives come last: they were drawn for another target item.
             carried=sorted(others, key=lambda candidate: candidate.role == scores.NEGATIVE),
         )
 

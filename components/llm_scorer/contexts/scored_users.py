@@ -8,12 +8,14 @@ contexts are, latest first and at most MAX_CONTEXTS_PER_USER:
     that target item and, unless it is the latest row, at most llm.candidates.per_context - 1 candidates.
 
 Candidates are the scored items that the user did not interact with: not in the train split, before or after the row,
-not before data.window, and not in the validation and test splits. The positives of those splits must not become
-candidates: a pair with one of them would train on what evaluation asks. Their negatives are left out with them, or
-training would push down the one and never the other. So are the interactions of that time that are no positives, such
-as low ratings, which make no row. That is all that the validation and test rows are read for.
+not before data.window, and not in the validation and test splits. The positives of the validation and test splits must
+not become candidates: a pair with one of them would train on what evaluation measures. The negatives of these splits
+are left out, too, or training would push down the negatives and never the positives. So are other interactions of that
+time that are no positives, such as low ratings, which make no row. The validation and test rows are read for nothing
+else.
 
-Beside a target item every candidate has the role of a sampled negative, so that its pairs calibrate.
+In a context with a target item, every other candidate has the role of a sampled negative, so that its pair with the
+target item is a calibration pair.
 """
 
 import json
@@ -52,7 +54,7 @@ CONTEXTS = "contexts"
 TALLY = "tally"
 
 MAX_CANDIDATES = 100
-"""Candidates of one context: PairBuilder looks at every two of them."""
+"""Maximum number of candidates of one context: PairBuilder looks at every pair of them."""
 
 DUPLICATE = "duplicate"
 UNKNOWN_USER = "unknown_user"
@@ -106,7 +108,7 @@ def contexts_of_user(
     Args:
         rows: all positive train rows of the user.
         scored: the items that the user has scores for.
-        held_out: the items of the user's validation and test rows, with 1 if any of these is a positive.
+        held_out: the items of the user's validation and test rows -> 1 if one of the item's rows is a positive, else 0.
         catalog: all items.
         config: resolved.
         earlier: the items of the user's positives that no row names.
@@ -184,7 +186,8 @@ class ContextsOfScoredUsers(beam.PTransform):
     """{TRAIN: serialized train rows, HELD_OUT: serialized validation and test rows} -> {CONTEXTS: Context, TALLY: one
     dict, as `report_of` takes it}.
 
-    What makes no row is read beside the catalog: see NON_POSITIVES_PREFIX and EARLIER_POSITIVES_PREFIX there.
+    Interactions that make no row are read from files beside the catalog: see NON_POSITIVES_PREFIX and
+    EARLIER_POSITIVES_PREFIX of components.catalog.
 
     The table is read once in each worker. Contexts are chosen within the budget: the latest of every user first.
     """
@@ -301,7 +304,7 @@ def within_budget(
 ) -> frozenset[str] | Literal["all"]:
     """The contexts that `pairs` candidates allow, by rank and hash.
 
-    Not None for all of them: Flink's Java side fails on a side input that is None.
+    If all fit, it returns "all" and not None: Flink's Java side fails on a side input that is None.
     """
     if pairs is None or sum(size for *_, size in ranked) <= pairs:
         return "all"

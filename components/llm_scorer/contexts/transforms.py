@@ -60,8 +60,8 @@ class Askable:
 class ContextsToAsk(beam.PTransform):
     """{TO_CHOOSE: serialized train rows, TO_DRAW: the same} -> Context, within the budget of pairs. See candidates.py.
 
-    The rows come twice, best from two reads: choosing then shuffles keys alone, drawing shuffles rows of chosen users
-    alone, and a runner that keeps what is between its stages in memory keeps little of each row.
+    The rows are passed twice, best from two reads. Choosing contexts then shuffles only keys, and drawing candidates
+    only rows of chosen users, so a runner that keeps data between its stages in memory keeps little of each row.
     """
 
     def __init__(self, catalog_directory: str, config: LlmConfig):
@@ -174,7 +174,7 @@ def _about(name: str, column: Any) -> str:
 
 
 class WithCatalog(beam.DoFn):
-    """Reads the catalogue once a worker."""
+    """Reads the catalog once per worker."""
 
     def __init__(self, catalog_directory: str, config: LlmConfig):
         self._catalog_directory = catalog_directory
@@ -245,8 +245,8 @@ def _by_round(element: tuple[tuple[str, str], Iterable[tuple]]) -> Iterator[tupl
 def _choose_contexts(
     contexts: int, by_stratum: dict[str, list[tuple]], config: LlmConfig
 ) -> Iterator[tuple[str, list[tuple[int, str, bool]]]]:
-    """The budget's number of contexts, and what _by_round made, by stratum -> (user, chosen rows: position, stratum,
-    whether it is a calibration context).
+    """Number of contexts within the budget, output of _by_round by stratum -> (user, chosen rows), a row as its
+    position, its stratum, and whether it is a calibration context.
     """
     ordered = {name: [RowKey(*ranked[2:]) for ranked in found] for name, found in by_stratum.items()}
     chosen = choose_contexts(ordered, contexts, config.candidates)

@@ -22,11 +22,11 @@ from sllmr.components.llm_scorer.requests.ledger import (
 from sllmr.components.llm_scorer.strategies import Strategy
 
 LEARN_FROM = 20
-"""So many answers at hand tell better than any rule how many tokens the others take."""
+"""With this many cached responses, their token counts correct the estimate for the other requests."""
 
 LATENCY_S = 0.5
 TOKENS_PER_S = 50.0
-"""What is taken for a remote endpoint before it was ever asked: time to the first token, speed of the others."""
+"""Assumptions about a remote endpoint: seconds to the first token, then tokens per second."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,11 @@ class Estimate:
     Attributes:
         contexts, pairs, calibration_contexts: what the plan holds.
         requests: distinct ones.
-        cached: those of them whose answers are at hand.
+        cached: those of them that the cache answers.
         failed_earlier: those of them that are queried again, as no earlier response gave a score.
         in_flight: those of them that are with the Batch API.
-        usage: estimated tokens of the others.
-        cost_nano_usd: estimated price of the others; None where the price is unknown.
+        usage: estimated tokens of the requests to send, which are neither cached nor in flight.
+        cost_nano_usd: estimated price of the requests to send; None if the price is unknown.
         by_batch_nano_usd: the same by the Batch API.
         retry_nano_usd: the part of cost_nano_usd for failed_earlier.
         prior_nano_usd: what the earlier responses did cost, those without a score as well; 0 where the price is
@@ -89,7 +89,8 @@ class Estimate:
 class Estimator:
     """Sizes a plan context by context. A request that recurs is counted once, as the cache will answer its repeats.
 
-    With LEARN_FROM answers at hand, tokens of the others are corrected by what those took against what was expected.
+    With LEARN_FROM cached responses, the expected tokens of the other requests are scaled by the ratio of actual to
+    expected tokens of the cached ones.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Estimator:
         self._unsettled = unsettled_reservations(cache.store)
         self._unsettled_requests = self._unsettled_nano_usd = 0
         self._to_send = Usage()
-        # Of the answers at hand: how many of them tell their tokens, these, and those that were to be expected.
+        # Of the cached responses: how many report their tokens, the tokens reported, and the tokens expected.
         self._learnt = 0
         self._answered = Usage()
         self._expected = Usage()

@@ -60,7 +60,7 @@ def bounded(enough: int, sample: Estimate, config: LlmConfig) -> PairBudget:
             on how much of it was scored before.
         config: resolved.
     """
-    per_pair: dict[str, tuple[float, float]] = {}  # by key with its value: the bound, what one pair takes of it
+    per_pair: dict[str, tuple[float, float]] = {}  # "key=value" -> (bound, what one pair takes of it)
     if config.budget.max_cost_usd is not None and sample.cost_nano_usd:
         name = f"llm.budget.max_cost_usd={config.budget.max_cost_usd:g}"
         per_pair[name] = config.budget.max_cost_usd * 1e9, sample.cost_nano_usd / sample.pairs

@@ -1,4 +1,4 @@
-"""llm.budget.pairs where a person has not set it: by a table's size, or by the train rows. Beam, but no TFX."""
+"""Sets llm.budget.pairs if the user has not: by a table's size, or by the train rows. Beam, but no TFX."""
 
 import contextlib
 import copy
@@ -38,9 +38,10 @@ def with_pairs(
     work_directory: str,
     make_pipeline: Callable[[], beam.Pipeline],
 ) -> LlmConfig:
-    """The same with budget.pairs set, unless it is or a table of scores by user, which has no limit, is replayed.
+    """The configuration with budget.pairs set; unchanged if it is set, or if a table of scores by user is replayed.
 
-    The number depends on rows and configuration, and not on the response cache: a rerun plans the same contexts.
+    Such a table has no limit. Otherwise the number depends on rows and configuration, and not on the response cache: a
+    rerun plans the same contexts.
 
     Args:
         config: resolved.

@@ -1,9 +1,9 @@
-"""One call to an OpenAI-compatible endpoint, and what can become of it.
+"""One call to an OpenAI-compatible endpoint, and its possible outcomes.
 
-Either an answer, or a reason from messages.REASONS with a redacted detail, or the end of the job: a key that is
-refused, or a quota that is used up, will not get better by asking again. `timeout_s` bounds the whole call. The
-`openai` client's own repeats are off: repeats count against the limits, and all calls must heed what one of them is
-told (see retry.py and congestion.py).
+A call ends with a response, with a reason from messages.REASONS and a redacted detail, or with the end of the job: if
+the key is refused or the quota is used up, a retry does not help. `timeout_s` bounds the whole call. The `openai`
+client's own retries are off: retries count against the limits, and all calls must heed what the endpoint answers to one
+of them (see retry.py and congestion.py).
 """
 
 import base64
@@ -44,7 +44,7 @@ FILE_TIMEOUT_S = 3600.0
 """For a whole file to or from the Batch API, up to 200 MB of requests and a gigabyte of vectors."""
 
 _HOURS_S = 3600.0
-"""A server that asks to wait so long ends the job: all calls would be told the same."""
+"""The job ends if a server asks to wait this long: all calls would get the same response."""
 
 _BILLING = {
     "insufficient_quota",
@@ -110,8 +110,8 @@ class CallFailed(Exception):
         passing: whether the same call may succeed later.
         may_be_billed: whether the endpoint may have done the work all the same.
         pushed_back: whether the server asked for fewer calls.
-        retry_after_s: what the server asked to wait, if it did.
-        response: what came in place of an answer; its `usage` is billed.
+        retry_after_s: seconds that the server asked to wait; None if it named none.
+        response: the unusable response, if one came; its `usage` is billed.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class LlmClient:
         Args:
             config: resolved.
             base_url: where to send; for the bundled model the local server's.
-            refused: the parameters that the endpoint refused; None: known to this client alone.
+            refused: keeps the parameters that the endpoint refused; if None, this client keeps them for itself.
         """
         import openai
 
@@ -177,14 +177,14 @@ class LlmClient:
         self._token_ids = functools.lru_cache(maxsize=100_000)(self._tokenize)
 
     def send(self, request: LlmRequest) -> dict[str, Any]:
-        """Asks once.
+        """Sends a request once, without retries.
 
         Returns:
             The response as messages.Answer describes it for the request's kind.
 
         Raises:
-            CallFailed: no answer to be had.
-            LlmError: nothing more is to be had from this endpoint.
+            CallFailed: this call got no usable response.
+            LlmError: further calls to this endpoint would fail as well.
         """
         if request.kind == messages.FORCED:
             response = self._forced(request)
@@ -194,8 +194,8 @@ class LlmClient:
         return response
 
     def _post_fitted(self, request: LlmRequest) -> dict[str, Any]:
-        """Sends a request; one that is refused for a parameter by name goes again without it, as do all later ones
-        of the run. The request keeps its key: what it asks for is the same.
+        """Sends a request; if the endpoint refuses a parameter by name, sends it again without that parameter, which
+        all later requests of the run leave out, too. The request keeps its key: what it asks for is the same.
         """
         while True:
             path, body = self.wire(request)
@@ -460,7 +460,7 @@ class LlmClient:
                 f"the endpoint {self._base_url} asks to wait {wait_s / 3600:.1f} hours ({detail}); run again then, "
                 "responses so far are cached"
             )
-        # Request time-out and conflict are passing too. OpenAI says it in a header where it knows better.
+        # Request time-out and conflict are retryable, too. OpenAI's header x-should-retry: false overrides the status.
         passing = (status in (408, 409, 429) or status >= 500) and headers.get("x-should-retry") != "false"
         if wait_s is not None and wait_s > LONGEST_RETRY_AFTER_S:
             detail = f"the endpoint asks to wait {wait_s:.0f} s; run again then ({detail})"
@@ -570,7 +570,7 @@ def read_response(kind: str, response: dict[str, Any]) -> dict[str, Any]:
     """What messages.Answer keeps of the endpoint's answer to a CHAT or EMBEDDING request.
 
     Raises:
-        CallFailed: it is none.
+        CallFailed: the response does not have the form of its kind.
     """
     if kind == messages.CHAT:
         try:

@@ -10,7 +10,7 @@ FIRST_BACK_OFF_S = 0.5
 LONGEST_BACK_OFF_S = 30.0
 
 LONGEST_RETRY_AFTER_S = 120.0
-"""A server that asks for more has a limit by the day: such a call fails, and a later run asks again."""
+"""A server that asks for a longer wait has a daily limit: the call fails, and a later run sends it again."""
 
 
 _LONGEST_BELIEVED_S = 31 * 86_400.0
@@ -18,11 +18,11 @@ _LONGEST_BELIEVED_S = 31 * 86_400.0
 
 
 def back_off_s(repeat: int, key: str) -> float:
-    """Seconds before the given repeat (1, 2, ...) where the server names none: FIRST_BACK_OFF_S doubled each time up
-    to LONGEST_BACK_OFF_S, less up to a half.
+    """Seconds to wait before the given retry (1, 2, ...) if the server names no time: FIRST_BACK_OFF_S, doubled each
+    time up to LONGEST_BACK_OFF_S, less a part of up to one half.
 
-    The half is drawn by a hash of the call's `key` and the repeat, so that calls that failed together do not come
-    back together, in every run alike.
+    The part is drawn by a hash of the call's `key` and the retry, so that calls that failed together are not retried
+    together, and all runs wait alike.
     """
     digest = hashlib.sha256(f"back off\x1f{key}\x1f{repeat}".encode()).digest()
     fraction = int.from_bytes(digest[:8]) / 2**64

@@ -1,8 +1,9 @@
-"""How many tokens a request takes, told without a server and without a download.
+"""Counts the tokens of a request, without a server and without a download.
 
-Exact for the bundled model's tokenizer, whose merges lie in vocabulary/. Other models' are not at hand (OpenAI's would
-have to be fetched): their counts are scaled from the bundled one's. That holds
-least well for scripts that the tokenizers divide differently. What the first answers took corrects it: see estimate.py.
+The count is exact for the bundled model's tokenizer, whose merges are in vocabulary/. Other models' tokenizers are not
+at hand (OpenAI's would have to be fetched), so their counts are scaled from the bundled one's. The scale is least
+accurate for scripts that the tokenizers divide differently. The token counts of the first responses correct it: see
+estimate.py.
 """
 
 import functools
@@ -126,8 +127,8 @@ def _line_tokens(line: str, exact: bool) -> float:
 
 @functools.cache
 def _tokenizer() -> "tuple[Tokenizer, PreTokenizer]":
-    """SmolLM2's tokenizer, which takes digits one by one, and what divides a text with up to three digits a piece, as
-    OpenAI's and Llama's tokenizers do.
+    """SmolLM2's tokenizer, which takes digits one by one, and a pre-tokenizer that takes up to three digits together,
+    as OpenAI's and Llama's do.
     """
     from tokenizers import Regex, Tokenizer
     from tokenizers.models import BPE

@@ -1,13 +1,13 @@
-"""HTTP for many threads, whose time-out bounds a whole call, and not each read of it.
+"""HTTP for many threads, with a time-out that bounds a whole call, and not each read of it.
 
-httpx2 bounds every single read: a server that drips a byte a second keeps a call for hours, and with it the thread and
-the place that it takes up (github.com/pydantic/httpx2/issues/557, open).
+httpx2 bounds every single read: a server that drips a byte a second can hold a call for hours, and with it a thread and
+a concurrency slot (github.com/pydantic/httpx2/issues/557, open).
 
 httpx2 decompresses a body of any size: 400 MB of zeros fit into 400 KB. Here a body is bounded as it is decompressed,
 and a redirect that leads to another host is refused before anything is sent there.
 
-And its pool, which all threads share, looks at every idle connection before each call, under one lock, so that many
-threads wait for each other's looks. Here each has a connection of its own.
+httpx2's pool, which all threads share, checks every idle connection before each call, under one lock, so that many
+threads wait for each other. Here each thread has a connection of its own.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ class BoundedTransport(httpx2.BaseTransport):
         assert isinstance(request.stream, httpx2.SyncByteStream)
         if request.url.host != self._origin.hostname or (self._origin.scheme, request.url.scheme) == ("https", "http"):
             raise RedirectRefused(f"{request.url.scheme}://{request.url.host}")
-        # The only encoding that _Body bounds.
+        # An encoding that _Body can bound.
         request.headers["Accept-Encoding"] = "gzip"
         seconds = request.extensions["timeout"]["read"]
         self._deadline.at = float("inf") if seconds is None else time.monotonic() + seconds
@@ -218,7 +218,7 @@ def _decompressed(pieces: Iterable[bytes]) -> Iterator[bytes]:
     Raises:
         httpx2.DecodingError: the data are damaged or cut.
     """
-    # 32 more than the window: by its header, gzip or zlib.
+    # 32 added to the window size: zlib detects gzip or zlib by the header.
     decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)
     try:
         for piece in pieces:

@@ -44,7 +44,7 @@ def account(
     prompt_version: str,
     kept: Kept,
 ) -> ScoringLedger:
-    """Counts what was written, and holds it to what was planned and kept."""
+    """Counts what was written, and checks that it adds up to what was planned and kept."""
     roles: Counter[str] = Counter()
     times: list[int] = []
     audit = OrderAudit()
@@ -120,14 +120,14 @@ def account(
 def close(
     workspace: Workspace, book: ScoringLedger, config: LlmConfig, started: float, kept: Kept | None = None
 ) -> ScoringLedger:
-    """Writes the ledger with the job's wall time, then holds the failures of this run to their limit.
+    """Writes the ledger with the job's wall time, then checks this run's failures against llm.max_failure_rate.
 
     Args:
-        workspace: whose output directory gets ledger.json.
-        book: of the whole table.
+        workspace: ledger.json is written to its output directory.
+        book: the ledger of the whole table.
         config: resolved.
         started: time.monotonic() at the job's start.
-        kept: what came from an earlier table, whose failures do not count.
+        kept: what was taken over from an earlier table; its failures do not count.
 
     Raises:
         LlmError: nothing was scored within the budget, or too many pairs failed.
@@ -149,7 +149,10 @@ def count_failures(directory: str) -> Counter[str]:
 
 
 def _check_failures(book: ScoringLedger, config: LlmConfig, kept: Kept) -> None:
-    """Pairs beyond the budget are no failures; everything else of this run counts."""
+    """Raises LlmError if nothing was scored within the budget, or too many pairs of this run failed.
+
+    Pairs that the budget left out are not failures.
+    """
     failures = Counter(book.failures) - kept.failures
     requested = book.requested - kept.pairs
     unasked = failures[messages.BUDGET_EXHAUSTED]

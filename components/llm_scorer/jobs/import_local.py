@@ -1,12 +1,11 @@
-"""What cache_dir kept before `store` named a database, copied there: nothing is paid for twice.
+"""Copies what cache_dir kept before `store` named a database into that database: nothing is paid for twice.
 
-Responses, receipts, batches that have ended, and reservations of runs that have ended are copied before a command reads
-the store. A batch in flight and a run in progress are not, as two stores would work on one and the same: they stop the
-command. The files in cache_dir stay as they are.
+Before a command reads the store, it copies responses, receipts, batches that have ended, and reservations of runs that
+have ended. A batch in flight or a run in progress stops the command instead, as two stores would work on the same one.
+The files in cache_dir stay as they are.
 
-Each copy adds what is missing, so one that is killed, or two at a time, do no harm. The table `imports` of the database
-names the files that were copied, by size and time of change: if a run without `store` changed them, they are copied
-again.
+A copy adds what is missing, so a killed copy, or two at a time, do no harm. The table `imports` of the database lists
+the copied files by size and modification time: if a run without `store` changes them, they are copied again.
 """
 
 import contextlib
@@ -56,7 +55,7 @@ def import_local(cache_directory: str, store: str) -> None:
         if is_done():
             return
         _check_nothing_is_in_flight(cache_directory, store)
-        # Closed, and so its write-ahead log folded into the file, before the file's time counts.
+        # Closing the cache folds its write-ahead log into the file, before the file's time is recorded.
         ResponseCache(cache_directory).close()
         if is_done():
             return
@@ -66,7 +65,7 @@ def import_local(cache_directory: str, store: str) -> None:
 
 
 def _files(directory: str) -> str:
-    """The files with what was paid for, by a name that each change of them changes; empty if there are none."""
+    """The files that hold what was paid for, each with size and modification time; empty if there are none."""
     found = []
     with file_errors(directory):
         for name in (cache.FILE_NAME, state.FILE_NAME, ledger.FILE_NAME):

@@ -48,10 +48,10 @@ _logger = logging.getLogger(__name__)
 
 
 def rescore(workspace: Workspace, train_rows: beam.PTransform, table: str, max_age_days: float | None) -> ScoringLedger:
-    """Brings an earlier table up to date: keeps what stands, scores contexts of users with new interactions again.
+    """Brings an earlier table up to date: keeps the scores that still hold, scores the other contexts again.
 
     Slots that the table leaves free in budget.pairs go to users who are not in it. Without budget.pairs, a table that
-    holds more than the data require stands as it is.
+    holds more contexts than the data require is not cut.
 
     Args:
         workspace: configuration and folders.
@@ -141,7 +141,7 @@ def _replan(
             >> beam.io.WriteToTFRecord(
                 os.path.join(workspace.output_directory, f"{scores.SCORES_PREFIX}-kept"),
                 file_name_suffix=".tfrecord.gz",
-                # Beam clears what looks like shards of its own when the other scores are written: -*-of-*.
+                # When Beam writes the other scores, it deletes files that look like its own shards (-*-of-*).
                 shard_name_template="-SSSSS",
             )
         )
@@ -158,7 +158,7 @@ def _replan(
 
 
 def _plan_others(workspace: Workspace, contexts: int) -> None:
-    """Adds so many contexts of users who are not in the table to the plan."""
+    """Adds up to `contexts` contexts of users who are not in the table to the plan."""
     others = users_first(read_plan(os.path.join(workspace.work_directory, _OTHERS) + PLAN_SHARDS))
     write_shards(workspace, others[:contexts], "new")
 

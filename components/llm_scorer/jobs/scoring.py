@@ -140,7 +140,7 @@ def score_plan(
 
 
 def _parts(plan: str) -> Iterator[str]:
-    """What tells the contexts of a plan from those of another."""
+    """Yields a text for each context of a plan that identifies it and its candidates."""
     for context in read_plan(plan):
         yield "\n".join((context.context_id, *(candidate.item_id for candidate in context.candidates)))
 
@@ -215,7 +215,7 @@ def _send(workspace: Workspace, plan: str, handler: LlmHandler) -> None:
 
 
 def _log_replayed(plan: str, config: LlmConfig) -> None:
-    """Logs how much of a replayed folder is used; a table of other rows or another seed does not fit at all."""
+    """Logs how much of a replayed folder is used; raises NothingToReplay if no context of it is in the train rows."""
     records = records_to_replay(config)
     if records is None:
         return

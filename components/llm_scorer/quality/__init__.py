@@ -1,1 +1,1 @@
-"""What the scores are worth, after the last response: order audit, drift, staleness."""
+"""Reports on the quality of finished scores: order audit, injection canary, drift, staleness."""

@@ -16,7 +16,7 @@ from sllmr.components.scores import ScoreRecord
 from sllmr.models.fractions import wilson
 
 GAP_BOUNDS = (0.1, 0.25, 0.5)
-"""Upper bounds of the score gaps that flips are told by; the last class is open."""
+"""Upper bounds of the classes of score gaps by which flips are counted; the last class has none."""
 
 _GAP_CLASSES = (*(f"below {bound:g}" for bound in GAP_BOUNDS), f"{GAP_BOUNDS[-1]:g} or more")
 
@@ -28,7 +28,7 @@ def is_audited(context_id: str, config: LlmConfig) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flips:
-    """Of `pairs` of one context's candidates, ordered strictly by both responses, `flipped` changed their order."""
+    """Counts of candidate pairs: `pairs` that both responses order strictly, `flipped` of them in opposite orders."""
 
     pairs: int = 0
     flipped: int = 0
@@ -74,7 +74,7 @@ class OrderAudit:
                 self._flips[name] = self._flips.get(name, Flips()) + flips
 
     def report(self, picked: Iterable[str]) -> OrderAuditReport | None:
-        """The audit's part of the ledger; None if no context was queried twice.
+        """The audit's part of the ledger; None if no context was audited or picked for an audit.
 
         Args:
             picked: ids of the contexts that were to be queried twice.

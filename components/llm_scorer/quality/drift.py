@@ -12,13 +12,13 @@ from sllmr.components.scores import ScoreRecord
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drift:
-    """Between two records of one user, over the candidates that both scored.
+    """How far two records of one user differ, over the candidates that both scored.
 
     Attributes:
-        candidates: how many they share.
-        absolute_change: |llm_score after - llm_score before|, summed over these.
-        flips: of the pairs that both order strictly.
-        tau: Kendall's tau-b of the two orders; None where it is not defined, as one of them ties all.
+        candidates: number of shared candidates.
+        absolute_change: |llm_score after - llm_score before|, summed over the shared candidates.
+        flips: counts of the pairs that both records order strictly.
+        tau: Kendall's tau-b of the two orders; None if no candidates are shared or one record ties them all.
     """
 
     candidates: int

@@ -8,9 +8,9 @@ _DAY_S = 86400
 def staleness(book: ScoringLedger, now_s: float) -> ScoreAge | None:
     """Age of the scores in days, and the fraction of contexts whose user has new interactions; None without scores.
 
-    A context counts as outdated where its scores are of an earlier table (`replay`) and its user has later positives in
-    the train split now than then. A response from the cache does not say what else the user had interacted with when it
-    came: only its age shows.
+    A context is outdated if its scores come from an earlier table (`replay`) and its user has had later positives in
+    the train split since. A response from the cache does not record what else the user had interacted with when it
+    came: only its age is known.
 
     Args:
         book: of the table.

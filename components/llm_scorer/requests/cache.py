@@ -1,11 +1,11 @@
-"""Every answer that was ever paid for, by the content of its request.
+"""Keeps every response that was ever paid for, by the content of its request.
 
 The reader decides whether a stored response is a hit: one that gives no score is a receipt for the bill, and
 its request is queried again. What a newer response replaces is kept as a receipt as well.
 
-In a store outside of TFX's executions: a killed, failed or repeated run asks nothing twice. Safe with several threads
-and processes; an answer is committed before it is used, and a commit reaches the disk: it is the receipt of paid money,
-which must outlive a power cut as it does a killed process. Neither keys nor user ids occur in it: the address is a hash
+The store lies outside of TFX's executions, so a killed, failed or repeated run sends no request twice. It is safe with
+several threads and processes. A response is committed to disk before it is used: it is the receipt of paid money, which
+must outlive a power cut as it does a killed process. Neither API keys nor user ids occur in it: the address is a hash
 and the response is the model's.
 """
 
@@ -39,8 +39,8 @@ _Row = tuple[str, str, str, int]
 class ResponseCache:
     """Content-addressed store of responses.
 
-    An entry carries a checksum over key and value. One that does not match is counted and treated as absent;
-    the fresh answer then replaces it.
+    An entry carries a checksum over key, value and time. An entry whose checksum does not match is counted and treated
+    as absent; a new response then replaces it.
 
     Threads that store at the same moment share one commit, so a slow disk delays answers and does not queue them.
     """
@@ -97,7 +97,7 @@ class ResponseCache:
         self._insert("receipts", responses, answered_at)
 
     def get(self, key: str) -> tuple[dict[str, Any], int] | None:
-        """The response and the Unix second of its call; None where there is none, or none to be believed."""
+        """The response and the Unix second of its call; None if there is none, or it is damaged or too old."""
         rows = self._database.execute(f"{self._select} responses WHERE key = ?", (key,))
         entry = self._entry(key, rows[0]) if rows else None
         return None if entry is None or entry[1] < self._not_before else entry
@@ -162,11 +162,11 @@ class ResponseCache:
     def copy_to(self, other: "ResponseCache") -> Iterator[int]:
         """Copies responses and receipts of a folder into another store, a part at each step.
 
-        A response of the other store stays, and the one of the folder becomes a receipt there; except for one that the
-        folder has replaced since an earlier copy. What is damaged is left out.
+        If both have a response to a request, the other store's stays and the folder's becomes a receipt there, unless
+        the folder has replaced the other store's since an earlier copy. Damaged rows are left out.
 
         Yields:
-            How many responses were copied since the last step, those that the other store had included.
+            How many responses were copied since the last step, including those that the other store had already.
         """
         after: bytes | None = b""
         while after is not None:
@@ -218,7 +218,7 @@ class ResponseCache:
             self._database.transact(take)
 
     def take_corrupt(self) -> int:
-        """Number of corrupt entries met since it was last asked for."""
+        """Number of corrupt entries met since the last call."""
         with self._corrupt_lock:
             corrupt, self._corrupt = self._corrupt, set()
         return len(corrupt)

@@ -1,4 +1,4 @@
-"""How many requests are in flight: fewer at once when the server throttles, more again one by one."""
+"""Limits the requests in flight: halves the limit when the server throttles, then raises it slot by slot."""
 
 import contextlib
 import threading
@@ -17,17 +17,17 @@ _POLL_S = 0.25
 
 
 class CongestionWindow:
-    """Places for the calls of one worker: at most `concurrency`, additive increase and multiplicative decrease (AIMD).
+    """Concurrency slots of one worker: at most `concurrency`, additive increase, multiplicative decrease (AIMD).
 
-    A server that throttles (429, 503) halves the places, down to one; w answered calls then add a place, w being
-    the places there are. A throttled call that was sent before the last cut changes nothing: it tells of the
-    load that was cut already. What a server asks to wait (Retry-After), all wait. The cut and the wait stand in the
-    run's ledger, so all worker processes of the run heed what one of them met; the places are each worker's
-    own.
+    When the server throttles a call (429, 503, 529), the slots are halved, down to one; after that, w answered calls
+    add a slot, w being the current number of slots. A throttled call that was sent before the last cut causes no other
+    cut: it reflects the load from before. If the server names a time to wait (Retry-After), all calls wait. The cut and
+    the wait are kept in the run's ledger, so all worker processes of the run heed what one of them met; each worker has
+    slots of its own.
 
-    Beam's ReactiveThrottler, which RemoteModelHandler brings, counts calls of `request`, which are batches here; it
-    holds a batch back for whole seconds by chance, one process at a time, and knows no Retry-After. It stays idle, as
-    no batch ever fails.
+    Beam's ReactiveThrottler, which comes with RemoteModelHandler, counts calls of `request`, which are batches here. It
+    delays a batch at random by whole seconds, in each process by itself, and ignores Retry-After. It stays idle, as no
+    batch ever fails.
 
     Source: Chiu and Jain, "Analysis of the increase and decrease algorithms for congestion avoidance in computer
     networks", 1989.
@@ -42,10 +42,10 @@ class CongestionWindow:
 
     @contextlib.contextmanager
     def place(self, stop: threading.Event) -> Iterator[None]:
-        """Waits for a place and holds it during the block.
+        """Waits for a slot and holds it during the block.
 
         Raises:
-            RunEnded: while it waited.
+            RunEnded: the run ended while this call waited.
         """
         with self._freed:
             while self._in_flight >= self._places() // _WHOLE:
@@ -59,21 +59,21 @@ class CongestionWindow:
         finally:
             with self._freed:
                 self._in_flight -= 1
-                # One place goes to one who waits; where places were cut, it looks and waits on.
+                # Wakes one waiting thread; if slots were cut meanwhile, it waits again.
                 self._freed.notify()
 
     def wait_while_held(self, stop: threading.Event) -> None:
-        """Waits as long as the server asked any call to.
+        """Waits for as long as the server asked any call to wait.
 
         Raises:
-            RunEnded: while it waited.
+            RunEnded: the run ended while this call waited.
         """
         while (until := self._run.signal(_HELD_UNTIL) / 1e6) > self._waiter.clock():
             self._waiter.until(until, stop)
 
     def push_back(self, sent_at: float, retry_after_s: float | None) -> None:
-        """Counts a throttled call, cuts the places where that call was sent after the last cut, and holds all calls
-        back for what the server asked.
+        """Counts a throttled call, halves the slots if it was sent after the last cut, and makes all calls wait for as
+        long as the server asked.
 
         Args:
             sent_at: seconds of the waiter's clock.

@@ -1,7 +1,7 @@
 """Beam's RunInference over contexts: cache, budget and accounting around each single call.
 
-RunInference hands on the outcomes of a batch when all of them are there, and takes up the next batch after that. So
-that calls are in flight meanwhile, AskAhead, the step before it, begins to ask; the handler takes up what was begun.
+RunInference passes on the outcomes of a batch once all of them are there, and only then takes the next batch. To keep
+calls in flight meanwhile, AskAhead, the step before it, begins to score contexts; the handler collects their outcomes.
 """
 
 import contextlib
@@ -41,17 +41,17 @@ from sllmr.components.llm_scorer.strategies.outcome import ContextScorer, Outcom
 Read = TypeVar("Read", covariant=True)
 
 CONTEXTS_AHEAD = 128
-"""Contexts begun and not yet handed on for each call that may be in flight: while a batch waits for its slowest
-context, there are so many others to ask about."""
+"""Contexts begun and not yet passed on, for each call that may be in flight: they keep calls in flight while a batch
+waits for its slowest context."""
 
 CONTEXTS_A_BATCH = 8
 """Contexts in a batch of RunInference for each call that may be in flight; without an endpoint, CONTEXTS_AHEAD."""
 
 CALLS_A_SPARE_THREAD = 8
-"""For each so many calls that may be in flight, a thread more than these take up: see _threads."""
+"""One spare thread for this many calls that may be in flight: see _threads."""
 
 HOPELESS_AFTER = 20
-"""So many requests without a score and none with one, or so many failed calls in a row, end the job."""
+"""The job ends after this many requests without a score and none with one, or this many failed calls in a row."""
 
 _ROOM_POLL_S = 0.25
 _SETTLING_S = 60.0
@@ -63,11 +63,11 @@ class Scorer(Protocol[Read]):
     """Sends the requests of a context and reads their responses, both in the calling thread."""
 
     def requests(self, context: Context) -> Sequence[LlmRequest]:
-        """Sent in order."""
+        """The requests of a context, sent in order."""
         ...
 
     def read(self, context: Context, requests: Sequence[LlmRequest], answers: Sequence[Answer]) -> Read:
-        """One answer for each request, in order."""
+        """Reads the answers: one for each request, in order."""
         ...
 
     def failure(self, request: LlmRequest, response: dict[str, Any]) -> Failure | None:
@@ -80,12 +80,12 @@ def _never(error: Exception) -> bool:
 
 
 class LlmHandler(RemoteModelHandler[Context, Outcome, "Session[Outcome]"]):
-    """Asks about contexts, up to `concurrency` side by side in a worker, each in one thread, which makes its requests,
-    sends them in order, and reads the answers: so the others' calls go on meanwhile.
+    """Queries the LLM about contexts, with up to `concurrency` calls in flight in a worker.
 
-    What fails for a request becomes its Answer: the dead letters of this job are candidates with a reason,
-    finer than the batches that `with_exception_handling` would put aside. Only LlmError, the end of the job,
-    is raised. Repeats are the Session's, call by call; so the handler asks Beam for none.
+    One thread works on one context: it makes the requests, sends them in order, and reads the answers, while the calls
+    of other threads are in flight. A failed request becomes an Answer with a reason: the dead letters of this job are
+    single candidates, not the whole batches that `with_exception_handling` would put aside. Only LlmError is raised,
+    which ends the job. The Session retries each call, so the handler requests no retries from Beam.
     """
 
     def __init__(
@@ -138,8 +138,8 @@ class LlmHandler(RemoteModelHandler[Context, Outcome, "Session[Outcome]"]):
             not_before=self._not_before,
             retry_failed=self._retry_failed,
         )
-        # Calls make garbage in cycles, and each full collection would walk all that Beam, TensorFlow and the client
-        # have imported by now, with all threads at a stand.
+        # Calls leave cyclic garbage. Without the freeze, each full collection would walk all that Beam, TensorFlow and
+        # the client have imported by now, while all threads stand still.
         gc.collect()
         gc.freeze()
         return session
@@ -155,8 +155,8 @@ class LlmHandler(RemoteModelHandler[Context, Outcome, "Session[Outcome]"]):
         return {"min_batch_size": size, "max_batch_size": size}
 
     def get_num_bytes(self, batch: Sequence[Context]) -> int:
-        """For Beam's metrics, which would else pickle every batch to measure it, while no call is in flight: the ids
-        alone, as the requests are never there all at once.
+        """The size for Beam's metrics: of the ids alone, as the requests never exist all at once. By default Beam would
+        pickle every batch to measure it, while no call is in flight.
         """
         return sum(len(item_id) for context in batch for item_id in context.history_item_ids)
 
@@ -165,10 +165,10 @@ class LlmHandler(RemoteModelHandler[Context, Outcome, "Session[Outcome]"]):
 
 
 class AskAhead(beam.DoFn):
-    """Context -> the same, in order, once asking about it and a good many after it has begun.
+    """Context -> the same, in order, passed on once it and `contexts_ahead` contexts after it are begun.
 
-    On a runner that puts RunInference into another process nothing is lost: it then asks by itself, waits for the calls
-    that are in flight here, and finds the answers of the others in the cache.
+    Nothing is lost on a runner that puts RunInference into another process: that process sends requests itself, waits
+    for the calls that are in flight here, and finds the other responses in the cache.
     """
 
     def __init__(self, handler: LlmHandler):
@@ -228,16 +228,16 @@ class Session(Generic[Read]):
         self._stop = threading.Event()
 
     def begin(self, context: Context) -> None:
-        """Begins to ask about a context, in a thread; score_all takes it up."""
+        """Begins to score a context, in a thread; score_all collects the outcome."""
         if not self._config.asks_nobody:
             with self._lock:
                 self._begun[context.context_id] = self._submit(context)
 
     def score_all(self, contexts: Sequence[Context]) -> list[Read]:
-        """Asks about contexts side by side, where that was not begun yet, and reads the answers on each.
+        """Returns what was read for each context; scores those side by side that were not begun yet.
 
         Raises:
-            LlmError: the job must end; what was answered is in the cache, and nothing that was begun goes on.
+            LlmError: the job must end; responses so far are in the cache, and all that was begun is stopped.
         """
         if self._config.asks_nobody:
             # Counted at once: a transaction for each of millions of pairs would take longest.
@@ -254,7 +254,7 @@ class Session(Generic[Read]):
             # Also Ctrl-C: the threads would else go on to the end of what was begun.
             errors = self._stop_all(futures)
             if isinstance(error, RunEnded) and errors:
-                # It only says that another context's thread has stopped the others.
+                # A RunEnded only says that the thread of another context stopped this one.
                 raise errors[0] from None
             raise
         self._ledger.add(sum((counts for _, counts in outcomes), Counter()))
@@ -264,7 +264,7 @@ class Session(Generic[Read]):
         return self._threads.submit(self._score_or_stop, context, self._stop)
 
     def _stop_all(self, futures: Sequence[Future]) -> list[BaseException]:
-        """Ends what was begun; what begins after that is another try. Returns the errors that are no RunEnded."""
+        """Stops all that was begun, but nothing that is begun later. Returns the errors other than RunEnded."""
         with self._lock:
             self._stop.set()
             self._stop = threading.Event()
@@ -274,7 +274,7 @@ class Session(Generic[Read]):
         return [error for error in errors if error is not None and not isinstance(error, RunEnded)]
 
     def _score_or_stop(self, context: Context, stop: threading.Event) -> tuple[Read, Counter[str]]:
-        """What became of the answers, and what to count once somebody takes it up."""
+        """Scores a context; returns what was read, and what to count when it is collected. Errors stop the others."""
         if stop.is_set():
             raise RunEnded
         try:
@@ -334,7 +334,7 @@ class Session(Generic[Read]):
                 return self._look_up(request) or self._send(request, claim, stop)
 
     def _look_up(self, request: LlmRequest) -> Answer | None:
-        """What is to be read in place of a call: a response with a score, or one without that this run got itself."""
+        """The cached response in place of a call; None if there is none, or if it has no score and is to be retried."""
         known = self._cache.get(request.key)
         if known is None:
             return None
@@ -345,7 +345,7 @@ class Session(Generic[Read]):
         return Answer(response=response, answered_at=answered_at, cached=True)
 
     def _send(self, request: LlmRequest, claim: Held, stop: threading.Event) -> Answer:
-        """Sends until there is an answer, or no hope of one."""
+        """Sends a request, with retries, until it has a response or failed for good."""
         repeats = 0
         while True:
             self._waiter.check(stop)
@@ -363,7 +363,7 @@ class Session(Generic[Read]):
                     usage = billed_usage(request, failure.response or {})
                     self._ledger.settle(request.key, reserved, self._bill(usage))
                 elif failure.may_be_billed:
-                    # So that the cap holds.
+                    # The amount stays reserved, so that the cap holds.
                     self._ledger.leave_unsettled(reserved)
                 else:
                     self._ledger.settle(request.key, reserved, {})
@@ -443,10 +443,10 @@ class Session(Generic[Read]):
         }
 
     def _reserve(self, request: LlmRequest, stop: threading.Event) -> dict[str, int] | None:
-        """Reserves the most that a request can cost; None if a cap leaves no room for it. Without a cap, too: if the
-        run is killed, later runs count what may be on the bill. The bundled model bills nothing.
+        """Reserves the most that a request can cost; None if a cap leaves no room for it. It reserves even without a
+        cap: if the run is killed, later runs count what may be on the bill. A model on this machine bills nothing.
 
-        Waits while requests in flight hold what is missing: most of them cost less than is reserved for them.
+        Waits while requests in flight hold the missing amount, as most of them cost less than is reserved for them.
         """
         if not self._caps and self._config.uses_local_server:
             return {}
@@ -468,7 +468,7 @@ class Session(Generic[Read]):
         return amounts if found == ledger.ROOM else None
 
     def _check_hope(self, words: str, reason: str, response: dict[str, Any] | None) -> None:
-        """Ends the job where nothing usable came back, or the endpoint has stopped answering."""
+        """Ends the job if none of the first HOPELESS_AFTER requests got a score, or as many calls in a row failed."""
         if response is not None:
             self._ledger.note_first(_FIRST_RAW, self._client.redacted(_raw(response)))
         totals = self._ledger.totals()
@@ -522,9 +522,9 @@ def _fix(reason: str) -> str:
 
 
 def _threads(config: LlmConfig) -> int:
-    """As many as calls may be in flight, and some that make requests and read answers meanwhile, so that no call waits
-    for that. None of these where a context's requests share their prefix: on a server with so many slots, one context
-    more drives another's prefix out.
+    """One thread for each call that may be in flight, and spare ones that make requests and read answers meanwhile, so
+    that no call waits for that. There are no spare ones if a context's requests share a prefix: on a server with one
+    slot per call, one more context would evict the prefix of another.
     """
     calls = config.concurrency or 1
     return calls if config.strategy in (YES_NO, TITLE_LIKELIHOOD) else calls + calls // CALLS_A_SPARE_THREAD

@@ -28,7 +28,7 @@ class InFlight:
             key: hexadecimal digits, at least 15.
 
         Raises:
-            RunEnded: while it waited.
+            RunEnded: the run ended while this call waited.
             CacheError: the store cannot be used.
         """
         while (held := self._locks.try_lock(key)) is None:

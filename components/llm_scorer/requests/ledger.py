@@ -1,9 +1,9 @@
 """Live counters of one scoring run, and its money: shared by all threads and worker processes that share the store.
 
-The driver starts a run, workers add to it, the progress line and the final ledger read it. What several runs share
-while they are in progress, money for the same plan and turns at the same endpoint, is counted under a name of its own,
-see RunLedger.share. Latencies are counted in buckets a tenth apart, so memory does not grow with the number of calls,
-and percentiles are right to 5%.
+The driver starts a run, workers add to it, the progress line and the final ledger read it. Runs in progress share the
+money for the same plan and the turns at the same endpoint; both are counted under a name of their own, see
+RunLedger.share. Latencies are counted in buckets 10% apart, so memory does not grow with the number of calls, and
+percentiles are right to 5%.
 """
 
 import contextlib
@@ -60,12 +60,12 @@ _COMMITTED = {
     RESERVED_NANO_USD: (NANO_USD, RESERVED_NANO_USD, PRIOR_NANO_USD),
     RESERVED_TOKENS: (PROMPT_TOKENS, COMPLETION_TOKENS, RESERVED_TOKENS, PRIOR_TOKENS),
 }
-"""What a reservation and all else that is spent, set aside or was spent before add up to."""
+"""For each cap, the counters whose sum it limits: what is spent, reserved, and was spent earlier."""
 
 _BUDGETED = frozenset(name for names in _COMMITTED.values() for name in names)
 
 _IN_FLIGHT = {RESERVED_NANO_USD: IN_FLIGHT_NANO_USD, RESERVED_TOKENS: IN_FLIGHT_TOKENS}
-"""The part of a reservation whose request has not ended yet."""
+"""For each counter of reservations, the counter of the part whose requests have not ended yet."""
 
 BUDGET, LIMITS = "budget", "limits"
 """What runs share, see RunLedger.share."""
@@ -80,7 +80,7 @@ _MOST_TOKENS = 10**9
 """No endpoint bills so many tokens for one response: a larger count is no count."""
 
 SIGNAL_AGE_S = 0.05
-"""How long a worker may go on with a signal as it was before another process changed it."""
+"""Seconds for which a worker may use a signal that another process has changed since."""
 
 _SUMS = "CAST(SUM(nano_usd) AS BIGINT), CAST(SUM(tokens) AS BIGINT)"
 _NOTE = "INSERT INTO notes VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
@@ -117,7 +117,7 @@ def billed_usage(request: LlmRequest, response: dict[str, Any]) -> Usage:
 
 
 def cost_of_response_nano_usd(request: LlmRequest, response: dict[str, Any], price: Price) -> int:
-    """What a response in the cache did cost, by the way in which it came; at most that if it reports no usage."""
+    """What a cached response cost, at the price of a live or a batch call; an upper bound if it reports no usage."""
     return cost_nano_usd(billed_usage(request, response), price.by_batch if came_by_batch(response) else price)
 
 
@@ -223,8 +223,8 @@ class RunLedger:
     def share(self, what: str, identity: str) -> None:
         """Counts what the run spends (BUDGET) or sends (LIMITS) together with all runs in progress of that identity.
 
-        Counts of runs that have ended are forgotten once none is in progress: what they spent is in the cache and in
-        their reservations. Call it in `driven`, before what was spent is looked up and before workers start.
+        The shared counts are forgotten once none of these runs is in progress: what they spent is in the cache and in
+        their reservations. Call this within `driven`, before earlier spending is looked up and before workers start.
         """
         scope = f"{what} {identity}"
         others = self._database.execute("SELECT run_id FROM sharing WHERE scope = ?", (scope,))
@@ -249,9 +249,9 @@ class RunLedger:
         return self._scopes[what]
 
     def spent_before(self, nano_usd: int, tokens: int) -> None:
-        """Counts what earlier responses to the plan did cost, as they were looked up after `share`.
+        """Counts what earlier responses to the plan cost; the caller looks that up after `share`.
 
-        Part of it may be counted already by a run in progress that shares the budget.
+        A run in progress that shares the budget may have counted part of it: only the rest is added.
         """
         prior = {
             RESERVED_NANO_USD: (PRIOR_NANO_USD, nano_usd),
@@ -283,8 +283,8 @@ class RunLedger:
         self._add_rows(statements, rows)
 
     def _add_rows(self, statements: Statements, rows: list[tuple[str, str, int]]) -> None:
-        # One statement: at each, all other threads of the worker contend for the interpreter. In order, so that
-        # transactions which lock the same rows wait for each other, and not both for ever.
+        # One statement for all rows: at each one, all other threads of the worker contend for the interpreter. Sorted,
+        # so that transactions that lock the same rows cannot deadlock.
         marks = ", ".join(["(?, ?, ?)"] * len(rows))
         statements.execute(
             f"INSERT INTO counters VALUES {marks} "
@@ -326,7 +326,7 @@ class RunLedger:
         scope = self._scope(BUDGET)
 
         def reserved(statements: Statements) -> dict[str, int]:
-            """What is missing, by the names of caps."""
+            """Reserves if there is room; returns what is missing, by the names of caps."""
             known = self._lock_counters(statements, scope, _BUDGETED)
             beyond = {name: sum(known[n] for n in _COMMITTED[name]) + amounts[name] - cap for name, cap in caps.items()}
             missing = {name: amount for name, amount in beyond.items() if amount > 0}
@@ -371,7 +371,7 @@ class RunLedger:
         scope = self._scope(BUDGET)
 
         def settled(statements: Statements) -> None:
-            # First, as `reserve` does.
+            # Locked before anything else, as in `reserve`.
             self._lock_counters(statements, scope, _BUDGETED)
             self._add(statements, {name: value for name, value in changed.items() if value})
             self._reserve_for(statements, key, freed)
@@ -384,7 +384,7 @@ class RunLedger:
         self._forget_signals(changed)
 
     def leave_unsettled(self, reserved: Mapping[str, int]) -> None:
-        """Keeps the reservation of a request without a response that is possibly billed: no request waits for it."""
+        """Keeps the reservation of an ended request that is possibly billed; other requests no longer wait for it."""
         self.add({_IN_FLIGHT[name]: -amount for name, amount in reserved.items()})
 
     def _reserve_for(self, statements: Statements, key: str, amounts: Mapping[str, int]) -> None:
@@ -417,7 +417,7 @@ class RunLedger:
         self._database.executemany("DELETE FROM reservations WHERE run_id = ?", [(run_id,) for run_id in run_ids])
 
     def take_turn(self, durations_us: Mapping[str, int], now_us: int) -> int:
-        """When all the named queues are free, at `now_us` or later; each is then taken for its duration."""
+        """Takes each named queue for its duration; returns the start: when all are free, at `now_us` or later."""
         scope = self._scope(LIMITS)
 
         def taken(statements: Statements) -> int:
@@ -428,7 +428,7 @@ class RunLedger:
         return self._database.transact(taken)
 
     def move_turns(self, name: str, duration_us: int) -> None:
-        """Makes a queue free so much later, or earlier."""
+        """Makes a queue free `duration_us` later, or earlier if that is negative."""
         self._add_rows(self._database, [(self._scope(LIMITS), name, duration_us)])
 
     def change(self, names: Sequence[str], changed: Callable[[dict[str, int]], Mapping[str, int]]) -> None:
@@ -447,8 +447,8 @@ class RunLedger:
         )
 
     def signal(self, name: str) -> int:
-        """A counter that workers heed at every call, 0 where it was never added to: as another process left it at most
-        SIGNAL_AGE_S ago.
+        """A counter that workers read at every call; 0 if it was never added to. A change by another process shows
+        after SIGNAL_AGE_S at the latest.
         """
         read_at, value = self._signals.get(name, (-math.inf, 0))
         now = time.monotonic()

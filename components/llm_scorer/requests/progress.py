@@ -66,7 +66,7 @@ def progress_line(totals: dict[str, int], *, pairs: int, to_send: int, concurren
     Rate and time left count requests with a response or a failure; the pairs of a context count in proportion to its
     requests that have one. The last part appears once the endpoint has throttled.
     """
-    # Where a runner takes up in one process what was begun in another, both count.
+    # If a runner begins contexts in one process and collects them in another, both count their pairs.
     pairs_done = min(totals.get(ledger.PAIRS_DONE, 0), pairs)
     if not to_send:
         return f"llm: {pairs_done}/{pairs} pairs, no requests to send"

@@ -10,7 +10,7 @@ REQUESTS = "limit_requests_free_at_us"
 TOKENS = "limit_tokens_free_at_us"
 _MINUTE_US = 60_000_000
 _AHEAD_S = 1.0
-"""How early a worker takes a turn: turns of a killed worker pass unused, and others wait for them."""
+"""Seconds for which a worker takes turns ahead; few, as turns of a killed worker go unused while others wait."""
 
 _POLL_S = 1.0
 
@@ -38,7 +38,7 @@ class RateLimiter:
         """Waits until a call of so many tokens may be sent.
 
         Raises:
-            RunEnded: while it waited.
+            RunEnded: the run ended while this call waited.
         """
         durations = {
             name: round(units * _MINUTE_US / limit)

@@ -22,7 +22,7 @@ class Waiter:
         Args:
             run: knows whether it has ended.
             clock: seconds, the same in all processes that share the run; None: the run's.
-            wait: waits for the event so many seconds at most; tells whether it came.
+            wait: waits for the event, at most the given seconds; returns whether it was set.
         """
         self._run = run
         self.clock = clock or run.clock
@@ -32,13 +32,13 @@ class Waiter:
         """Waits until `moment`, in seconds of the clock.
 
         Raises:
-            RunEnded: before that.
+            RunEnded: the run ended before that.
         """
         while (left := moment - self.clock()) > 0:
             self.pause(min(left, _POLL_S), stop)
 
     def pause(self, seconds: float, stop: threading.Event) -> None:
-        """Waits so long, a second at most.
+        """Waits for `seconds`, which must be at most 1.
 
         Raises:
             RunEnded: the run has ended.

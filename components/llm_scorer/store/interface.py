@@ -39,7 +39,7 @@ class Content:
 
 
 class Statements(Protocol):
-    """Statements in SQLite's dialect, without LIKE and text that holds a question mark."""
+    """Runs statements in SQLite's dialect, which hold neither LIKE nor text with a question mark."""
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Runs a statement; returns its rows, none if it returns nothing."""
@@ -59,7 +59,7 @@ class Database(Statements, Protocol):
 
     @property
     def row_lock(self) -> str:
-        """What ends a SELECT in `transact` whose rows no other transaction may change before this one ends."""
+        """Suffix of a SELECT in `transact`: no other transaction may change its rows before this one ends."""
         ...
 
     def as_bytes(self, column: str) -> str:
@@ -87,7 +87,7 @@ class Database(Statements, Protocol):
         """Runs statements that take effect together, all or none.
 
         Args:
-            statements: called with what runs them; must do nothing else that cannot be repeated.
+            statements: called with what runs them, possibly more than once; anything else it does must be repeatable.
 
         Returns:
             What `statements` returned.
@@ -144,7 +144,7 @@ def is_shared(store: str) -> bool:
 
 
 def check_url(url: str) -> str:
-    """Returns the URL of a shared store, which names no secret.
+    """Returns the URL of a shared store after checking it; such a URL holds no secret.
 
     Raises:
         ValueError: it is no such URL, or holds a password. The message never repeats it.

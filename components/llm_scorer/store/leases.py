@@ -1,4 +1,4 @@
-"""Locks of several machines: rows of PostgreSQL that expire unless the one who holds them says that it is alive."""
+"""Locks for several machines: rows of PostgreSQL that expire unless their holder renews them."""
 
 import contextlib
 import threading
@@ -13,8 +13,9 @@ BEAT_S = 5.0
 """Seconds between two renewals."""
 
 LEASE_S = RETRY_S + 30
-"""How long a lease lasts: a worker that waits for the server keeps its own, and one whose machine is lost blocks others
-so long. Those of a process that was killed end at once if another one of its machine asks for one of them."""
+"""Seconds that a lease lasts: a worker that waits for the server keeps its leases, and a worker whose machine is lost
+blocks others for this long. If a process was killed, its leases end as soon as another process on the same machine
+wants one of them."""
 
 _LEASES = Content(
     file_name="",
@@ -28,8 +29,8 @@ _LEASES = Content(
 class Leases:
     """Locks by name and key in the table `leases`.
 
-    Not the session's locks of PostgreSQL: those are gone when a connection breaks or the server restarts, while the
-    request that one stands for may still be in flight.
+    PostgreSQL's session locks would not do: they are gone when a connection breaks or the server restarts, while the
+    request that such a lock stands for may still be in flight.
     """
 
     poll_s = 0.5
@@ -50,7 +51,7 @@ class Leases:
         name = f"{self._name} {key}"
         held = self._take(name)
         if held is None and (process := self._process(name)) is not None and has_ended(process):
-            # All that it held: others wait for these as well.
+            # Frees all leases of the ended process: others wait for these as well.
             self._server.transact(
                 _LEASES, lambda statements: statements.execute("DELETE FROM leases WHERE process = ?", (process,))
             )
@@ -109,7 +110,7 @@ class _Heart:
 
     def __init__(self, server: Server):
         self._server = server
-        # Of its own: others may hold all connections of the process while they wait.
+        # With connections of its own: waiting threads may hold all others of the process.
         self._own = connect_to(server.url, "leases")
         self._held: dict[str, _Lease] = {}
         self._lock = threading.Lock()
@@ -154,7 +155,7 @@ class _Heart:
                 (LEASE_S, list(held)),
             ),
         )
-        # Those that expired, and that another one has taken since, stay as old as they are.
+        # Leases that expired and were taken by another process since keep their old renewed_at.
         for (holder,) in renewed:
             held[holder].renewed_at = asked_at
 
@@ -169,7 +170,7 @@ _hearts_lock = threading.Lock()
 
 
 def _heart(server: Server) -> _Heart:
-    """Of a process: a fork has another Server, and needs a thread of its own."""
+    """The _Heart of this process: a fork has another Server, and needs a thread of its own."""
     with _hearts_lock:
         if server not in _hearts:
             _hearts[server] = _Heart(server)

@@ -1,8 +1,9 @@
 """PostgreSQL for all workers of several machines.
 
-A process has a few connections for all its threads. A transaction whose connection breaks is repeated until the server
-is back, for RETRY_S at most, unless it took effect: each one writes its number into a row of its connection, so nothing
-is added twice. PostgreSQL's own number of a transaction cannot tell, as another one may get it after a crash.
+A process has a few connections for all its threads. If a connection breaks, its transaction is retried until the server
+is back, for RETRY_S at most, unless it took effect. To find that out, each transaction writes its number into a row of
+its connection, so nothing is added twice. PostgreSQL's own transaction ids would not do: after a crash, another
+transaction may get the same one.
 
 Each transaction is committed to disk (PostgreSQL's synchronous_commit) before it counts.
 """
@@ -44,9 +45,9 @@ _OLDEST = 14
 _PAUSE_S = (0.1, 1.0)
 
 _SESSION = {
-    # A worker that is suspended in a transaction holds its locks no longer.
+    # A worker that is suspended in a transaction holds its locks no longer than this.
     "idle_in_transaction_session_timeout": "30s",
-    # Nor does a machine that is gone without a word.
+    # Nor does a machine that disappears silently.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
@@ -54,7 +55,7 @@ _SESSION = {
 
 
 _MAKING = "SELECT pg_advisory_xact_lock(hashtextextended('sllmr', 0))"
-"""Two workers that make a table at the same moment would fail."""
+"""Locks the creation of tables: two workers that create one at the same moment would fail."""
 
 
 class _Connection(psycopg.Connection[Any]):
@@ -85,7 +86,7 @@ class Server:
         def attempt(connection: _Connection) -> Result:
             nonlocal unsure, result
             if unsure is not None:
-                # The row is locked as long as the commit may still come.
+                # Waits as long as the commit in doubt may still come, as that one holds the row's lock.
                 query = "SELECT number FROM commits WHERE client = %s FOR UPDATE"
                 row = connection.execute(query, unsure[:1]).fetchone()
                 if row is not None and row[0] == unsure[1]:
@@ -102,10 +103,11 @@ class Server:
         return self.attempt(content, attempt)
 
     def attempt(self, content: Content, use: Callable[[_Connection], Result]) -> Result:
-        """Calls `use` with a connection; again where the connection breaks or the server asks for it.
+        """Calls `use` with a connection; retries if the connection breaks or the server asks for it.
 
         Raises:
-            CacheError: the server cannot be reached for RETRY_S, or at once if it never was; it refuses what is done.
+            CacheError: the server cannot be reached for RETRY_S, or at once if it was never reached; or it refuses what
+                `use` does.
         """
         started, pause_s = time.monotonic(), _PAUSE_S[0]
         while True:
@@ -124,10 +126,10 @@ class Server:
             pause_s = min(2 * pause_s, _PAUSE_S[1])
 
     def create(self, content: Content, first: str, statements: Sequence[str]) -> None:
-        """Makes what `statements` make.
+        """Runs the CREATE statements, unless what they create is there.
 
         Args:
-            first: expression that is NULL unless it is all there.
+            first: SQL expression that is NULL unless all of it is there.
         """
         if first in self._created:
             return
@@ -142,7 +144,7 @@ class Server:
         self._created.add(first)
 
     def clock(self, content: Content) -> float:
-        """Seconds of the server's clock: by this machine's, which each new connection compares with it."""
+        """Seconds of the server's clock, derived from this machine's; each new connection compares the two."""
         if self._ahead_s is None:
             self.attempt(content, lambda connection: None)
         return time.monotonic() + (self._ahead_s or 0.0)
@@ -200,8 +202,8 @@ class Server:
     def _make_commits(self, connection: _Connection) -> None:
         """Makes the table of numbers, clears it of connections that were closed long ago, and adds this one's row.
 
-        The row is there before the first transaction: it must be one to lock, as nobody sees or waits for a row that
-        is inserted by a commit in doubt.
+        The row must be there before the first transaction, so that it can be locked: nobody sees or waits for a row
+        that a commit in doubt inserts.
         """
         with connection.transaction():
             connection.execute(_MAKING)
@@ -239,7 +241,7 @@ class PostgresqlDatabase:
         self._server.create(self._content, f"to_regclass('{table}')", statements)
 
     def keep_replaced(self, table: str, archive: str) -> None:
-        # Of the row as it is locked: two workers that store at the same moment replace one another's, and keep both.
+        # The trigger sees the locked row: if two workers store at the same moment, both responses are kept.
         self._server.create(
             self._content,
             "to_regproc('keep_receipt')",

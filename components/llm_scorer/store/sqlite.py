@@ -17,8 +17,8 @@ from sllmr.models.errors import LOCAL_DISK, cure_of
 
 BUSY_TIMEOUT_S = 60.0
 _PAGES_KB = 100
-"""Of the database, in each connection's memory. There are two for each thread, and by SQLite's own measure they grow
-with the file to 2 MB each; the pages are in the system's cache anyway.
+"""Page cache of each connection. Each thread has two connections, whose caches would grow with the file to SQLite's
+default of 2 MB each; the pages are in the system's cache anyway.
 """
 
 
@@ -50,7 +50,7 @@ class SqliteDatabase:
             self.execute(statement)
 
     def keep_replaced(self, table: str, archive: str) -> None:
-        # Whoever stores: an earlier version of this code, too.
+        # A trigger also fires if an earlier version of this code stores the row.
         self.execute(
             f"CREATE TRIGGER IF NOT EXISTS keep_receipt BEFORE INSERT ON {table} "
             f"WHEN EXISTS (SELECT 1 FROM {table} WHERE key = NEW.key) BEGIN "
@@ -116,7 +116,7 @@ def connect(path: str, *, is_receipt: bool) -> sqlite3.Connection:
 
 
 class _SqliteErrors:
-    """Turns SQLite's complaint about a file or its disk into a CacheError; a defect of ours stays what it is."""
+    """Turns SQLite's errors about a file or its disk into CacheError; other errors are defects of ours and stay."""
 
     def __init__(self, path: str, content: Content):
         self._path = path

@@ -37,14 +37,14 @@ class Strategy(Protocol):
         """What to send for a context, in the order in which a server's prefix cache serves best."""
 
     def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
-        """One result for each candidate, in order, and then one with exchange.UNKNOWN_ITEM for each thing in the
-        answers that was not asked about; `answers` belong to `requests`, one by one.
+        """One result for each candidate, in order, then one with messages.UNKNOWN_ITEM for each item in the answers
+        that the prompt did not name; `answers` match `requests` one by one.
         """
 
     def failure(self, request: LlmRequest, response: dict[str, Any]) -> Failure | None:
-        """Why a response to one of `requests` gives no candidate a score; None where it does.
+        """Why a response to one of `requests` gives no candidate a score; None if it gives one.
 
-        Only a response that does is a hit of the cache. Any other is a receipt for the bill.
+        Only a response with a score is a cache hit. Any other is kept as a receipt for the bill.
         """
 
 
@@ -58,9 +58,9 @@ STRATEGIES: dict[str, Callable[[LlmConfig], Strategy]] = {
 
 
 class ContentDigest:
-    """Hash of what asking about a context sends: equal where model, prompt, history and candidates are.
+    """Hash of what is sent to score a context: equal if model, prompt, history and candidates are equal.
 
-    The history counts as far as a prompt names it, and whether a context is audited makes no difference.
+    Only the part of the history that a prompt names counts. Whether a context is audited makes no difference.
     """
 
     def __init__(self, config: LlmConfig):
@@ -77,14 +77,14 @@ class ContentDigest:
         Args:
             context: whose candidates count.
             catalog: all items.
-            requests: about all of these candidates and in one order; None has them made.
+            requests: the requests about exactly these candidates, in one order; if None, they are made here.
         """
         if requests is None:
             requests = self._strategy.requests(context, catalog)
         identity = [
             self._config.model,
             self._strategy.prompt_version,
-            # Scores by a file have no requests: what they rest on stands here.
+            # Scores from a file have no requests: the history and candidates stand for what they depend on.
             context.history_item_ids[self._config.history_lag :][: self._config.history_items],
             [candidate.item_id for candidate in context.candidates],
             [request.content_key for request in requests],

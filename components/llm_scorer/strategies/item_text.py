@@ -50,7 +50,7 @@ def describe(item: Item, names: Sequence[str] = (), at: int = 0) -> str:
     Args:
         item: one item.
         names: of the declared features to name.
-        at: Unix milliseconds, when they must hold.
+        at: Unix milliseconds of the time at which the feature values must hold.
     """
     head = item.title
     if item.brand and item.brand.casefold() not in item.title.casefold():
@@ -76,7 +76,7 @@ def _values(value: Value) -> Sequence[str | float]:
 
 
 def history_lines(context: Context, catalog: Mapping[str, Item], config: LlmConfig) -> str:
-    """The items of told_history, one a line, and behind them what llm.prompt_features.user tells of the user."""
+    """The items of told_history, one per line, followed by the user's features of llm.prompt_features.user."""
     names = config.prompt_features.item
     lines = [f"- {describe(item, names, context.timestamp)}" for item in told_history(context, catalog, config)]
     if context.about_user:

@@ -1,4 +1,4 @@
-"""The paper's way of asking: one call tells the history and asks for a score in [0, 1] of each candidate."""
+"""The paper's prompt: one request describes the history and asks for a score in [0, 1] of each candidate."""
 
 import hashlib
 import itertools
@@ -74,10 +74,11 @@ class Listwise:
     that is missing, repeated, not a number or below 0 fails alone, and an entry for none of the candidates is
     reported and scores nothing.
 
-    A context that audit.py picks is queried a second time in the reverse order, in which every two candidates change
-    sides. llm_score = raw_score = the mean of both numbers, from which a bias linear in the position cancels out.
-    Where either answer fails a candidate there is no audit, and the answer that scores more of them counts alone,
-    the first of equals: a mean here and a single number there would not compare.
+    A context that audit.py picks is queried a second time in the reverse order, so that every two candidates change
+    sides. llm_score = raw_score = the mean of both numbers, in which a bias linear in the position cancels out.
+    If any candidate lacks a score in one of the answers, there is no audit: the answer that scores more candidates
+    counts alone, the first one if both score as many. A mean for one candidate and a single number for another would
+    not be comparable.
 
     A context that canary.py picks gets one more request, with a planted item behind the candidates. Its response
     changes no score.
@@ -204,7 +205,7 @@ class Listwise:
 
 
 def _entries(answer: Answer) -> list | None:
-    """What the answer lists; None where it is no such list."""
+    """The entries that the answer lists, unchecked; None if it holds no such list."""
     if answer.response is None:
         return None
     scores = read_scores(answer.response["choices"][0]["message"])
@@ -218,7 +219,7 @@ def _number_of_score(entry: object) -> float | None:
 
 def _number(entry: object) -> int | None:
     number = entry.get("item") if isinstance(entry, dict) else None
-    # True is an int to Python, and 1.0 equals 1: only a whole number as asked counts.
+    # Only an int counts, as the prompt asks: in Python, True is an int and 1.0 equals 1.
     return number if type(number) is int else None
 
 

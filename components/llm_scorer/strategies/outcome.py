@@ -21,12 +21,12 @@ from sllmr.components.scores import ScoreRecord
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Of one context.
+    """What the responses to one context's requests come to.
 
     Attributes:
-        record: the candidates that have a score, a serialized components.scores.ScoreRecord; None where none has.
-        failures: a JSON line for each candidate that failed and each item of an answer that was not asked about.
-        failed_pairs: candidates without a score, those that the budget left out aside.
+        record: the candidates that have a score, a serialized components.scores.ScoreRecord; None if none has one.
+        failures: a JSON line for each candidate that failed and each item of a response that the prompt did not name.
+        failed_pairs: candidates without a score, not counting those that the budget left out.
         wrapped_responses: responses whose JSON stood in a fence, in prose or in another wrapping.
         canary: what the context's request with a planted item adds to the counters of quality/canary.py.
     """
@@ -39,7 +39,7 @@ class Outcome:
 
 
 class ContextScorer:
-    """Context -> requests, and with their answers -> Outcome; each candidate ends in exactly one of its two parts.
+    """Makes the requests of a context and reads their answers; each candidate is either scored or a failure.
 
     Args:
         catalog: all items.
@@ -53,7 +53,7 @@ class ContextScorer:
         self._digest = ContentDigest(config)
 
     def requests(self, context: Context) -> tuple[LlmRequest, ...]:
-        """They share a prompt prefix: sent in order, a server's prefix cache serves."""
+        """The requests of a context; sent in order, those with a common prefix can use a server's prefix cache."""
         return self._strategy.requests(context, self._catalog)
 
     def read(self, context: Context, requests: Sequence[LlmRequest], answers: Sequence[Answer]) -> Outcome:

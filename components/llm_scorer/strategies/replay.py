@@ -70,8 +70,8 @@ class Replay:
         such a file with context_id, item_id and score in [0, 1]. `sllmr plan --contexts FILE` writes the contexts to be
         scored, so no user id is needed.
 
-    Contexts are named by a hash of user, position and llm.seed: a table that names them fits as long as those and the
-    rows stay. llm_score is the table's; raw_score too, in a file the score as it stands there.
+    A context's id is a hash of user, position and llm.seed: a table with context ids fits as long as these and the rows
+    stay the same. llm_score and raw_score are the table's; for a CSV or Parquet file raw_score is the score as written.
     """
 
     def __init__(self, config: LlmConfig):
@@ -146,7 +146,7 @@ def _files(path: str) -> list[str]:
         return [path]
     files = sorted(glob.glob(scores.scores_pattern(path)))
     if not files and os.path.isdir(path):
-        # Programs that write in parts put files beside them whose names start so.
+        # Programs that write tables in parts add files of their own, whose names start like this.
         names = (name for name in sorted(os.listdir(path)) if not name.startswith(("_", ".")))
         files = [os.path.join(path, name) for name in names if name.lower().endswith(SUFFIXES)]
     if not files:

@@ -24,16 +24,16 @@ class TitleLikelihood:
     """Pointwise mutual information of candidate text and history.
 
     raw_score = log p(text | history) - log p(text | no history), in nats, summed over the text's tokens.
-    llm_score = 1 / (1 + exp(-(raw_score - mean) / SCALE_NATS)), mean over the context's candidates: it keeps the
-    order within a context, where pairs are made, and takes out what a history adds to every text, mostly its form.
-    Scores of different contexts do not compare.
+    llm_score = 1 / (1 + exp(-(raw_score - mean) / SCALE_NATS)), mean over the context's candidates. This keeps the
+    order within a context, where pairs are made, and removes what a history adds to every text, mostly by its form.
+    Scores of different contexts are not comparable.
 
-    The second term takes away what makes a text likely anyway: a short or famous title. Two requests a candidate;
-    those without a history recur between contexts and then come from the cache. Needs a server that can force
-    given tokens and tell their log-probabilities: llama.cpp's.
+    The second term of raw_score removes what makes a text likely without any history, such as a short or famous title.
+    Each candidate takes two requests; those without a history recur between contexts and then come from the cache.
+    The strategy needs a server that can force given tokens and return their log-probabilities, such as llama.cpp's.
 
-    With the bundled model a weak content signal, nowhere near a large model's: how often it prefers what a user chose
-    next is in benchmarks/results/local_server.jsonl.
+    With the bundled model this is a weak content signal, nowhere near a large model's:
+    benchmarks/results/local_server.jsonl records how often it prefers the item that a user interacted with next.
     """
 
     def __init__(self, config: LlmConfig):
@@ -46,7 +46,7 @@ class TitleLikelihood:
         after = self._prompt.fill("with_history", history=";".join(f" {describe(item)}" for item in latest_last))
         alone = self._prompt.fill("without_history")
         texts = [f" {describe(catalog[c.item_id])}" for c in context.candidates]
-        # All of one prompt, then all of the other: each change costs the server a prompt.
+        # All requests of one prompt, then all of the other: each switch makes the server read a prompt anew.
         return tuple(self._request(prompt, text) for prompt in (after, alone) for text in texts)
 
     def results(self, context: Context, answers: Sequence[Answer]) -> list[CandidateResult]:
@@ -90,7 +90,7 @@ def _gain(after: Answer, alone: Answer) -> float | Answer:
 
 
 def _sum(logprobs: Sequence[float]) -> float:
-    """NaN where the sum is not finite, as fsum raises for infinities of both signs and beyond a float's range."""
+    """The sum; NaN where fsum raises, for infinities of both signs or a sum beyond a float's range."""
     try:
         return math.fsum(logprobs)
     except (ValueError, OverflowError):

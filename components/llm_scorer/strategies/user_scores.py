@@ -46,9 +46,9 @@ class UserScores:
         llm_scores: float64 [rows], in [0, 1].
         raw_scores: float64 [rows], as in the file.
         scored_at: int64 [rows], Unix seconds.
-        duplicates: rows of the file whose user and item occur again; the one with the latest scored_at counts, of
-            equals the last.
-        scaled_from: lowest and highest score of the file if they were scaled to [0, 1], else None.
+        duplicates: number of rows left out because another row has the same user and item; the row with the latest
+            scored_at counts, the last one in the file if several have it.
+        scaled_from: lowest and highest score of the file if the scores were scaled to [0, 1], else None.
     """
 
     user_ids: Sequence[str]
@@ -139,7 +139,7 @@ def read_user_scores(files: Sequence[str]) -> UserScores:
     """Reads a table of scores by user.
 
     Scores outside [0, 1] are scaled by the lowest and highest of the whole table: (score - lowest) / (highest -
-    lowest). A score in percent or on a scale of stars is so brought to [0, 1] as a logit is, with its order kept.
+    lowest). This brings percentages, star ratings and logits alike to [0, 1] and keeps their order.
 
     Args:
         files: CSV or Parquet, plain or gzip: the parts of one table.

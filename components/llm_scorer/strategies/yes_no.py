@@ -22,8 +22,8 @@ class YesNo:
     raw_score = log P(yes) - log P(no), in nats; P sums over the spellings among the likeliest tokens (` Yes`, `yes`).
     llm_score = P(yes) / (P(yes) + P(no)) = 1 / (1 + exp(-raw_score)).
 
-    Where only one of the two is among the likeliest tokens, the other counts as likely as the least likely of them,
-    its upper bound: a score is never surer than the answer shows. Where neither is, the candidate fails.
+    If only one of the two words is among the likeliest tokens, the other gets the probability of the least likely of
+    them, which is an upper bound: a score is never surer than the response shows. If neither is, the candidate fails.
 
     Needs an endpoint that returns log-probabilities, and a model that can decide: the bundled one hardly can
     (benchmarks/results/local_server.jsonl).
