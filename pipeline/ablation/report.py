@@ -15,6 +15,7 @@ from sllmr.pipeline.ablation import results
 from sllmr.pipeline.ablation.arms import ARMS, LATE_FUSION, NONE
 from sllmr.pipeline.ablation.cell_format import format_auc, format_difference, format_mean, marked
 from sllmr.pipeline.ablation.further_tables import FURTHER_LEGEND, FurtherTable, further_tables
+from sllmr.pipeline.ablation.gate_tables import ALPHA_MAP_LEGEND, REGIONS, AlphaMap, alpha_maps, alpha_spread
 from sllmr.pipeline.ablation.paper import BACKBONES, SLICES, TABLE_3_BACKBONE, paper_auc
 from sllmr.pipeline.ablation.results import Run
 from sllmr.pipeline.ablation.scorer_quality import ScorerPoint, scorer_plot, scorer_points
@@ -103,6 +104,7 @@ class DomainTables(NamedTuple):
     table_3_backbone: str
     table_3_arms: list[str]
     alpha: dict[str, dict[str, str | None]]
+    alpha_maps: list[AlphaMap]
     further: list[FurtherTable]
     scorers: dict[str, list[ScorerPoint]]
     warnings: list[str]
@@ -164,6 +166,8 @@ def render(
             selection_legend=selection and _selection_legend(selection),
             summary_legend=_summary_legend(domains),
             further_legend=FURTHER_LEGEND,
+            alpha_map_legend=ALPHA_MAP_LEGEND,
+            regions=list(REGIONS),
             plots=plots,
             scorer_plots=scorer_plots,
             foot=json.dumps(foot),
@@ -244,8 +248,9 @@ def domain_tables(runs: Sequence[Run]) -> DomainTables:
         alpha={
             arm: spreads
             for arm in arms
-            if any((spreads := {b: _alpha_spread(by_cell.get((b, arm), [])) for b in backbones}).values())
+            if any((spreads := {b: alpha_spread(by_cell.get((b, arm), [])) for b in backbones}).values())
         },
+        alpha_maps=alpha_maps(by_cell, backbones, arms),
         further=further_tables(runs, backbones, arms),
         scorers=scorer_points(runs),
         warnings=_warnings(runs, by_cell),
@@ -315,17 +320,6 @@ def _cell(runs: Sequence[Run], slice_name: str) -> Cell | None:
         paper=paper,
         paper_difference=None if paper is None or paper_none is None or runs[0].arm == NONE else paper - paper_none,
     )
-
-
-def _alpha_spread(runs: Sequence[Run]) -> str | None:
-    """`.45 [.21, .73]`: median of alpha over the pairs and its 5% and 95% quantiles, means over seeds; None without a
-    gate that was fitted.
-    """
-    quantiles = [run.training["alpha_quantiles"] for run in runs if run.training.get("gate_weights")]
-    if not quantiles:
-        return None
-    low, middle, high = (float(np.mean([q[fraction] for q in quantiles])) for fraction in ("0.05", "0.5", "0.95"))
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _paper_only(domain: str, backbones: Sequence[str], slice_name: str) -> dict[str, dict[str, float | None]]:

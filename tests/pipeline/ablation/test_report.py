@@ -307,6 +307,36 @@ def test_the_spread_of_alpha_is_told_of_gates_that_were_fitted(tmp_path):
     assert alpha == {"gated_paper": {"dcnv2": "0.03 [0.01, 0.08]", "din": "–"}}
 
 
+def test_the_map_of_alpha_has_each_regions_mean_over_seeds_and_the_llms_accuracy_there(tmp_path):
+    def trained(alphas: tuple[float | None, ...], accuracies: tuple[float | None, ...], **weights: float) -> dict:
+        regions = [(None, None), (True, True), (True, False), (False, True), (False, False)]
+        names = ("short_history", "tail", "mean_alpha", "llm_accuracy")
+        cells = [
+            dict(zip(names, (*region, alpha, accuracy), strict=True)) | {"pairs": 9, "calibration_pairs": 1000 + n}
+            for n, (region, alpha, accuracy) in enumerate(zip(regions, alphas, accuracies, strict=True))
+        ]
+        quantiles = dict.fromkeys(("0.05", "0.5", "0.95"), 0.1)
+        return {"alpha_quantiles": quantiles, "gate_weights": weights, "gate": cells}
+
+    first = trained((0.1, 0.3, 0.0, None, 0.2), (0.7, 0.8, 0.6, None, None), bias=1.0)
+    second = trained((0.2, 0.3, 0.1, None, 0.2), (0.72, 0.8, 0.5, None, None), bias=1.0)
+    frozen = trained((1.0,) * 5, (0.5,) * 5)
+    lines = [line(), line("stacked", 1, training=first), line("stacked", 2, training=second)]
+    lines += [line("global", training=frozen), line("stacked_text", training=second)]
+    found = table(rendered(tmp_path, lines), "beauty, alpha by region of dcnv2")
+    assert set(found) == {"stacked", "stacked_text"}
+    # The half-width: t of one degree of freedom, 12.706, times s / sqrt(2) of .1 and .2, which is .05.
+    assert found["stacked"] == {
+        "seeds": "2",
+        "all pairs": "0.150 ± 0.635<br>LLM right in 0.710 of 1,000",
+        "short history, tail": "0.300 ± 0.000<br>LLM right in 0.800 of 1,001",
+        "short history, head": "0.050 ± 0.635<br>LLM right in 0.550 of 1,002",
+        "long history, tail": "–",
+        "long history, head": "0.200 ± 0.000",
+    }
+    assert found["stacked_text"]["all pairs"] == "0.200<br>LLM right in 0.720 of 1,000"
+
+
 def test_without_two_arms_on_all_backbones_none_is_chosen(tmp_path):
     assert "selected arm" not in rendered(tmp_path, [line(), line("global"), line(backbone="din")])
 
