@@ -34,12 +34,7 @@ class Arm(StrictConfig):
         "validation; needs the LLM scorer when serving, so it is a reference for the other arms, not a product",
     )
     scored_fraction: float = Field(
-        default=1.0, gt=0, le=1, description="fraction of the scored contexts whose pairs are used"
-    )
-    scored_by: Literal["hash", "coverage"] = Field(
-        default="hash",
-        description="which contexts that fraction keeps: at random, by a hash; or so that it covers all items about "
-        "equally often. Contexts with calibration pairs are kept by hash in either case",
+        default=1.0, gt=0, le=1, description="fraction of the scored contexts whose pairs are used, by hash"
     )
     scores: Literal["llm", "permuted", "constant"] = Field(
         default="llm",
@@ -68,14 +63,6 @@ class Arm(StrictConfig):
         description="arm whose tuned values this one takes on top of its backbone's, `none` for nothing on top; "
         "its own where empty",
     )
-
-    @model_validator(mode="after")
-    def _coverage_has_a_fraction(self) -> "Arm":
-        if self.scored_by == "coverage" and self.scored_fraction == 1:
-            raise ValueError(
-                "scored_by: coverage needs a scored_fraction below 1, got 1; set scored_fraction or remove scored_by"
-            )
-        return self
 
     @model_validator(mode="after")
     def _permuted_fraction_has_permuted_scores(self) -> "Arm":

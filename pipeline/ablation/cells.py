@@ -14,7 +14,7 @@ import tf_keras as keras
 from sklearn.metrics import roc_auc_score
 
 from sllmr.models import features, inputs
-from sllmr.models.base_model import turned_round
+from sllmr.models.base_model import context_fractions, turned_round
 from sllmr.models.clustered_auc import compare_auc
 from sllmr.models.features import OTHER, PREFERRED
 from sllmr.models.ranking import RankingModel, scorer
@@ -22,7 +22,6 @@ from sllmr.models.training.loop import predict
 from sllmr.models.training.recipe import train
 from sllmr.models.training.report import TrainingReport
 from sllmr.pipeline.ablation.arms import ARMS, NONE, Arm
-from sllmr.pipeline.ablation.context_selection import fraction_of_contexts
 from sllmr.pipeline.ablation.domain import SLICES, Columns, Domain, filled
 from sllmr.pipeline.ablation.statistics import logistic_fusion
 from sllmr.pipeline.baseline import in_slice
@@ -99,7 +98,7 @@ def fit_arm(
         vectors = domain.item_vectors.by_index(domain.item_ids)
     pairs = None
     if config.loss.llm_weight > 0:
-        pairs = fraction_of_contexts(domain.pairs, arm.scored_fraction, arm.scored_by)
+        pairs = fraction_of_contexts(domain.pairs, arm.scored_fraction)
         if arm.scores == "permuted":
             pairs = with_permuted_scores(pairs, seed=config.train.seed, fraction=arm.permuted_fraction)
         elif arm.scores == "constant":
@@ -191,6 +190,14 @@ def fuse(domain: Domain, none: Scores) -> Trained:
         valid_auc=float(roc_auc_score(labels, valid)),
         training={"fusion": {"logit": a, "llm_scorer": b, "bias": c}, "rows_without_score": int((~usable).sum())},
     )
+
+
+def fraction_of_contexts(pairs: Columns, fraction: float) -> Columns:
+    """The pairs of a fraction of the contexts, selected by a hash of the history: a smaller one is part of a larger."""
+    if fraction == 1.0:
+        return pairs
+    kept = context_fractions(pairs[features.HISTORY_ITEM_INDICES]) < fraction
+    return {name: np.asarray(values)[kept] for name, values in pairs.items()}
 
 
 def with_permuted_scores(pairs: Columns, *, seed: int, fraction: float = 1.0) -> Columns:

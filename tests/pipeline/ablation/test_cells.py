@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -15,6 +16,7 @@ from sllmr.pipeline.ablation.cells import (
     Scores,
     differences,
     fingerprint,
+    fraction_of_contexts,
     fuse,
     with_permuted_scores,
 )
@@ -101,6 +103,21 @@ def test_late_fusion_without_the_scores_of_the_llm_scorer_is_refused():
 def test_a_row_that_the_llm_scorer_did_not_score_counts_as_its_mean():
     like = np.array([1.0, 3.0, np.nan])
     np.testing.assert_array_equal(filled(np.array([np.nan, 5.0]), like=like), [2.0, 5.0])
+
+
+def test_a_smaller_fraction_of_contexts_is_part_of_a_larger_and_keeps_contexts_whole():
+    history = np.repeat(np.arange(1, 501, dtype=np.int32)[:, np.newaxis], 3, axis=0) * np.ones((1, 4), np.int32)
+    pairs = {features.HISTORY_ITEM_INDICES: tf.constant(history), features.CALIBRATION_LABEL: tf.range(1500)}
+
+    tenth, half, whole = (fraction_of_contexts(pairs, fraction) for fraction in (0.1, 0.5, 1.0))
+    kept = [set(np.asarray(part[features.CALIBRATION_LABEL]).tolist()) for part in (tenth, half, whole)]
+    assert kept[0] < kept[1] < kept[2]
+    assert len(kept[1]) == pytest.approx(750, abs=120)
+    for number in kept[0]:
+        assert {3 * (number // 3) + n for n in range(3)} <= kept[0]
+    row = history[0].tobytes()
+    fraction = int.from_bytes(hashlib.sha256(row).digest()[:7]) / 2**56
+    assert (0 in kept[1]) == (fraction < 0.5)
 
 
 def test_permuted_scores_are_the_same_scores_of_other_items_and_the_higher_is_preferred():
