@@ -695,7 +695,7 @@ def test_arms_without_further_metrics_have_no_row_and_an_unscored_ranking_is_a_d
     assert rows["text_match"]["log loss, less is better"].startswith(".5000<br>+.1000")
 
 
-@pytest.mark.parametrize("name", ["amazon", "amazon-text-match", "movielens-text-match"])
+@pytest.mark.parametrize("name", ["amazon", "amazon-text-match"])
 def test_the_committed_results_are_from_before_the_further_metrics_and_are_reported_without(tmp_path, name):
     file = pathlib.Path(__file__).parents[3] / "benchmarks" / "results" / f"{name}.jsonl"
     runs = [run for run in results.read(file) if not run.further_metrics]
