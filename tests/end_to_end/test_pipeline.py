@@ -50,7 +50,7 @@ data:
   items: items.csv.gz
   min_rating: 4
   split: {strategy: global_date}
-llm: {budget: {pairs: 60}}
+llm: {budget: {pairs: 40}}
 train: {epochs: 2, batch_size: 256, pairs_per_batch: 32}
 evaluation: {min_auc: {overall: MIN_AUC}, beat_popularity: []}
 """
@@ -146,7 +146,7 @@ def test_the_gates_means_are_those_of_its_regions(summary):
 
 def test_every_pair_asked_is_scored_or_failed(summary, finished):
     llm = summary["llm"]
-    assert 0 < llm["requested"] <= 60
+    assert 0 < llm["requested"] <= 40
     assert llm["requested"] == llm["scored"] + llm["failed"]
     assert llm["requests"]["sent"] > 0
     records = list(read_scores(finished.steps["LlmScorer"].outputs["scores"]))
