@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tests.golden.fields import Fields, masked, of_json, of_page
 
@@ -62,13 +62,18 @@ def patterns(result: str) -> list[re.Pattern[str]]:
 
 
 def run(
-    directory: pathlib.Path, *, python: str | pathlib.Path = sys.executable, beam_args: Sequence[str] = ()
+    directory: pathlib.Path,
+    *,
+    sllmr: Sequence[str] = (sys.executable, "-m", "sllmr.pipeline.cli"),
+    environment: Mapping[str, str] = os.environ,
+    beam_args: Sequence[str] = (),
 ) -> dict[str, Fields]:
     """Runs the pipeline in an empty folder, where no download can succeed.
 
     Args:
         directory: gets the tables, and the results in `out`.
-        python: of the environment that holds the package.
+        sllmr: the command; of the project's environment by default.
+        environment: variables of the command.
         beam_args: of the configuration's `beam.args`, for a runner other than the default one.
 
     Returns:
@@ -83,9 +88,9 @@ def run(
         with open(directory / "golden.yaml", "a", encoding="utf-8") as file:
             file.write(f"beam: {{args: {json.dumps(list(beam_args))}}}\n")
     done = subprocess.run(
-        [str(python), "-m", "sllmr.pipeline.cli", "run", "--config", "golden.yaml", "--output", "out"],
+        [*sllmr, "run", "--config", "golden.yaml", "--output", "out"],
         cwd=directory,
-        env={**os.environ, **NO_NETWORK, "PYTHONWARNINGS": "default"},
+        env={**environment, **NO_NETWORK, "PYTHONWARNINGS": "default"},
         capture_output=True,
         text=True,
         check=False,

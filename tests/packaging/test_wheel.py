@@ -12,7 +12,7 @@ import zipfile
 import pytest
 
 from tests.golden.fields import Fields, differences
-from tests.golden.run import GOLDEN, TOLERANCE, patterns
+from tests.golden.run import GOLDEN, HERE, TOLERANCE, patterns
 from tests.golden.run import run as golden_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -22,12 +22,16 @@ HOW = "If the change is meant, run `.venv/bin/python -m tests.golden.run` and re
 pytestmark = pytest.mark.slow
 
 
-def run(*command: object, cwd: pathlib.Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+def environment() -> dict[str, str]:
+    """That of the tests without what would lead a command from the wheel to the sources."""
     # Where Python writes no bytecode, as in many images, each command would compile all of TensorFlow anew.
     left_out = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
-    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    return {name: value for name, value in os.environ.items() if name not in left_out}
+
+
+def run(*command: object, cwd: pathlib.Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        [str(part) for part in command], cwd=cwd, env=environment(), capture_output=True, text=True, check=False
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
@@ -76,7 +80,7 @@ def directory(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def results(sllmr, directory) -> dict[str, Fields]:
-    return golden_run(directory, python=sllmr.parent / "python")
+    return golden_run(directory, sllmr=[str(sllmr)], environment=environment())
 
 
 def test_the_wheel_holds_one_importable_package(built):
@@ -91,8 +95,13 @@ def test_help_works_from_the_wheel(sllmr, tmp_path):
     assert "usage: sllmr" in run(sllmr, "--help", cwd=tmp_path).stdout
 
 
-def test_plan_works_from_the_wheel(sllmr, results, directory):
-    assert "No request was sent" in run(sllmr, "plan", "--config", "golden.yaml", cwd=directory).stdout
+def test_plan_works_from_the_wheel(sllmr, tmp_path):
+    """With the default LLM and item vectors, whose prompt and tokenizer are files of the wheel."""
+    for table in ("interactions.csv", "items.csv"):
+        shutil.copy(HERE / table, tmp_path)
+    tables = "data: {interactions: interactions.csv, items: items.csv}\n"
+    (tmp_path / "plan.yaml").write_text(f"{tables}cache_dir: cache\nllm: {{budget: {{pairs: 100}}}}\n")
+    assert "No request was sent" in run(sllmr, "plan", "--config", "plan.yaml", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize("result", sorted(GOLDEN))
