@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from sllmr.pipeline.ablation.results import Run
-from sllmr.pipeline.ablation.statistics import mean_and_standard_error
+from sllmr.pipeline.ablation.statistics import paired_interval
 
 REGIONS: dict[str, tuple[bool | None, bool | None]] = {
     "all pairs": (None, None),
@@ -81,10 +80,11 @@ def _cell(gates: Sequence[Sequence[Mapping[str, Any]]], short_history: bool | No
     alphas = [cell["mean_alpha"] for cell in cells if cell["mean_alpha"] is not None]
     if not alphas:
         return []
-    mean, standard_error = mean_and_standard_error(alphas)
-    lines = [f"{mean:.3f}"]
-    if standard_error is not None:
-        lines[0] += f" ± {stats.t.ppf(0.975, len(alphas) - 1) * standard_error:.3f}"
+    # Over seeds alone: the pairs are those that were scored, no sample of users.
+    interval = paired_interval(alphas, [0.0] * len(alphas))
+    lines = [f"{interval.mean:.3f}"]
+    if interval.seeds > 1:
+        lines[0] += f" ± {interval.upper - interval.mean:.3f}"
     accuracies = [cell["llm_accuracy"] for cell in cells if cell["llm_accuracy"] is not None]
     if accuracies:
         pairs = np.mean([cell["calibration_pairs"] for cell in cells])
